@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+VENV ?= .venv
+JOBS ?= $(shell nproc)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+python := $(abspath $(VENV))/bin/python
+ready := $(VENV)/.voxgemm-ready
+configure := cmake -DPython_EXECUTABLE=$(python) --preset
+sources := git ls-files -co --exclude-standard --
+
+.PHONY: setup build demo test check format format-check tidy rules asan tsan wheel wheel-test bench clean
+
+setup: $(ready)
+$(ready): tools/setup.sh pyproject.toml CMakeLists.txt
+	tools/setup.sh $(VENV)
+	touch $@
+
+build: setup
+	@test -f build/release/build.ninja || $(configure) release
+	cmake --build build/release -j $(JOBS)
+
+demo: build
+	voxgemm demo $(FILE)
+
+test: build
+	ctest --test-dir build/release --output-on-failure -j $(JOBS)
+	$(python) -m pytest
+	$(python) tools/check_rules.py
+
+bench: build
+	voxgemm bench
+
+# Everything a change must pass.
+check: setup format-check rules
+	$(configure) ci
+	cmake --build build/ci -j $(JOBS)
+	$(MAKE) tidy test
+
+format:
+	$(sources) '*.h' '*.cpp' '*.cuh' '*.cu' | xargs clang-format -i
+	ruff format python tests/python tools cmake
+
+format-check:
+	$(sources) '*.h' '*.cpp' '*.cuh' '*.cu' | xargs clang-format --dry-run -Werror
+	ruff format --check python tests/python tools cmake
+	ruff check python tests/python tools cmake
+
+# After a configured build, which writes the compile commands.
+tidy:
+	run-clang-tidy -quiet -p build/ci -j $(JOBS) "$(CURDIR)/(src|torch|tests/cpp)/"
+
+rules:
+	python3 tools/check_rules.py
+
+asan tsan: setup
+	$(configure) $@
+	cmake --build build/$@ -j $(JOBS)
+	ctest --test-dir build/$@ --output-on-failure -j $(JOBS)
+
+wheel: setup
+	rm -rf dist
+	$(python) -m pip wheel . --no-deps -w dist
+
+# One file on the oldest torch that is supported and on the newest there is.
+wheel-test: wheel
+	tools/wheel_test.sh dist/*.whl "torch==2.10.*" torch
+
+clean:
+	rm -rf build dist python/voxgemm/_lib

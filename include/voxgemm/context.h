@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "voxgemm/types.h"
+
+namespace voxgemm {
+
+// Where work runs and what it may use: a device, a stream, threads and memory. All of it belongs to
+// the caller (under torch: torch's threads, torch's allocator); the library keeps none of its own.
+struct VOXGEMM_EXPORT Context {
+  // Calls body(worker) once for every worker in [0, workers), on several threads or not, and
+  // returns when all have returned. body does not throw.
+  using Run = std::function<void(int workers, const std::function<void(int worker)>& body)>;
+  // Returns `bytes` bytes aligned to 64, or throws.
+  using Allocate = std::function<std::shared_ptr<void>(size_t bytes)>;
+
+  Device device = {};
+  void* stream = nullptr;  // cudaStream_t; null on the CPU
+  int threads = 1;         // the most workers a pass uses; results do not depend on it
+  Run run;
+  Allocate allocate;
+
+  // A CPU context with `threads` threads of its own (0: as many as the process may use) that sleep
+  // between parallel regions.
+  static Context cpu(int threads = 0);
+};
+
+// A [rows, cols] matrix of the context's memory, not initialised.
+VOXGEMM_EXPORT Matrix make_matrix(const Context& ctx, int64_t rows, int64_t cols, Dtype dtype);
+
+// Runs body(task, worker) for every task in [0, tasks). Tasks are handed out in rising order to at
+// most ctx.threads workers; the first exception is rethrown once all workers have stopped.
+VOXGEMM_EXPORT void parallel_for(const Context& ctx,
+                                 int64_t tasks,
+                                 const std::function<void(int64_t task, int worker)>& body);
+
+}  // namespace voxgemm

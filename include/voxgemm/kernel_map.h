@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "voxgemm/coords.h"
+
+namespace voxgemm {
+
+// Which input row feeds which output row through which tap, for given coordinates and geometry.
+// Shared by every layer and pass that has them in common.
+struct VOXGEMM_EXPORT KernelMap {
+  Geometry geometry;
+  int64_t n_in = 0;
+  int64_t n_out = 0;
+  // i32 [taps, n_out]: the input row, the lowest one where coordinates repeat, or -1. For a
+  // transposed map tap t is still the tap whose weights W[t] the pair multiplies.
+  Matrix neighbours;
+  // i64 [1, taps]: pairs of each tap.
+  Matrix pairs_per_tap;
+  // i32 [n, 1], empty where all coordinates of the side are distinct: the lowest row with the same
+  // coordinates. Rows that repeat a voxel share its column of `neighbours`.
+  Matrix in_first;
+  Matrix out_first;
+  // Submanifold with odd sizes: the transposed map is the same table with mirrored taps, so it
+  // costs nothing.
+  bool symmetric = false;
+  bool is_transposed = false;
+
+  int taps() const { return geometry.taps(); }
+  int64_t pairs() const;
+};
+
+// out = in; geometry must have stride 1 (Geometry::submanifold). coords is read. O(n * taps) time,
+// 4 * taps bytes a voxel. n = 0 gives an empty map.
+VOXGEMM_EXPORT KernelMap build_submanifold_map(const Context& ctx,
+                                               const MatrixRef& coords,
+                                               const Geometry& geometry);
+VOXGEMM_EXPORT KernelMap build_submanifold_map(const Context& ctx,
+                                               const VoxelIndex& index,
+                                               const MatrixRef& coords,
+                                               const Geometry& geometry);
+
+// Any geometry between two coordinate sets: in(o, t) = row of out * stride - padding + tap *
+// dilation.
+VOXGEMM_EXPORT KernelMap build_kernel_map(const Context& ctx,
+                                          const MatrixRef& in_coords,
+                                          const MatrixRef& out_coords,
+                                          const Geometry& geometry);
+
+// The same pairs with the sides exchanged: what a transposed (inverse) convolution runs on, and the
+// backward of any. Transposing twice gives the map back.
+VOXGEMM_EXPORT KernelMap transpose(const Context& ctx, const KernelMap& map);
+
+}  // namespace voxgemm

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "voxgemm/problem.h"
+#include "voxgemm/schedule.h"
+
+namespace voxgemm {
+
+struct Kernel;
+
+// The search space of a choice. Empty means everything.
+struct Filter {
+  std::vector<Algorithm> algorithms;
+  std::string kernel;  // one kernel by its name
+};
+
+struct PlanOptions {
+  int c_in = 0;
+  int c_out = 0;
+  Dtype dtype = Dtype::f32;
+  Operation operation = Operation::submanifold;
+  std::array<Filter, 3> filters = {};  // by Pass
+  const KernelMap* transposed =
+      nullptr;  // of the map, where the caller has it; else made when needed
+};
+
+// A map with channels and dtype: one kernel and one schedule per pass, chosen when first needed.
+// Cheap to make. The map must outlive the plan. Matrices of every pass: features [n, channels] with
+// the plan's dtype and contiguous columns; weights with the same dtype; no output may overlap an
+// input. Bad arguments throw before anything is written. Maps without rows give outputs without
+// rows and zero gradients.
+class VOXGEMM_EXPORT Plan {
+ public:
+  static Plan make(const Context& ctx, const KernelMap& map, const PlanOptions& options);
+  ~Plan();
+  Plan(Plan&&) noexcept;
+  Plan& operator=(Plan&&) noexcept;
+
+  // y [n_out, c_out] = bias + conv(x [n_in, c_in], w). bias: [1, c_out] of the plan's dtype or
+  // absent.
+  void forward(const Context& ctx,
+               const MatrixRef& x,
+               const WeightsRef& w,
+               const std::optional<MatrixRef>& bias,
+               const MatrixRef& y);
+  // dx [n_in, c_in], the exact adjoint of forward: repeated voxels included.
+  void grad_input(const Context& ctx,
+                  const MatrixRef& dy,
+                  const WeightsRef& w,
+                  const MatrixRef& dx);
+  // dw: strides as the caller likes; dtype f32 or the plan's. Sums are f32 (f64 for f64).
+  void grad_weight(const Context& ctx,
+                   const MatrixRef& x,
+                   const MatrixRef& dy,
+                   const WeightsRef& dw);
+
+  // The kernel that a pass runs.
+  const Kernel& kernel(const Context& ctx, Pass pass);
+  Problem problem(const Context& ctx, Pass pass) const;
+
+  struct State;
+
+ private:
+  explicit Plan(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+// db [1, channels] = sum of the rows of dy, in double, in an order that
+// does not depend on threads. db has any float dtype.
+VOXGEMM_EXPORT void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
+
+// Every kernel of the registry for this problem: its predicted seconds or the reason why it cannot
+// run, and which one is picked.
+struct Candidate {
+  std::string kernel;
+  std::string reason;  // empty: it can run
+  double seconds = 0;  // predicted, if it can run
+  bool picked = false;
+};
+VOXGEMM_EXPORT std::vector<Candidate> candidates(const Problem& problem, const Filter& filter);
+VOXGEMM_EXPORT std::string explain(const Problem& problem, const Filter& filter = {});
+
+}  // namespace voxgemm

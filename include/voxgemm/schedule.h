@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "voxgemm/kernel_map.h"
+
+namespace voxgemm {
+
+// How a kernel map is cut into work. Output rows are cut into chunks of consecutive rows, taps into
+// groups of consecutive taps. For each chunk and group the chunk's rows stand in some order and are
+// cut into tiles; a tile has one index block per tap: the input row of each of the tile's rows, -1
+// = absent.
+//
+//   group g:      taps [g * taps / groups, (g + 1) * taps / groups) and an order of the rows
+//   tile t:       at most `tile_rows` consecutive rows of that order, inside one chunk
+//   index block:  (tile, tap): `tile_rows` input rows, -1 where absent or past the tile's end
+struct ScheduleOptions {
+  enum class Order {
+    natural,  // rows as they are
+    by_mask,  // inside a chunk sorted by the part of their tap mask that lies in the group (then by
+              // row)
+    by_tap,   // one tap per group, rows without the tap left out: pair lists
+  };
+  Order order = Order::natural;
+  int groups = 1;         // by_mask: at most 32 taps a group; by_tap: taps
+  int tile_rows = 128;    // a multiple of 64
+  int chunk_rows = 4096;  // a multiple of tile_rows; natural order: tile_rows
+  bool operator==(const ScheduleOptions&) const = default;
+};
+
+struct Tile {
+  int group = 0;
+  int rows = 0;       // <= tile_rows
+  int64_t first = 0;  // position of its first row in the group's order
+  int64_t first_block = 0;
+  int blocks = 0;
+};
+
+struct IndexBlock {
+  int tap = 0;
+  const int32_t* rows = nullptr;  // [tile.rows] input rows, -1 = absent
+};
+
+// The stored arrays of a schedule, for kernels that read them themselves. Empty for natural order.
+// Positions and blocks are 32-bit: a schedule with 2^31 of either is an error.
+struct ScheduleParts {
+  MatrixRef order;        // i32 [1, positions]: output rows
+  MatrixRef chunk_tiles;  // i64 [1, chunks + 1]: tiles before each chunk
+  MatrixRef tiles;        // i32 [tiles, 4]: first, first_block, rows, group
+  MatrixRef masks;  // i32 [tiles, tile_rows / 64]: taps (bit 0 = the group's first) of each 64 rows
+  MatrixRef block_taps;  // i32 [1, blocks]
+  MatrixRef indices;     // i32 [blocks, tile_rows]
+};
+
+// by_mask and by_tap leave out the index blocks of taps that no row of the tile has; natural
+// executes all. A natural schedule stores nothing: its index blocks are pieces of the map's
+// neighbour table.
+class VOXGEMM_EXPORT Schedule {
+ public:
+  // map.neighbours must outlive the schedule.
+  static Schedule build(const Context& ctx, const KernelMap& map, const ScheduleOptions& options);
+
+  const ScheduleOptions& options() const { return options_; }
+  int64_t rows() const { return rows_; }
+  int taps() const { return taps_; }
+  int64_t chunks() const;
+  // Tiles of chunk c are [first_tile(c), first_tile(c + 1)), groups in rising order.
+  int64_t tiles() const { return first_tile(chunks()); }
+  int64_t first_tile(int64_t chunk) const;
+  Tile tile(int64_t t) const;
+  IndexBlock block(const Tile& tile, int index) const;
+  // The output row at a position of a group's order.
+  int64_t row(const Tile& tile, int position) const {
+    return order_.empty() ? tile.first + position : order_.as<int32_t>()[tile.first + position];
+  }
+  // Index entries that are read, absent ones included: taps * rows for natural order.
+  int64_t row_visits() const;
+  size_t bytes() const;
+  ScheduleParts parts() const {
+    return {order_, chunk_tiles_, tile_table_, masks_, block_taps_, indices_};
+  }
+
+ private:
+  ScheduleOptions options_;
+  int64_t rows_ = 0;
+  int taps_ = 0;
+  MatrixRef neighbours_;  // i32 [taps, rows], of the map
+  Matrix order_;
+  Matrix chunk_tiles_;
+  Matrix tile_table_;
+  Matrix masks_;
+  Matrix block_taps_;
+  Matrix indices_;
+};
+
+// A schedule must satisfy: every (out, tap) pair of the map stands in exactly one index block, at
+// its row, and no other entry is >= 0. Returns the first violation in words, empty if none. For
+// tests.
+VOXGEMM_EXPORT std::string schedule_violation(const Schedule& schedule, const KernelMap& map);
+
+}  // namespace voxgemm

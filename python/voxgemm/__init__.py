@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse-voxel convolution for PyTorch: see README.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import _library, errors, functional, nn
+from .errors import ArgumentError
+from .functional import Algorithm, Geometry, KernelMap, build_map, output_coords, unique
+from .nn import explain
+from .tensor import SparseTensor
+
+__all__ = [
+    "Algorithm",
+    "ArgumentError",
+    "Geometry",
+    "KernelMap",
+    "SparseTensor",
+    "build_map",
+    "errors",
+    "explain",
+    "functional",
+    "info",
+    "nn",
+    "output_coords",
+    "unique",
+]
+
+
+def info() -> dict[str, Any]:
+    """Versions, CPU features, engines that run here, threads, GPUs, places of library and cache."""
+    version, kernels = _library.version_and_kernels()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {
+        "voxgemm": version,
+        "torch": torch.__version__,
+        "backends": ["cpu"],
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "engines": {
+            dtype: list(dict.fromkeys(name.rpartition("/")[2] for name in names))
+            for dtype, names in kernels.items()
+        },
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
+        "library": str(_library.PATH),
+        "cache_dir": str(_library.cache_dir()),
+    }
+
+
+__version__, _ = _library.version_and_kernels()

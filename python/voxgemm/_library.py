@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the operators of libvoxgemm_torch_cpu.so and tells torch their shapes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import sys
+from typing import Any
+
+import torch
+
+from . import errors
+
+LIBRARY = "libvoxgemm_torch_cpu.so"
+OLDEST_TORCH = (2, 10)
+
+
+def find(package_path: list[str]) -> pathlib.Path:
+    """Where the library is: in VOXGEMM_LIB_DIR if set, else in `_lib` beside the package's files.
+
+    An editable install has the package in two folders, hence the whole path.
+    """
+    folder = os.environ.get("VOXGEMM_LIB_DIR")
+    folders = [folder] if folder else [os.path.join(entry, "_lib") for entry in package_path]
+    for candidate in folders:
+        path = pathlib.Path(candidate, LIBRARY)
+        if path.is_file():
+            return path.resolve()
+    raise ImportError(f"voxgemm: no {LIBRARY} in {', '.join(folders)}")
+
+
+def load(path: pathlib.Path) -> None:
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST_TORCH:
+        raise ImportError(
+            f"voxgemm needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, "
+            f"found {torch.__version__}"
+        )
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        # Torch says which file; only the loader's own error below it says which symbol is missing.
+        reason = error.__cause__ or error
+        raise ImportError(
+            f"voxgemm: torch {torch.__version__} cannot load {path}: {reason}"
+        ) from error
+
+
+def cache_dir() -> pathlib.Path:
+    """Where measured times are kept."""
+    chosen = os.environ.get("VOXGEMM_CACHE_DIR")
+    if chosen:
+        return pathlib.Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base, "voxgemm")
+
+
+def call(op: Any, *args: Any) -> Any:
+    """An operator with its errors as Python's types."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        translated = errors.translate(error)
+        if translated is error:
+            raise
+        raise translated from None
+
+
+def text_tensor(text: str) -> torch.Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def text_of(tensor: torch.Tensor) -> str:
+    return bytes(tensor.tolist()).decode()
+
+
+@functools.cache
+def version_and_kernels() -> tuple[str, dict[str, list[str]]]:
+    """The library's version, and by dtype the names of the kernels that run on this machine."""
+    version, *lines = text_of(ops._info()).split("\n")
+    kernels: dict[str, list[str]] = {}
+    for line in lines:
+        dtype, name = line.split(" ")
+        kernels.setdefault(dtype, []).append(name)
+    return version, kernels
+
+
+PATH = find(sys.modules[__package__].__path__)
+load(PATH)
+ops = torch.ops.voxgemm
+
+
+def _int32(like: torch.Tensor, *shape: Any) -> torch.Tensor:
+    return like.new_empty(shape, dtype=torch.int32)
+
+
+def _repeats(like: torch.Tensor) -> torch.Tensor:
+    """Rows that repeat a voxel are known once the coordinates are: one number per row, or none."""
+    return _int32(like, torch.library.get_ctx().new_dynamic_size())
+
+
+def _taps(geometry: list[int]) -> int:
+    return geometry[0] * geometry[1] * geometry[2]
+
+
+@torch.library.register_fake("voxgemm::_check_coords")
+def _(coords, spatial_shape, batch_size):
+    return _int32(coords, 1)
+
+
+@torch.library.register_fake("voxgemm::_unique")
+def _(coords):
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return _int32(coords, rows, 4), _int32(coords, rows), _int32(coords, coords.shape[0])
+
+
+@torch.library.register_fake("voxgemm::_output_coords")
+def _(coords, geometry, rule, spatial_shape):
+    return _int32(coords, torch.library.get_ctx().new_dynamic_size(), 4)
+
+
+@torch.library.register_fake("voxgemm::_submanifold_map")
+def _(coords, geometry):
+    taps = _taps(geometry)
+    pairs = coords.new_empty((taps,), dtype=torch.int64)
+    return _int32(coords, taps, coords.shape[0]), pairs, _repeats(coords)
+
+
+@torch.library.register_fake("voxgemm::_kernel_map")
+def _(in_coords, out_coords, geometry):
+    taps = _taps(geometry)
+    pairs = in_coords.new_empty((taps,), dtype=torch.int64)
+    neighbours = _int32(in_coords, taps, out_coords.shape[0])
+    return neighbours, pairs, _repeats(in_coords), _repeats(in_coords)
+
+
+@torch.library.register_fake("voxgemm::_transpose")
+def _(map, layer):
+    return _int32(map[0], map[0].shape[0], layer[0]), torch.empty_like(map[1])
+
+
+@torch.library.register_fake("voxgemm::_forward")
+def _(x, weight, bias, map, layer):
+    return x.new_empty((map[0].shape[1], weight.shape[0]))
+
+
+@torch.library.register_fake("voxgemm::_grad_input")
+def _(dy, weight, map, transposed, layer):
+    return dy.new_empty((layer[0], weight.shape[4]))
+
+
+@torch.library.register_fake("voxgemm::_grad_weight")
+def _(x, dy, map, layer, wanted):
+    c_in, c_out = x.shape[1], dy.shape[1]
+    dw = dy.new_empty((c_out, *layer[4:7], c_in) if wanted[0] else (0,))
+    return dw, dy.new_empty((c_out if wanted[1] else 0,))

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times problems (their text form) beside torch.mm, in interleaved rounds.
+
+A round times, one after the other: ours, the ceiling (a torch.mm whose operands fit the caches, of
+the same dtype) and a torch.mm of the same FLOPs. Only ratios inside a round are steady on a machine
+that has other work; medians are over rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import functional
+from ._library import call, ops, text_of, text_tensor
+from .clouds import cloud
+from .functional import DTYPES, OPERATIONS, PASSES, Filters, Geometry, KernelMap
+from .machine import provenance
+from .table import table
+
+# What to reach in `--suite cpu` with one thread: useful FLOPs as a share of the ceiling,
+# c_in = c_out: f32 forward, f32 step, bf16 forward.
+_SHARES = {
+    16: (0.40, 0.35, 0.06),
+    32: (0.60, 0.55, 0.15),
+    64: (0.78, 0.72, 0.30),
+    128: (0.88, 0.82, 0.45),
+    256: (0.95, 0.90, 0.60),
+}
+_SHARE_COLUMNS = (("f32", "forward"), ("f32", "step"), ("bf16", "forward"))
+# Milliseconds of a 3^3 submanifold map with one thread; with shuffled rows _SHUFFLED times that.
+_MAP_MS = {"shell:64": 1.5, "shell:128": 6.0, "shell:256": 28.0, "shell:512": 130.0}
+_SHUFFLED = 1.3
+_SUITE = (
+    ("shell:64", (64, 128, 256)),
+    ("shell:128", (32, 64)),
+    ("shell:256", (16, 32)),
+    ("street", (16, 32, 64)),
+)
+_CEILING = (4096, 256, 256)
+# Calls are repeated inside a round until they take this long: far above the jitter of a call.
+_BLOCK_SECONDS = 0.02
+# Operands of the product of the same FLOPs; above it a part is timed and scaled.
+_MAX_MM_BYTES = 1 << 30
+
+
+@dataclass
+class Options:
+    threads: list[int]
+    rounds: int
+    filters: Filters
+    check: bool = False
+
+
+@dataclass
+class Problem:
+    text: str
+    work: str  # one of PASSES, "step" or "map"
+    dtype: torch.dtype
+    operation: str  # of OPERATIONS
+    geometry: Geometry
+    c_in: int
+    c_out: int
+    cloud: str
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return {"step": PASSES, "map": ()}.get(self.work, (self.work,))
+
+
+def parse(text: str) -> Problem:
+    """The library reads the problem; step and map, which are no passes of one kernel, are ours."""
+    words = text.split()
+    work = words[0] if words and words[0] in ("step", "map") else ""
+    inner = " ".join(["forward", *words[1:]]) if work else text
+    numbers, where = call(ops._parse_problem.default, text_tensor(inner))
+    values = numbers.tolist()
+    triples = [tuple(values[i : i + 3]) for i in range(3, 15, 3)]
+    return Problem(
+        " ".join(words),
+        work or PASSES[values[0]],
+        DTYPES[values[1]],
+        OPERATIONS[values[2]],
+        Geometry(*triples),
+        values[15],
+        values[16],
+        text_of(where),
+    )
+
+
+def filters(kernel: str | None, algorithm: str | None) -> Filters:
+    if kernel:
+        return ((-1, *kernel.encode()),) * 3
+    return functional.filters_of(algorithm.split(",") if algorithm else None)
+
+
+def suite() -> list[str]:
+    """The problems of `--suite cpu`."""
+    problems = [
+        f"{work} {dtype} subm3 {c}->{c} {where}"
+        for where, channels in _SUITE
+        for c in channels
+        for dtype in ("f32", "bf16")
+        for work in ("forward", "step")
+    ]
+    for where in _MAP_MS:
+        problems += [f"map f32 subm3 1->1 {where}", f"map f32 subm3 1->1 shuffled:{where}"]
+    return problems
+
+
+def _target(problem: Problem) -> tuple[str, float] | None:
+    """What one thread should reach: ("share", of the ceiling) or ("ms", milliseconds)."""
+    if problem.operation != "submanifold" or problem.geometry.size != (3, 3, 3):
+        return None
+    if problem.work == "map":
+        plain = problem.cloud.removeprefix("shuffled:")
+        slack = 1 if plain == problem.cloud else _SHUFFLED
+        return ("ms", _MAP_MS[plain] * slack) if plain in _MAP_MS else None
+    column = (_dtype_name(problem.dtype), problem.work)
+    if problem.c_in != problem.c_out or column not in _SHARE_COLUMNS:
+        return None
+    shares = _SHARES.get(problem.c_in)
+    return ("share", shares[_SHARE_COLUMNS.index(column)]) if shares else None
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype, "f64")
+
+
+@functools.lru_cache(maxsize=1)
+def _coords(where: str) -> torch.Tensor:
+    """int32 [n, 4]; the last cloud is kept, as problems come sorted by it."""
+    plain = where.removeprefix("shuffled:")
+    rows = cloud(plain)
+    if plain != where:
+        rows = rows[np.random.RandomState(0).permutation(len(rows))]
+    return torch.from_numpy(np.ascontiguousarray(rows))
+
+
+def _build_map(problem: Problem, coords: torch.Tensor) -> KernelMap:
+    """As a layer builds it: output coordinates included, of an inverse convolution both ways."""
+    if problem.operation == "submanifold":
+        return functional.submanifold_map(coords, problem.geometry)
+    out_coords = functional.output_coords(coords, problem.geometry)
+    map = functional.strided_map(coords, out_coords, problem.geometry)
+    return map.transposed() if problem.operation == "inverse" else map
+
+
+class _Layer:
+    """Random operands of a problem, and its passes as the operators that the layers call."""
+
+    def __init__(self, problem: Problem, map: KernelMap, filters: Filters):
+        draw = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=draw).to(problem.dtype)
+
+        self.map, self.filters = map, filters
+        self.x = random(map.n_in, problem.c_in)
+        self.dy = random(map.n_out, problem.c_out)
+        shape = (problem.c_out, *problem.geometry.size, problem.c_in)
+        self.weight = random(*shape) / (map.taps * problem.c_in) ** 0.5
+        if "grad_input" in problem.passes:
+            map.backward_tensors()  # built once and kept, like the map
+
+    def run(self, work: str) -> torch.Tensor:
+        map, layer = self.map.tensors(), self.map.layer(self.filters[PASSES.index(work)])
+        if work == "forward":
+            return call(ops._forward.default, self.x, self.weight, None, map, layer)
+        if work == "grad_input":
+            back = self.map.backward_tensors()
+            return call(ops._grad_input.default, self.dy, self.weight, map, back, layer)
+        wanted = [True, False]
+        return call(ops._grad_weight.default, self.x, self.dy, map, layer, wanted)[0]
+
+    def error(self, work: str) -> float:
+        """Largest difference from the reference for the same operands, over its largest value."""
+        found = self.run(work).double()
+        judge = object.__new__(_Layer)
+        judge.map, judge.filters = self.map, functional.filters_of(None)
+        judge.x, judge.dy, judge.weight = self.x.double(), self.dy.double(), self.weight.double()
+        expected = judge.run(work)
+        if not expected.numel():
+            return 0.0
+        return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
+
+
+def _product(rows: int, inner: int, cols: int, dtype: torch.dtype) -> Callable[[], Any]:
+    draw = torch.Generator().manual_seed(1)
+    a = torch.randn(rows, inner, generator=draw).to(dtype)
+    b = torch.randn(inner, cols, generator=draw).to(dtype)
+    out = torch.empty(rows, cols, dtype=dtype)
+    return lambda: torch.mm(a, b, out=out)
+
+
+@dataclass
+class _Contender:
+    work: Callable[[], Any]
+    flops: float  # of one call of work
+    calls: int = 1
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        for _ in range(self.calls):
+            self.work()
+        return (time.perf_counter() - start) / self.calls
+
+    def warm_up(self) -> None:
+        """The first call pays for pages and choices; the second says how many to time."""
+        self.calls = 1
+        self.seconds()
+        self.calls = max(1, min(1000, round(_BLOCK_SECONDS / max(self.seconds(), 1e-9))))
+
+
+def _contenders(problem: Problem, map: KernelMap, layer: _Layer) -> dict[str, _Contender]:
+    pairs, c_in, c_out = map.pairs, problem.c_in, problem.c_out
+
+    def ours() -> None:
+        for work in problem.passes:
+            layer.run(work)
+
+    limit = _MAX_MM_BYTES // (problem.dtype.itemsize * (c_in + c_out))
+    rows = max(1, min(pairs, limit))
+    m, k, n = _CEILING
+    return {
+        "ours": _Contender(ours, 2.0 * pairs * c_in * c_out * len(problem.passes)),
+        "ceiling": _Contender(_product(m, k, n, problem.dtype), 2.0 * m * k * n),
+        "mm": _Contender(_product(rows, c_in, c_out, problem.dtype), 2.0 * rows * c_in * c_out),
+    }
+
+
+def _time(
+    contenders: dict[str, _Contender], options: Options
+) -> dict[tuple[int, str], list[float]]:
+    """Seconds of every round by (threads, contender)."""
+    seconds: dict[tuple[int, str], list[float]] = {}
+    for warm in range(options.rounds + 1):
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            for name, contender in contenders.items():
+                if warm == 0:
+                    contender.warm_up()
+                else:
+                    seconds.setdefault((threads, name), []).append(contender.seconds())
+    return seconds
+
+
+def _kernels(problem: Problem, layer: _Layer) -> list[str]:
+    """The kernel of each pass that is run: the line that its explanation marks."""
+    names = []
+    for work in problem.passes:
+        number = PASSES.index(work)
+        numbers = [number, DTYPES.index(problem.dtype), problem.c_in, problem.c_out]
+        flags = layer.map.layer(layer.filters[number])
+        lines = text_of(call(ops._explain.default, layer.map.tensors(), flags, numbers)).split("\n")
+        names += [line.split()[1] for line in lines if line.startswith(" > ")]
+    return names
+
+
+def measure(problem: Problem, options: Options) -> list[dict[str, Any]]:
+    """One row per number of threads."""
+    coords = _coords(problem.cloud)
+    map = _build_map(problem, coords)
+    errors, kernels = {}, []
+    if problem.work == "map":
+        contenders = {"ours": _Contender(lambda: _build_map(problem, coords), 0.0)}
+    else:
+        layer = _Layer(problem, map, options.filters)
+        contenders, kernels = _contenders(problem, map, layer), _kernels(problem, layer)
+        if options.check:
+            errors = {work: layer.error(work) for work in problem.passes}
+    seconds = _time(contenders, options)
+    target = _target(problem)
+    rows = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        median = {name: statistics.median(seconds[threads, name]) for name in contenders}
+        row = {
+            "problem": problem.text,
+            "voxels": len(coords),
+            "rows_in": map.n_in,
+            "rows_out": map.n_out,
+            "pairs": map.pairs,
+            "ms": 1e3 * median["ours"],
+            "ms_all": [1e3 * s for s in seconds[threads, "ours"]],
+            "speed_up": rows[0]["ms"] / (1e3 * median["ours"]) if rows else 1.0,
+        }
+        if problem.work != "map":
+            rate = {name: c.flops / median[name] / 1e9 for name, c in contenders.items()}
+            row |= {
+                "gflops": rate["ours"],
+                "ceiling_gflops": rate["ceiling"],
+                "of_ceiling": rate["ours"] / rate["ceiling"],
+                "mm_gflops": rate["mm"],
+                "of_mm": rate["ours"] / rate["mm"],
+                "kernels": kernels,
+            }
+        if errors:
+            row["max_error"] = errors
+        if target and threads == 1:
+            row[f"target_{target[0]}"] = target[1]
+        rows.append(row | provenance(torch.device("cpu")))
+    return rows
+
+
+def run(texts: Sequence[str], options: Options) -> list[dict[str, Any]]:
+    # All of them are read before the first is timed: a misspelt last one costs no time.
+    problems = [parse(text) for text in texts]
+    threads = torch.get_num_threads()
+    try:
+        return [row for problem in _progress(problems) for row in measure(problem, options)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _progress(problems: list[Problem]) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return problems
+    return tqdm(problems, desc="bench", unit="problem", disable=len(problems) < 2)
+
+
+def summary(rows: list[dict[str, Any]], options: Options) -> str:
+    """The table of what `run` gave."""
+    header = ["problem", "threads", "pairs", "ms", "GFLOP/s", "ceiling", "of it", "of mm"]
+    many = len(options.threads) > 1
+    header += ["speed-up"] * many + ["reach", "max error"]
+
+    def cell(row: dict[str, Any], name: str, form: str) -> str:
+        return format(row[name], form) if name in row else "-"
+
+    lines = []
+    for row in rows:
+        line = [row["problem"], str(row["threads"]), f"{row['pairs']:,}", f"{row['ms']:.3f}"]
+        line += [cell(row, "gflops", ",.1f"), cell(row, "ceiling_gflops", ",.1f")]
+        line += [cell(row, "of_ceiling", ".2f"), cell(row, "of_mm", ".2f")]
+        line += [f"{row['speed_up']:.2f}"] * many
+        reach = cell(row, "target_share", ".2f")
+        line.append(f"{row['target_ms']:.1f} ms" if "target_ms" in row else reach)
+        line.append(f"{max(row['max_error'].values()):.1e}" if "max_error" in row else "-")
+        lines.append(line)
+    # A column that nothing fills is left out.
+    used = [c for c in range(len(header)) if any(line[c] != "-" for line in lines)]
+    note = (
+        f"{rows[0]['device']}, torch {rows[0]['torch']}, voxgemm {rows[0]['voxgemm']},"
+        f" {rows[0]['date']}; medians of {options.rounds} rounds; ceiling: torch.mm"
+        f" {'x'.join(map(str, _CEILING))}; mm: torch.mm of the same FLOPs"
+    )
+    body = table([header[c] for c in used], [[line[c] for c in used] for line in lines])
+    return f"{body}\n{note}"

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small sparse U-Net, as for segmentation: what the demo trains and what the layers are for."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .functional import KernelMap
+from .nn import SparseConv3d, SparseInverseConv3d, SubmConv3d
+from .tensor import SparseTensor
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and the batch norm after it, optionally with ReLU."""
+
+    def __init__(self, conv: nn.Module, channels: int, relu: bool = True):
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm1d(channels)
+        self.relu = relu
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        y = self.conv(x)
+        # One row has no variance to norm by: a small cloud's coarsest level.
+        features = self.norm(y.features) if len(y.features) > 1 else y.features
+        return y.replace(features.relu() if self.relu else features)
+
+
+def _subm(c_in: int, c_out: int, relu: bool = True) -> ConvNorm:
+    return ConvNorm(SubmConv3d(c_in, c_out, 3, bias=False), c_out, relu)
+
+
+class Residual(nn.Module):
+    """Two 3^3 submanifold convolutions around a shortcut."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = _subm(channels, channels)
+        self.second = _subm(channels, channels, relu=False)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        y = self.second(self.first(x))
+        return y.replace((x.features + y.features).relu())
+
+
+class UNet(nn.Module):
+    """Features [n, c_in] to predictions [n, c_out]; `levels` resolutions, each half the one before.
+
+    Widths are channels times 1, 2, 3, 4 ...: strided 2^3 convolutions go down, inverse ones on the
+    same maps go up, and what went down is joined to what comes up.
+    """
+
+    def __init__(self, c_in: int, c_out: int, channels: int = 16, levels: int = 4):
+        super().__init__()
+        widths = [channels * (k + 1) for k in range(levels)]
+        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        self.stem = _subm(c_in, channels)
+        self.encoders = nn.ModuleList(Residual(width) for width in widths)
+        self.downs = nn.ModuleList(
+            ConvNorm(SparseConv3d(fine, coarse, 2, stride=2, bias=False), coarse)
+            for fine, coarse in steps
+        )
+        self.ups = nn.ModuleList(
+            ConvNorm(SparseInverseConv3d(coarse, fine, 2, bias=False), fine)
+            for fine, coarse in steps
+        )
+        self.decoders = nn.ModuleList(_subm(2 * fine, fine) for fine, _ in steps)
+        self.head = nn.Linear(channels, c_out)
+
+    def convolutions(self) -> list[nn.Module]:
+        """The sparse layers, in the order of the forward pass."""
+        blocks = [self.stem, self.encoders[0].first, self.encoders[0].second]
+        for down, encoder in zip(self.downs, self.encoders[1:], strict=True):
+            blocks += [down, encoder.first, encoder.second]
+        for up, decoder in zip(reversed(self.ups), reversed(self.decoders), strict=True):
+            blocks += [up, decoder]
+        return [block.conv for block in blocks]
+
+    def maps(self, x: SparseTensor) -> list[KernelMap]:
+        """The map of every sparse layer; x has them all from now on, so no layer builds one."""
+        maps = []
+        for conv in self.convolutions():
+            number, map = conv.target(x)
+            x = x.replace(x.features.new_empty((map.n_out, 0)), number)
+            maps.append(map)
+        return maps
+
+    def forward(self, x: SparseTensor) -> torch.Tensor:
+        x = self.encoders[0](self.stem(x))
+        skips = []
+        for down, encoder in zip(self.downs, self.encoders[1:], strict=True):
+            skips.append(x)
+            x = encoder(down(x))
+        for up, decoder in zip(reversed(self.ups), reversed(self.decoders), strict=True):
+            skip = skips.pop()
+            x = decoder(skip.replace(torch.cat([skip.features, up(x).features], 1)))
+        return self.head(x.features)

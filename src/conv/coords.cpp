@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "conv/coords.h"
+
+#include <limits>
+
+#include "voxgemm/error.h"
+
+namespace voxgemm {
+namespace {
+
+void require_backend(const Context& ctx) {
+  check(ctx.device.kind == DeviceKind::cpu, ErrorCode::unsupported,
+        "the context's device is cuda, but this build of voxgemm has no CUDA backend");
+}
+
+void validate_index(const VoxelIndex& index, const MatrixRef& coords) {
+  check(index.rows() == coords.rows, "the voxel index has ", index.rows(),
+        " rows, the coordinates have ", coords.rows);
+}
+
+}  // namespace
+
+void validate_coords(const Context& ctx,
+                     const MatrixRef& coords,
+                     const std::optional<Int3>& spatial_shape,
+                     std::optional<int64_t> batch_size) {
+  require_backend(ctx);
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(coords.device == ctx.device, "coordinates and context are on different devices");
+  check(coords.dtype == Dtype::i32, "coordinates are ", name(coords.dtype), ", expected i32");
+  check(coords.cols == 4, "coordinates have ", coords.cols, " columns, expected 4: batch, x, y, z");
+  check(coords.rows >= 0 && coords.rows <= most, "coordinates have ", coords.rows,
+        " rows, expected 0 to ", most);
+  check(coords.rows <= 1 || coords.stride == 4, "rows of coordinates are ", coords.stride,
+        " elements apart, expected 4: contiguous");
+  check(coords.rows == 0 || coords.data != nullptr, "coordinates have ", coords.rows,
+        " rows but no data");
+  if (!spatial_shape && !batch_size) return;
+  std::array<std::optional<int64_t>, 4> limits = {batch_size};
+  for (int axis = 0; spatial_shape && axis < 3; ++axis) limits[axis + 1] = (*spatial_shape)[axis];
+  const int64_t row = cpu::first_row_outside(ctx, coords, limits);
+  if (row == coords.rows) return;
+  const auto* c = coords.row<int32_t>(row);
+  const std::string expected_batch =
+      batch_size ? join("batch 0 to ", *batch_size - 1) : std::string("any batch");
+  const std::string expected_shape = spatial_shape
+                                         ? join("spatial shape (", (*spatial_shape)[0], ", ",
+                                                (*spatial_shape)[1], ", ", (*spatial_shape)[2], ")")
+                                         : std::string("any x, y, z");
+  check(false, "row ", row, " of the coordinates is (batch ", c[0], ", x ", c[1], ", y ", c[2],
+        ", z ", c[3], "), expected ", expected_batch, " and ", expected_shape);
+}
+
+VoxelIndex::VoxelIndex(const Context& ctx, const MatrixRef& coords) {
+  validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  state_ = cpu::make_index(ctx, coords);
+}
+VoxelIndex::~VoxelIndex() = default;
+VoxelIndex::VoxelIndex(VoxelIndex&&) noexcept = default;
+VoxelIndex& VoxelIndex::operator=(VoxelIndex&&) noexcept = default;
+
+int64_t VoxelIndex::rows() const { return state_->rows(); }
+int64_t VoxelIndex::unique_voxels() const { return state_->unique_voxels(); }
+int32_t VoxelIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
+  return state_->find(batch, x, y, z);
+}
+
+UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
+  validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  return cpu::unique(ctx, coords);
+}
+
+Matrix output_coords(const Context& ctx,
+                     const MatrixRef& coords,
+                     const Geometry& geometry,
+                     OutputRule rule,
+                     const std::optional<Int3>& spatial_shape) {
+  geometry.validate();
+  validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  return cpu::output_coords(ctx, coords, geometry, rule, spatial_shape);
+}
+
+KernelMap build_submanifold_map(const Context& ctx,
+                                const MatrixRef& coords,
+                                const Geometry& geometry) {
+  return build_submanifold_map(ctx, VoxelIndex(ctx, coords), coords, geometry);
+}
+
+KernelMap build_submanifold_map(const Context& ctx,
+                                const VoxelIndex& index,
+                                const MatrixRef& coords,
+                                const Geometry& geometry) {
+  geometry.validate();
+  check(geometry.stride == Int3{1, 1, 1}, "the geometry of a submanifold map is ", geometry.text(),
+        ", expected stride 1");
+  validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  validate_index(index, coords);
+  return cpu::build_submanifold_map(ctx, index, coords, geometry);
+}
+
+KernelMap build_kernel_map(const Context& ctx,
+                           const MatrixRef& in_coords,
+                           const MatrixRef& out_coords,
+                           const Geometry& geometry) {
+  geometry.validate();
+  validate_coords(ctx, in_coords, std::nullopt, std::nullopt);
+  validate_coords(ctx, out_coords, std::nullopt, std::nullopt);
+  return cpu::build_kernel_map(ctx, in_coords, out_coords, geometry);
+}
+
+KernelMap transpose(const Context& ctx, const KernelMap& map) {
+  require_backend(ctx);
+  check(map.neighbours.device == ctx.device, "map and context are on different devices");
+  return cpu::transpose(ctx, map);
+}
+
+}  // namespace voxgemm

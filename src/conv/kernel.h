@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "voxgemm/plan.h"
+
+namespace voxgemm {
+
+// What a kernel needs to run one pass. Grad_input runs as a forward over the transposed map with
+// `w` seen transposed (c_in and c_out exchanged), so families implement two things: a convolution
+// and a weight gradient.
+struct ConvArgs {
+  const Schedule* schedule = nullptr;
+  const KernelMap* map = nullptr;
+  MatrixRef x;                 // [n_in, c_in]
+  WeightsRef w;                // grad_weight: the result
+  const void* bias = nullptr;  // [c_out] of y's dtype, or null
+  MatrixRef y;                 // [n_out, c_out]; grad_weight: dy, read
+  bool mirror_taps = false;    // index blocks of tap t multiply W[taps - 1 - t]
+};
+
+// One launchable kernel: a row of the registry. Its name is its identity everywhere.
+struct Kernel {
+  std::string name;  // "masked_implicit_gemm_v4/f32/128"
+  Algorithm algorithm = Algorithm::implicit_gemm;
+  bool reference = false;  // judge of the others; never picked while another can run
+  int slices = 1;          // of the reduction
+  int revision = 1;        // raised when its speed changes
+  // Why this machine cannot run it, found once when the registry is made; empty if it can.
+  std::string unavailable = {};
+  // Empty: it can run; else the reason in words.
+  std::string (*why_not)(const Kernel&, const Problem&) = nullptr;
+  // Predicted seconds.
+  double (*cost)(const Kernel&, const Problem&) = nullptr;
+  ScheduleOptions (*schedule)(const Kernel&, const Problem&) = nullptr;
+  void (*launch)(const Kernel&, const Context&, Pass, const ConvArgs&) = nullptr;
+  const void* family = nullptr;  // what the functions of the family need, e.g. a cpu::Engine
+};
+
+// All kernels of this build.
+const std::vector<Kernel>& registry();
+
+// The kernel the filter's picked candidate names; throws Error(unsupported) with the explain table
+// if none can run.
+const Kernel& choose(const Problem& problem, const Filter& filter);
+
+}  // namespace voxgemm

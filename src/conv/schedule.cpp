@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "voxgemm/schedule.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "voxgemm/error.h"
+
+namespace voxgemm {
+namespace {
+
+using Order = ScheduleOptions::Order;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The place of a mask in the reflected Gray code.
+uint32_t gray_rank(uint32_t mask) {
+  for (int shift = 1; shift < 32; shift *= 2) mask ^= mask >> shift;
+  return mask;
+}
+uint32_t gray_mask(uint32_t rank) { return rank ^ (rank >> 1); }
+
+// What one chunk contributes to the schedule, before its place in the whole is known.
+struct ChunkPart {
+  std::vector<int32_t> order;   // output rows, group by group
+  std::vector<Tile> tiles;      // first and first_block relative to the chunk
+  std::vector<uint32_t> masks;  // tile_rows / 64 per tile
+  std::vector<int32_t> block_taps;
+};
+
+struct Builder {
+  const KernelMap& map;
+  const ScheduleOptions& options;
+
+  int group_begin(int group) const {
+    return static_cast<int>(static_cast<int64_t>(group) * map.taps() / options.groups);
+  }
+
+  uint32_t mask(int group, int64_t row) const {
+    uint32_t bits = 0;
+    const int begin = group_begin(group);
+    for (int tap = begin; tap < group_begin(group + 1); ++tap) {
+      const bool present = map.neighbours.row<int32_t>(tap)[row] >= 0;
+      bits |= static_cast<uint32_t>(present) << (tap - begin);
+    }
+    return bits;
+  }
+
+  // Rows of the chunk in the group's order, with the Gray ranks of their masks in the high half.
+  void sort_rows(int group, int64_t first_row, int64_t rows, std::vector<uint64_t>* keys) const {
+    keys->clear();
+    for (int64_t row = 0; row < rows; ++row) {
+      const uint32_t bits = mask(group, first_row + row);
+      if (options.order == Order::by_tap && bits == 0) continue;
+      keys->push_back(uint64_t{gray_rank(bits)} << 32 | static_cast<uint64_t>(row));
+    }
+    if (options.order == Order::by_mask) std::sort(keys->begin(), keys->end());
+  }
+
+  ChunkPart build(int64_t chunk) const {
+    ChunkPart part;
+    const int64_t first_row = chunk * options.chunk_rows;
+    const int64_t rows = std::min<int64_t>(options.chunk_rows, map.n_out - first_row);
+    std::vector<uint64_t> keys;
+    for (int group = 0; group < options.groups; ++group) {
+      sort_rows(group, first_row, rows, &keys);
+      const auto count = static_cast<int64_t>(keys.size());
+      for (int64_t first = 0; first < count; first += options.tile_rows) {
+        const int64_t end = std::min<int64_t>(count, first + options.tile_rows);
+        uint32_t tile_mask = 0;
+        Tile tile;
+        tile.group = group;
+        tile.rows = static_cast<int>(end - first);
+        tile.first = static_cast<int64_t>(part.order.size());
+        tile.first_block = static_cast<int64_t>(part.block_taps.size());
+        const size_t first_mask = part.masks.size();
+        part.masks.resize(first_mask + options.tile_rows / 64, 0);
+        for (int64_t i = first; i < end; ++i) {
+          const uint32_t row_mask = gray_mask(static_cast<uint32_t>(keys[i] >> 32));
+          tile_mask |= row_mask;
+          part.masks[first_mask + (i - first) / 64] |= row_mask;
+          part.order.push_back(static_cast<int32_t>(first_row + static_cast<uint32_t>(keys[i])));
+        }
+        for (int tap = group_begin(group); tap < group_begin(group + 1); ++tap) {
+          if ((tile_mask >> (tap - group_begin(group)) & 1) == 0) continue;
+          part.block_taps.push_back(tap);
+          ++tile.blocks;
+        }
+        part.tiles.push_back(tile);
+      }
+    }
+    return part;
+  }
+};
+
+void validate(const ScheduleOptions& options, int taps) {
+  check(options.tile_rows >= 64 && options.tile_rows % 64 == 0, "tile_rows is ", options.tile_rows,
+        ", expected a multiple of 64");
+  check(options.chunk_rows >= options.tile_rows && options.chunk_rows % options.tile_rows == 0,
+        "chunk_rows is ", options.chunk_rows,
+        ", expected a multiple of tile_rows = ", options.tile_rows);
+  check(options.groups >= 1 && options.groups <= std::max(taps, 1), "groups is ", options.groups,
+        ", expected 1 to ", taps, ", the number of taps");
+  if (options.order == Order::natural) {
+    check(options.groups == 1 && options.chunk_rows == options.tile_rows,
+          "a natural schedule has one group and chunks of one tile, not ", options.groups,
+          " groups and chunks of ", options.chunk_rows, " rows");
+  }
+  if (options.order == Order::by_mask) {
+    check(ceil_div(taps, options.groups) <= 32, "groups is ", options.groups, " for ", taps,
+          " taps, expected at most 32 taps a group");
+  }
+  if (options.order == Order::by_tap) {
+    check(options.groups == taps, "groups is ", options.groups, ", expected one per tap, ", taps);
+  }
+}
+
+// Positions, tiles and blocks before each chunk.
+struct Offsets {
+  int64_t positions = 0;
+  int64_t tiles = 0;
+  int64_t blocks = 0;
+};
+
+std::vector<Offsets> running_sums(const std::vector<ChunkPart>& parts) {
+  std::vector<Offsets> sums(parts.size() + 1);
+  for (size_t c = 0; c < parts.size(); ++c) {
+    sums[c + 1].positions = sums[c].positions + static_cast<int64_t>(parts[c].order.size());
+    sums[c + 1].tiles = sums[c].tiles + static_cast<int64_t>(parts[c].tiles.size());
+    sums[c + 1].blocks = sums[c].blocks + static_cast<int64_t>(parts[c].block_taps.size());
+  }
+  return sums;
+}
+
+}  // namespace
+
+Schedule Schedule::build(const Context& ctx, const KernelMap& map, const ScheduleOptions& options) {
+  validate(options, map.taps());
+  Schedule schedule;
+  schedule.options_ = options;
+  schedule.rows_ = map.n_out;
+  schedule.taps_ = map.taps();
+  schedule.neighbours_ = map.neighbours;
+  if (options.order == Order::natural) return schedule;
+
+  const Builder builder{map, options};
+  const int64_t chunks = schedule.chunks();
+  std::vector<ChunkPart> parts(chunks);
+  parallel_for(ctx, chunks, [&](int64_t chunk, int) { parts[chunk] = builder.build(chunk); });
+  const std::vector<Offsets> sums = running_sums(parts);
+  const Offsets& total = sums.back();
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(total.positions <= most && total.blocks <= most, "the schedule has ", total.positions,
+        " positions and ", total.blocks, " index blocks, expected at most ", most, " of each");
+  schedule.order_ = make_matrix(ctx, 1, total.positions, Dtype::i32);
+  schedule.chunk_tiles_ = make_matrix(ctx, 1, chunks + 1, Dtype::i64);
+  schedule.tile_table_ = make_matrix(ctx, total.tiles, 4, Dtype::i32);
+  schedule.masks_ = make_matrix(ctx, total.tiles, options.tile_rows / 64, Dtype::i32);
+  schedule.block_taps_ = make_matrix(ctx, 1, total.blocks, Dtype::i32);
+  schedule.indices_ = make_matrix(ctx, total.blocks, options.tile_rows, Dtype::i32);
+  schedule.chunk_tiles_.as<int64_t>()[chunks] = total.tiles;
+  parallel_for(ctx, chunks, [&](int64_t chunk, int) {
+    const ChunkPart& part = parts[chunk];
+    const Offsets& before = sums[chunk];
+    schedule.chunk_tiles_.as<int64_t>()[chunk] = before.tiles;
+    std::copy(part.order.begin(), part.order.end(),
+              schedule.order_.as<int32_t>() + before.positions);
+    std::copy(part.block_taps.begin(), part.block_taps.end(),
+              schedule.block_taps_.as<int32_t>() + before.blocks);
+    std::copy(part.masks.begin(), part.masks.end(), schedule.masks_.row<uint32_t>(before.tiles));
+    for (size_t t = 0; t < part.tiles.size(); ++t) {
+      const Tile& tile = part.tiles[t];
+      auto* entry = schedule.tile_table_.row<int32_t>(before.tiles + static_cast<int64_t>(t));
+      const int64_t first_block = before.blocks + tile.first_block;
+      entry[0] = static_cast<int32_t>(before.positions + tile.first);
+      entry[1] = static_cast<int32_t>(first_block);
+      entry[2] = tile.rows;
+      entry[3] = tile.group;
+      for (int b = 0; b < tile.blocks; ++b) {
+        auto* indices = schedule.indices_.row<int32_t>(first_block + b);
+        const auto* neighbours = map.neighbours.row<int32_t>(part.block_taps[tile.first_block + b]);
+        std::fill_n(indices, options.tile_rows, -1);
+        for (int i = 0; i < tile.rows; ++i) indices[i] = neighbours[part.order[tile.first + i]];
+      }
+    }
+  });
+  return schedule;
+}
+
+int64_t Schedule::chunks() const { return ceil_div(rows_, options_.chunk_rows); }
+
+int64_t Schedule::first_tile(int64_t chunk) const {
+  return options_.order == Order::natural ? chunk : chunk_tiles_.as<int64_t>()[chunk];
+}
+
+Tile Schedule::tile(int64_t t) const {
+  Tile tile;
+  if (options_.order == Order::natural) {
+    tile.first = t * options_.tile_rows;
+    tile.rows = static_cast<int>(std::min<int64_t>(options_.tile_rows, rows_ - tile.first));
+    tile.first_block = t * taps_;
+    tile.blocks = taps_;
+    return tile;
+  }
+  const auto* entry = tile_table_.row<int32_t>(t);
+  tile.first = entry[0];
+  tile.first_block = entry[1];
+  tile.rows = entry[2];
+  tile.group = entry[3];
+  uint32_t mask = 0;
+  for (int64_t i = 0; i < masks_.cols; ++i) mask |= masks_.row<uint32_t>(t)[i];
+  tile.blocks = std::popcount(mask);
+  return tile;
+}
+
+IndexBlock Schedule::block(const Tile& tile, int index) const {
+  if (options_.order == Order::natural) {
+    return {index, neighbours_.row<int32_t>(index) + tile.first};
+  }
+  const int64_t block = tile.first_block + index;
+  return {block_taps_.as<int32_t>()[block], indices_.row<int32_t>(block)};
+}
+
+int64_t Schedule::row_visits() const {
+  return options_.order == Order::natural ? rows_ * taps_ : indices_.rows * options_.tile_rows;
+}
+
+size_t Schedule::bytes() const {
+  size_t sum = 0;
+  for (const Matrix* m : {&order_, &chunk_tiles_, &tile_table_, &masks_, &block_taps_, &indices_}) {
+    sum += static_cast<size_t>(m->rows) * m->cols * size_of(m->dtype);
+  }
+  return sum;
+}
+
+std::string schedule_violation(const Schedule& schedule, const KernelMap& map) {
+  const auto count = static_cast<size_t>(map.taps()) * map.n_out;
+  std::vector<char> seen(count, 0);
+  for (int64_t chunk = 0; chunk < schedule.chunks(); ++chunk) {
+    for (int64_t t = schedule.first_tile(chunk); t < schedule.first_tile(chunk + 1); ++t) {
+      const Tile tile = schedule.tile(t);
+      if (tile.rows < 1 || tile.rows > schedule.options().tile_rows) {
+        return join("tile ", t, " has ", tile.rows, " rows");
+      }
+      for (int b = 0; b < tile.blocks; ++b) {
+        const IndexBlock block = schedule.block(tile, b);
+        for (int i = 0; i < tile.rows; ++i) {
+          const int64_t row = schedule.row(tile, i);
+          if (row / schedule.options().chunk_rows != chunk) {
+            return join("tile ", t, " of chunk ", chunk, " has row ", row);
+          }
+          if (block.rows[i] != map.neighbours.row<int32_t>(block.tap)[row]) {
+            return join("tile ", t, " reads ", block.rows[i], " for row ", row, " and tap ",
+                        block.tap, ", the map has ", map.neighbours.row<int32_t>(block.tap)[row]);
+          }
+          if (block.rows[i] < 0) continue;
+          char& mark = seen[static_cast<size_t>(block.tap) * map.n_out + row];
+          if (mark != 0) return join("row ", row, " and tap ", block.tap, " stand in two blocks");
+          mark = 1;
+        }
+      }
+    }
+  }
+  for (int tap = 0; tap < map.taps(); ++tap) {
+    for (int64_t row = 0; row < map.n_out; ++row) {
+      if (map.neighbours.row<int32_t>(tap)[row] >= 0 &&
+          seen[static_cast<size_t>(tap) * map.n_out + row] == 0) {
+        return join("row ", row, " and tap ", tap, " stand in no block");
+      }
+    }
+  }
+  return "";
+}
+
+}  // namespace voxgemm

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <optional>
+
+#include "voxgemm/plan.h"
+
+namespace voxgemm {
+
+// Every argument rule of the passes. Below the entry of a pass code may assume what these check.
+
+void validate_plan(const KernelMap& map, const PlanOptions& options);
+// A matrix called `what` must have this shape, dtype and the context's device.
+struct Expected {
+  const char* what;
+  int64_t rows;
+  int64_t cols;
+  Dtype dtype;
+};
+void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected& expected);
+void validate_weights(const Context& ctx,
+                      const WeightsRef& w,
+                      const KernelMap& map,
+                      const PlanOptions& options);
+// The dtype of a weight gradient may also be f32.
+void validate_weight_gradient(const Context& ctx,
+                              const WeightsRef& dw,
+                              const KernelMap& map,
+                              const PlanOptions& options);
+// An output must not share memory with an input.
+void validate_apart(const MatrixRef& output,
+                    const char* output_name,
+                    const MatrixRef& input,
+                    const char* input_name);
+
+}  // namespace voxgemm

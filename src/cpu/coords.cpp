@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <limits>
+#include <numeric>
+
+#include "cpu/voxel_index.h"
+#include "voxgemm/error.h"
+
+namespace voxgemm::cpu {
+namespace {
+
+// Division by a stride, rounded down; strides are powers of two nearly always.
+class Divisor {
+ public:
+  explicit Divisor(int64_t value)
+      : value_(value),
+        shift_(std::has_single_bit(static_cast<uint64_t>(value))
+                   ? std::countr_zero(static_cast<uint64_t>(value))
+                   : -1) {}
+  int64_t floor(int64_t dividend) const {
+    if (shift_ >= 0) return dividend >> shift_;
+    const int64_t quotient = dividend / value_;
+    return quotient - (dividend % value_ < 0 ? 1 : 0);
+  }
+  int64_t value() const { return value_; }
+
+ private:
+  int64_t value_;
+  int shift_;
+};
+
+// The output coordinates that an input coordinate reaches on one axis: (in + padding - tap *
+// dilation) / stride where that is whole and in [low, high].
+struct Reach {
+  Divisor stride;
+  int64_t padding;
+  int64_t dilation;
+  int taps;
+  int64_t low;
+  int64_t high;
+
+  template <class Emit>
+  void operator()(int64_t in, const Emit& emit) const {
+    int64_t scaled = in + padding;
+    for (int tap = 0; tap < taps; ++tap, scaled -= dilation) {
+      const int64_t out = stride.floor(scaled);
+      if (out * stride.value() == scaled && out >= low && out <= high) emit(out);
+    }
+  }
+};
+
+// The same where the size is the stride and the dilation 1: every input reaches one output.
+struct Single {
+  Reach reach;
+
+  template <class Emit>
+  void operator()(int64_t in, const Emit& emit) const {
+    const int64_t out = reach.stride.floor(in + reach.padding);
+    if (out >= reach.low && out <= reach.high) emit(out);
+  }
+};
+
+using PlacedBrick = BrickSet::PlacedBrick;
+
+// The voxels of a slab, the bricks with the same batch item and the same x, in ascending order.
+void write_slab(const PlacedBrick* first, const PlacedBrick* last, int32_t* row) {
+  const int64_t batch = first->corner[0];
+  const int64_t x = first->corner[1];
+  for (int word = 0; word < 8; ++word) {
+    // A line: the bricks of the slab with the same y.
+    for (const PlacedBrick* line = first; line != last;) {
+      const PlacedBrick* end = line;
+      uint64_t used = 0;
+      for (; end != last && end->corner[2] == line->corner[2]; ++end) used |= end->brick->mask[word];
+      for (int y = 0; y < 8 && used != 0; ++y) {
+        for (const PlacedBrick* b = line; b != end; ++b) {
+          uint64_t voxels = b->brick->mask[word] >> (8 * y) & 0xff;
+          for (; voxels != 0; voxels &= voxels - 1) {
+            row[0] = static_cast<int32_t>(batch);
+            row[1] = static_cast<int32_t>(x + word);
+            row[2] = static_cast<int32_t>(line->corner[2] + y);
+            row[3] = static_cast<int32_t>(b->corner[3] + std::countr_zero(voxels));
+            row += 4;
+          }
+        }
+      }
+      line = end;
+    }
+  }
+}
+
+// The voxels of a set in ascending (batch, x, y, z) order.
+Matrix ascending(const Context& ctx, const BrickSet& set) {
+  const std::vector<PlacedBrick> bricks = set.sorted();
+  Matrix coords = make_matrix(ctx, set.voxels(), 4, Dtype::i32);
+  struct Slab {
+    const PlacedBrick* first;
+    int64_t row;
+  };
+  std::vector<Slab> slabs;
+  int64_t rows = 0;
+  for (const PlacedBrick& b : bricks) {
+    // The ends of int32 are multiples of 8, so a brick fits as a whole or not at all.
+    const auto fits = [](int64_t value) { return value == static_cast<int32_t>(value); };
+    check(fits(b.corner[1]) && fits(b.corner[2]) && fits(b.corner[3]),
+          "an output voxel would be near x ", b.corner[1], ", y ", b.corner[2], ", z ", b.corner[3],
+          ", expected coordinates of 32 bits");
+    if (slabs.empty() || slabs.back().first->corner[0] != b.corner[0] ||
+        slabs.back().first->corner[1] != b.corner[1]) {
+      slabs.push_back({&b, rows});
+    }
+    for (const uint64_t mask : b.brick->mask) rows += std::popcount(mask);
+  }
+  const auto count = static_cast<int64_t>(slabs.size());
+  slabs.push_back({bricks.data() + bricks.size(), rows});
+  parallel_for(ctx, count, [&](int64_t task, int) {
+    const Slab* slab = slabs.data() + task;
+    write_slab(slab[0].first, slab[1].first, coords.row<int32_t>(slab->row));
+  });
+  return coords;
+}
+
+// What the axes emit, combined, as a set inside the box.
+template <class Axis>
+Matrix reached_voxels(const Context& ctx,
+                      const MatrixRef& coords,
+                      const Box& box,
+                      const std::array<Axis, 3>& axes) {
+  const auto* data = coords.as<int32_t>();
+  const BrickSet set(ctx, box, coords.rows, [&](int64_t row, const auto& emit) {
+    const int32_t* c = data + 4 * row;
+    axes[0](c[1], [&](int64_t x) {
+      axes[1](c[2], [&](int64_t y) { axes[2](c[3], [&](int64_t z) { emit(c[0], x, y, z); }); });
+    });
+  });
+  return ascending(ctx, set);
+}
+
+}  // namespace
+
+Matrix output_coords(const Context& ctx,
+                     const MatrixRef& coords,
+                     const Geometry& geometry,
+                     OutputRule rule,
+                     const std::optional<Int3>& spatial_shape) {
+  Geometry g = geometry;
+  std::optional<Int3> shape = spatial_shape;
+  if (rule == OutputRule::floor) {
+    // floor(in / stride) is what a kernel as large as its stride reaches.
+    g = {.size = g.stride, .stride = g.stride};
+    shape.reset();
+  }
+  const bool single = g.size == g.stride && g.dilation == Int3{1, 1, 1};
+  bool empty = coords.rows == 0;
+  Box box = bounds(ctx, coords);
+  std::vector<Reach> axes;
+  for (int axis = 0; axis < 3 && !empty; ++axis) {
+    const Divisor stride(g.stride[axis]);
+    int64_t low = -stride.floor(g.offset(axis, g.size[axis] - 1) - box.low[axis + 1]);
+    int64_t high = stride.floor(box.high[axis + 1] + g.padding[axis]);
+    if (shape) {
+      low = std::max<int64_t>(low, 0);
+      high = std::min<int64_t>(high, g.out_shape(*shape)[axis] - 1);
+    }
+    empty = low > high;
+    box.low[axis + 1] = low;
+    box.high[axis + 1] = high;
+    axes.push_back({stride, g.padding[axis], g.dilation[axis], g.size[axis], low, high});
+  }
+  if (empty) return make_matrix(ctx, 0, 4, Dtype::i32);
+  if (single) {
+    return reached_voxels<Single>(ctx, coords, box, {Single{axes[0]}, {axes[1]}, {axes[2]}});
+  }
+  return reached_voxels<Reach>(ctx, coords, box, {axes[0], axes[1], axes[2]});
+}
+
+UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
+  const BrickIndex index(ctx, coords);
+  UniqueCoords result;
+  result.coords = make_matrix(ctx, index.unique_voxels(), 4, Dtype::i32);
+  result.first_row = make_matrix(ctx, index.unique_voxels(), 1, Dtype::i32);
+  result.inverse = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  const auto* data = coords.as<int32_t>();
+  auto* first_row = result.first_row.as<int32_t>();
+  auto* inverse = result.inverse.as<int32_t>();
+  const int64_t tasks = (coords.rows + rows_per_task - 1) / rows_per_task;
+  std::vector<int64_t> before(static_cast<size_t>(tasks) + 1,
+                              0);  // distinct voxels before each task's rows
+  for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
+    index.first_rows(coords, first, last, inverse);
+    int64_t distinct = 0;
+    for (int64_t r = first; r < last; ++r) distinct += inverse[r] == r ? 1 : 0;
+    before[static_cast<size_t>(first / rows_per_task) + 1] = distinct;
+  });
+  std::partial_sum(before.begin(), before.end(), before.begin());
+  for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
+    int64_t number = before[static_cast<size_t>(first / rows_per_task)];
+    for (int64_t r = first; r < last; ++r) {
+      if (inverse[r] != r) continue;
+      std::copy_n(data + 4 * r, 4, result.coords.row<int32_t>(number));
+      first_row[number] = static_cast<int32_t>(r);
+      inverse[r] = static_cast<int32_t>(number++);
+    }
+  });
+  for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      // A first row has its voxel's number by now, any other still its first row.
+      const int32_t value = inverse[r];
+      const bool numbered = value < index.unique_voxels() && first_row[value] == r;
+      if (!numbered) inverse[r] = inverse[value];
+    }
+  });
+  return result;
+}
+
+int64_t first_row_outside(const Context& ctx,
+                          const MatrixRef& coords,
+                          const std::array<std::optional<int64_t>, 4>& limits) {
+  std::atomic<int64_t> lowest = coords.rows;
+  parallel_for(ctx, (coords.rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
+    const int64_t last = std::min(coords.rows, (task + 1) * rows_per_task);
+    for (int64_t r = task * rows_per_task; r < last; ++r) {
+      for (int axis = 0; axis < 4; ++axis) {
+        const int32_t value = coords.as<int32_t>()[4 * r + axis];
+        if (!limits[axis] || (value >= 0 && value < *limits[axis])) continue;
+        int64_t seen = lowest;
+        while (r < seen && !lowest.compare_exchange_weak(seen, r)) {
+        }
+        return;
+      }
+    }
+  });
+  return lowest;
+}
+
+}  // namespace voxgemm::cpu

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "voxgemm/types.h"
+
+namespace voxgemm::cpu {
+
+// The arithmetic of one instruction set for one dtype: the only code that is compiled several times. The
+// drivers (convolution.cpp, weight_gradient.cpp) walk schedules, share work among threads and own all memory;
+// an engine multiplies what it is given. All arithmetic of one output element happens in one fixed order,
+// whatever rows stand beside it, so results do not depend on tiles' neighbours or threads.
+//
+// Weights are packed into panels: W [k, n] (k rows of the reduction, n columns) is cut into panels of
+// `panel_cols` columns; columns past n are zero. `k_step` rows are a unit of the packed form (2 for the
+// dot-product forms of bf16; AMX 32); k is padded to it with zeros, in the weights and in the gathered operand.
+
+struct PackArgs {
+  const void* weights;  // element (r, c) at weights + (r * k_stride + c * n_stride) * size_of(dtype)
+  int64_t k_stride;
+  int64_t n_stride;
+  int k;
+  int n;
+  void* packed;  // packed_bytes(k, n)
+};
+
+struct MultiplyArgs {
+  const void* x;            // dtype, row r at x + r * x_stride elements
+  int64_t x_stride;
+  int k;
+  int n;
+  const void* packed;       // of W [k, n]
+  const int32_t* in_rows;   // [pairs]
+  const int32_t* acc_rows;  // [pairs], distinct
+  int pairs;
+  float* acc;               // row r at acc + r * acc_stride; acc_stride >= n rounded up to panel_cols
+  int64_t acc_stride;
+  void* scratch;            // scratch_bytes(k), 64-byte aligned, of this worker
+};
+
+struct OuterArgs {
+  const void* x;            // [.., k]
+  int64_t x_stride;
+  const void* dy;           // [.., n]
+  int64_t dy_stride;
+  const int32_t* x_rows;    // [pairs]
+  const int32_t* dy_rows;   // [pairs]
+  int pairs;
+  int k;
+  int n;
+  float* dw;                // [k, n], row stride dw_stride
+  int64_t dw_stride;
+  void* scratch;
+};
+
+struct StoreArgs {
+  const float* acc;    // [n]
+  const void* bias;    // [n] of dtype, or null
+  void* y;             // [n] of dtype
+  int n;
+};
+
+struct Engine {
+  const char* isa;   // "v2", "v3", "v4", "v4bf16", "amx", "portable"
+  Dtype dtype;
+  int panel_cols;
+  // Sustained multiply-adds a second of one core, for the cost model (GFLOP/s of `multiply` at c = 64).
+  double gflops;
+  bool (*supported)();  // on the CPU that runs this
+  size_t (*packed_bytes)(int k, int n);
+  size_t (*scratch_bytes)(int k, int n);
+  void (*pack)(const PackArgs&);
+  // acc[acc_rows[i]] += x[in_rows[i]] W for every i.
+  void (*multiply)(const MultiplyArgs&);
+  // dw += sum over i, in order, of x[x_rows[i]]^T dy[dy_rows[i]].
+  void (*outer)(const OuterArgs&);
+  // y = acc + bias, rounded once.
+  void (*store)(const StoreArgs&);
+  // Writes the entries of indices [n] that are >= 0 to in_rows and their positions + first_position to
+  // positions; returns their number. Both outputs have room for n + 16.
+  int (*compact)(const int32_t* indices, int n, int32_t first_position, int32_t* in_rows,
+                 int32_t* positions);
+};
+
+// Engines of this build, best first.
+std::span<const Engine* const> engines();
+
+}  // namespace voxgemm::cpu

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The registry rows of the CPU: every engine with every way to build a schedule, and the reference.
+#include "cpu/kernels.h"
+
+#include <algorithm>
+
+#include "cpu/convolution.h"
+#include "cpu/engine.h"
+#include "cpu/reference.h"
+#include "cpu/weight_gradient.h"
+#include "voxgemm/error.h"
+
+namespace voxgemm::cpu {
+namespace {
+
+using Order = ScheduleOptions::Order;
+
+struct Variant {
+  Algorithm algorithm;
+  Order order;
+  int groups;  // by_mask; 0: as few as 32 taps a group allow
+  int slices;
+};
+
+constexpr Variant variants[] = {
+    {Algorithm::implicit_gemm, Order::natural, 1, 1},
+    {Algorithm::masked_implicit_gemm, Order::by_mask, 0, 1},
+    {Algorithm::explicit_gemm, Order::by_tap, 0, 1},
+    {Algorithm::implicit_gemm_splitk, Order::natural, 1, 3},
+    {Algorithm::masked_implicit_gemm_splitk, Order::by_mask, 0, 3},
+};
+
+const Engine& engine_of(const Kernel& kernel) { return *static_cast<const Engine*>(kernel.family); }
+
+const Variant& variant_of(const Kernel& kernel) {
+  return *std::find_if(std::begin(variants), std::end(variants),
+                       [&](const Variant& v) { return v.algorithm == kernel.algorithm; });
+}
+
+// The result's channels, which set the accumulator's width.
+int columns(const Problem& problem) {
+  return problem.pass == Pass::grad_input ? problem.c_in : problem.c_out;
+}
+
+std::string why_not(const Kernel& kernel, const Problem& problem) {
+  const Engine& engine = engine_of(kernel);
+  if (problem.device.kind != DeviceKind::cpu) return "runs on the CPU only";
+  if (engine.dtype != problem.dtype) return join("takes ", name(engine.dtype));
+  if (!kernel.unavailable.empty()) return kernel.unavailable;
+  if (kernel.slices == 1) return "";
+  if (problem.pass == Pass::grad_weight) return "the weight gradient is always cut in slices";
+  if (problem.geometry.taps() < kernel.slices) {
+    return join("has ", kernel.slices, " slices, the problem ", problem.geometry.taps(), " taps");
+  }
+  constexpr size_t most_bytes = size_t{32} << 20;
+  const size_t bytes = partial_bytes(kernel, problem.n_out, columns(problem));
+  return bytes <= most_bytes ? "" : join("its partial sums would take ", bytes >> 20, " MiB of 32");
+}
+
+// 128 rows keep tile, operand rows and one tap's weights in the second-level cache at 64 channels;
+// wider layers stream the weights from further away, and twice the rows halve that.
+ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
+  const Variant& variant = variant_of(kernel);
+  ScheduleOptions options;
+  options.order = variant.order;
+  options.tile_rows = columns(problem) > 64 ? 256 : 128;
+  options.chunk_rows = options.tile_rows;
+  if (variant.order == Order::natural) return options;
+  const int taps = problem.geometry.taps();
+  options.groups = variant.order == Order::by_tap ? taps : (taps + 31) / 32;
+  // An accumulator of half a MiB a worker.
+  const int rows = (512 << 10) / (4 * columns(problem));
+  options.chunk_rows = std::clamp(rows / options.tile_rows, 1, 16) * options.tile_rows;
+  return options;
+}
+
+// Arithmetic at the engine's rate, degraded where few columns leave registers unused, plus what a
+// pair and an index entry cost beside it.
+double cost(const Kernel& kernel, const Problem& problem) {
+  const Engine& engine = engine_of(kernel);
+  const Variant& variant = variant_of(kernel);
+  const int k = problem.pass == Pass::grad_input ? problem.c_out : problem.c_in;
+  const int n = columns(problem);
+  const double panels = (n + engine.panel_cols - 1) / engine.panel_cols;
+  const double arithmetic =
+      2.0 * problem.pairs * k * panels * engine.panel_cols / (engine.gflops * 1e9);
+  // Seconds a pair (read, add and write a row of n sums) and an index entry take, fitted on a 3 GHz
+  // core.
+  const double pairs = problem.pairs * (3e-9 + 0.1e-9 * (n + k));
+  const double visits = problem.n_out * static_cast<double>(problem.geometry.taps()) * 0.4e-9;
+  const bool sorted = variant.order != Order::natural;
+  const double building = sorted ? 40e-9 * problem.n_out + visits : 0.0;
+  const double slices = (kernel.slices - 1) * 1e-9 * problem.n_out * n;
+  // Slices are more tasks for many workers on a small cloud.
+  const double tasks = std::max(1.0, problem.n_out / 128.0) * kernel.slices;
+  const double workers = std::min<double>(problem.threads, tasks);
+  return 5e-6 + (arithmetic + pairs + visits + building + slices) / workers;
+}
+
+void launch(const Kernel& kernel, const Context& ctx, Pass pass, const ConvArgs& args) {
+  if (pass == Pass::grad_weight) return weight_gradient(kernel, ctx, args);
+  convolve(kernel, ctx, args);
+}
+
+}  // namespace
+
+std::vector<Kernel> kernels() {
+  std::vector<Kernel> rows;
+  for (const Engine* engine : engines()) {
+    // Asking the CPU is slow in virtual machines.
+    const std::string unavailable =
+        engine->supported() ? "" : join("this CPU has no ", engine->isa);
+    for (const Variant& variant : variants) {
+      rows.push_back(
+          {.name = join(name(variant.algorithm), "_cpu/", name(engine->dtype), "/", engine->isa),
+           .algorithm = variant.algorithm,
+           .slices = variant.slices,
+           .unavailable = unavailable,
+           .why_not = why_not,
+           .cost = cost,
+           .schedule = schedule,
+           .launch = launch,
+           .family = engine});
+    }
+  }
+  rows.push_back(reference_kernel());
+  return rows;
+}
+
+}  // namespace voxgemm::cpu

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// bf16 and f16 by AMX tiles: 16 x 16 f32 sums of products of 16 x 32 by 32 x 16 elements. Two tiles of rows
+// times two of columns make four sums per step of 32 k, so each loaded tile is used twice.
+//
+//   multiply: A = rows of x, copied together with zeros up to whole steps; B = the packed panel; sums go
+//             through memory, from where they are added to the scattered rows of acc.
+//   outer:    A = x transposed, B = rows of dy, pairs interleaved in words of two; sums are tiles of dw.
+//
+// Tiles take subnormal operands for zeros. Transposing x costs 64 shuffles per 32 pairs x 16 columns, about a
+// quarter of what the same products cost in f32.
+
+#include "cpu/simd/dot_bf16.h"
+
+namespace voxgemm::cpu::VOXGEMM_ISA {
+namespace {
+
+#if defined(__AMX_TILE__)
+
+// Tile numbers: sums 0 to 3 (row tile * 2 + column tile), A 4 and 5, B 6 and 7; all 16 rows of 64 bytes.
+struct TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+alignas(64) constexpr TileConfig tile_config;
+
+constexpr int tile = 16;           // rows, and words of a row
+constexpr int step = 2 * tile;     // elements of the reduction in one product
+constexpr int line = 4 * tile;     // bytes of a tile's row
+
+// The compiler does not know that tile loads read memory.
+[[gnu::always_inline]] inline void memory_is_read() { asm volatile("" ::: "memory"); }
+
+// Tile operations take their numbers as text, so each combination is written out.
+template <class T, int row_tiles, int col_tiles>
+[[gnu::always_inline]] inline void multiply_tiles() {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (col_tiles == 2) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (row_tiles == 2) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (row_tiles == 2 && col_tiles == 2) _tile_dpbf16ps(3, 5, 7);
+  } else {
+    // GCC 12 has no intrinsic for AMX-FP16.
+    asm volatile("tdpfp16ps %tmm6, %tmm4, %tmm0");
+    if constexpr (col_tiles == 2) asm volatile("tdpfp16ps %tmm7, %tmm4, %tmm1");
+    if constexpr (row_tiles == 2) asm volatile("tdpfp16ps %tmm6, %tmm5, %tmm2");
+    if constexpr (row_tiles == 2 && col_tiles == 2) asm volatile("tdpfp16ps %tmm7, %tmm5, %tmm3");
+  }
+}
+
+template <int row_tiles, int col_tiles>
+[[gnu::always_inline]] inline void clear_sums() {
+  _tile_zero(0);
+  if constexpr (col_tiles == 2) _tile_zero(1);
+  if constexpr (row_tiles == 2) _tile_zero(2);
+  if constexpr (row_tiles == 2 && col_tiles == 2) _tile_zero(3);
+}
+
+// Strides in bytes, of rows.
+template <int row_tiles, int col_tiles>
+[[gnu::always_inline]] inline void load_sums(const float* from, int64_t stride) {
+  memory_is_read();
+  _tile_loadd(0, from, stride);
+  if constexpr (col_tiles == 2) _tile_loadd(1, from + tile, stride);
+  if constexpr (row_tiles == 2) _tile_loadd(2, from + tile * stride / 4, stride);
+  if constexpr (row_tiles == 2 && col_tiles == 2) _tile_loadd(3, from + tile * stride / 4 + tile, stride);
+}
+
+template <int row_tiles, int col_tiles>
+[[gnu::always_inline]] inline void store_sums(float* to, int64_t stride) {
+  _tile_stored(0, to, stride);
+  if constexpr (col_tiles == 2) _tile_stored(1, to + tile, stride);
+  if constexpr (row_tiles == 2) _tile_stored(2, to + tile * stride / 4, stride);
+  if constexpr (row_tiles == 2 && col_tiles == 2) _tile_stored(3, to + tile * stride / 4 + tile, stride);
+}
+
+// The operands of a square of up to 2 x 2 sums.
+struct Square {
+  const char* a;
+  int64_t a_stride;
+  const char* b;
+  int64_t b_stride;
+  int steps;
+};
+
+template <class T, int row_tiles, int col_tiles>
+[[gnu::always_inline]] inline void add_products(const Square& s) {
+  const char* a = s.a;
+  const char* b = s.b;
+  memory_is_read();
+  for (int i = 0; i < s.steps; ++i) {
+    _tile_loadd(4, a, s.a_stride);
+    _tile_loadd(6, b, s.b_stride);
+    if constexpr (row_tiles == 2) _tile_loadd(5, a + tile * s.a_stride, s.a_stride);
+    if constexpr (col_tiles == 2) _tile_loadd(7, b + line, s.b_stride);
+    multiply_tiles<T, row_tiles, col_tiles>();
+    a += line;
+    b += tile * s.b_stride;
+  }
+}
+
+// An odd number of cache lines per row spreads the rows of a tile over all sets of a cache.
+constexpr int tile_row_bytes(int words) { return ((words + tile - 1) / tile | 1) * line; }
+
+constexpr int height_of(int k) { return round_up((k + 1) / 2, tile); }
+
+// Sums of the square, added to its `rows` rows of acc.
+struct Target {
+  const int32_t* acc_rows;
+  int rows;
+  float* acc;
+  int64_t acc_stride;
+};
+
+template <class T, int row_tiles, int col_tiles>
+void multiply_square(const Square& s, const Target& t) {
+  alignas(64) float sums[row_tiles * tile][col_tiles * tile];
+  clear_sums<row_tiles, col_tiles>();
+  add_products<T, row_tiles, col_tiles>(s);
+  store_sums<row_tiles, col_tiles>(sums[0], sizeof sums[0]);
+  for (int i = 0; i < t.rows; ++i) {
+    float* acc = t.acc + t.acc_rows[i] * t.acc_stride;
+    for (int v = 0; v < col_tiles; ++v) {
+      store(acc + v * lanes, load<F32s>(acc + v * lanes) + load<F32s>(sums[i] + v * lanes));
+    }
+  }
+}
+
+template <class T>
+void multiply_squares(const Rows& r, const MultiplyArgs& a, int rows) {
+  const int height = height_of(a.k);
+  const Cut panels(vectors_of(a.n), panel_vectors);
+  const char* panel = r.panel;
+  float* acc = r.acc;
+  for (int p = 0; p < panels.pieces; ++p) {
+    const int vectors = panels.size(p);
+    for (int row = 0; row < rows; row += 2 * tile) {
+      const int rest = rows - row;
+      for (int v = 0; v < vectors; v += 2) {
+        const Square s = {.a = r.x + row * r.x_stride, .a_stride = r.x_stride, .b = panel + v * line,
+                          .b_stride = vectors * line, .steps = height / tile};
+        const Target t = {.acc_rows = r.acc_rows + row, .rows = rest < 2 * tile ? rest : 2 * tile,
+                          .acc = acc + v * lanes, .acc_stride = r.acc_stride};
+        if (rest > tile && v + 1 < vectors) multiply_square<T, 2, 2>(s, t);
+        if (rest > tile && v + 1 == vectors) multiply_square<T, 2, 1>(s, t);
+        if (rest <= tile && v + 1 < vectors) multiply_square<T, 1, 2>(s, t);
+        if (rest <= tile && v + 1 == vectors) multiply_square<T, 1, 1>(s, t);
+      }
+    }
+    panel += static_cast<size_t>(height) * vectors * line;
+    acc += vectors * lanes;
+  }
+}
+
+template <class T>
+void multiply_amx(const MultiplyArgs& a) {
+  if (a.pairs == 0) return;
+  _tile_loadconfig(&tile_config);
+  multiply_copies<T>(
+      a, tile_row_bytes(height_of(a.k)),
+      [&](const T* from, char* to) {
+        for (int i = 0; i < a.k; i += step) {
+          const int rest = a.k - i;
+          const __mmask32 inside = rest >= step ? ~0U : (1U << rest) - 1;
+          store(to + i * 2, _mm512_maskz_loadu_epi16(inside, from + i));
+        }
+      },
+      [&](const Rows& r, int rows) { multiply_squares<T>(r, a, rows); });
+  // A thread without tile state is cheaper to switch.
+  _tile_release();
+}
+
+using U64s [[gnu::vector_size(64)]] = uint64_t;
+
+// Pairs of words from the low and the high halves of each 128-bit lane of two rows.
+[[gnu::always_inline]] inline U32s low_words(U32s a, U32s b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+}
+[[gnu::always_inline]] inline U32s high_words(U32s a, U32s b) {
+  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+}
+[[gnu::always_inline]] inline U64s low_pairs(U32s a, U32s b) {
+  return __builtin_shufflevector((U64s)a, (U64s)b, 0, 8, 2, 10, 4, 12, 6, 14);
+}
+[[gnu::always_inline]] inline U64s high_pairs(U32s a, U32s b) {
+  return __builtin_shufflevector((U64s)a, (U64s)b, 1, 9, 3, 11, 5, 13, 7, 15);
+}
+// Lanes 0 and 2, or 1 and 3, of two rows.
+[[gnu::always_inline]] inline U64s even_lanes(U64s a, U64s b) {
+  return __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13);
+}
+[[gnu::always_inline]] inline U64s odd_lanes(U64s a, U64s b) {
+  return __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15);
+}
+
+// 16 x 16 words, in place.
+[[gnu::always_inline]] inline void transpose(U32s (&r)[tile]) {
+  U32s t[tile];
+#pragma GCC unroll 16
+  for (int i = 0; i < tile; i += 2) {
+    t[i] = low_words(r[i], r[i + 1]);
+    t[i + 1] = high_words(r[i], r[i + 1]);
+  }
+  // q[4 g + c]: in each lane l, column 4 l + c of rows 4 g to 4 g + 3.
+  U64s q[tile];
+#pragma GCC unroll 16
+  for (int i = 0; i < tile; i += 4) {
+    q[i] = low_pairs(t[i], t[i + 2]);
+    q[i + 1] = high_pairs(t[i], t[i + 2]);
+    q[i + 2] = low_pairs(t[i + 1], t[i + 3]);
+    q[i + 3] = high_pairs(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < 4; ++c) {
+    const U64s even_top = even_lanes(q[c], q[4 + c]);
+    const U64s odd_top = odd_lanes(q[c], q[4 + c]);
+    const U64s even_bottom = even_lanes(q[8 + c], q[12 + c]);
+    const U64s odd_bottom = odd_lanes(q[8 + c], q[12 + c]);
+    r[c] = (U32s)even_lanes(even_top, even_bottom);
+    r[4 + c] = (U32s)even_lanes(odd_top, odd_bottom);
+    r[8 + c] = (U32s)odd_lanes(even_top, even_bottom);
+    r[12 + c] = (U32s)odd_lanes(odd_top, odd_bottom);
+  }
+}
+
+// The operands of `outer` in scratch: words of two pairs, zeros past the last pair and column.
+struct OuterTiles {
+  static constexpr int most_words = 128;  // 8 steps: loading and storing sums is small beside them
+  int k_rows;
+  int x_bytes;   // of a row of x transposed, [k_rows, words]
+  int dy_bytes;  // of a row of dy, [words, n]
+  int words;     // pairs / 2 at a time
+  char* x;
+  char* dy;
+  OuterTiles(int k, int n, void* scratch) : k_rows(round_up(k, tile)), dy_bytes(tile_row_bytes(n)) {
+    // 512 KB of a second-level cache of 2 MB, which all CPUs with tiles have.
+    words = most_words;
+    while (words > tile && size(words) > 512 * 1024) words /= 2;
+    x_bytes = tile_row_bytes(words);
+    x = static_cast<char*>(scratch);
+    dy = x + static_cast<size_t>(k_rows) * x_bytes;
+  }
+  size_t size(int count) const {
+    return static_cast<size_t>(k_rows) * tile_row_bytes(count) + static_cast<size_t>(count) * dy_bytes;
+  }
+  size_t bytes() const { return size(words); }
+};
+
+// Fills the operands with pairs [first, first + 2 * words) and returns the number of steps.
+template <class T>
+int fill(const OuterTiles& o, const OuterArgs& a, int first) {
+  const int pairs = a.pairs - first < 2 * o.words ? a.pairs - first : 2 * o.words;
+  const int words = round_up((pairs + 1) / 2, tile);
+  const T* x[step];
+  for (int w0 = 0; w0 < words; w0 += tile) {
+    for (int i = 0; i < step; ++i) {
+      const int p = 2 * w0 + i;
+      x[i] = p < pairs ? static_cast<const T*>(a.x) + a.x_rows[first + p] * a.x_stride : nullptr;
+    }
+    for (int c = 0; c < a.k; c += tile) {
+      U32s square[tile];
+#pragma GCC unroll 16
+      for (int w = 0; w < tile; ++w) square[w] = words_of(x[2 * w], x[2 * w + 1], {c, a.k});
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < tile; ++i) {
+        store(o.x + (c + i) * static_cast<int64_t>(o.x_bytes) + w0 * 4, square[i]);
+      }
+    }
+  }
+  for (int w = 0; w < words; ++w) {
+    const T* row[2];
+    for (int i = 0; i < 2; ++i) {
+      const int p = 2 * w + i;
+      row[i] = p < pairs ? static_cast<const T*>(a.dy) + a.dy_rows[first + p] * a.dy_stride : nullptr;
+    }
+    for (int c = 0; c < a.n; c += tile) {
+      store(o.dy + w * static_cast<int64_t>(o.dy_bytes) + c * 4, words_of(row[0], row[1], {c, a.n}));
+    }
+  }
+  return words / tile;
+}
+
+// A square of dw of up to 2 x 2 tiles, of which rows x cols exist.
+struct OuterTarget {
+  float* dw;
+  int64_t dw_stride;
+  int rows;
+  int cols;
+};
+
+template <class T, int row_tiles, int col_tiles>
+void outer_square(const Square& s, const OuterTarget& t) {
+  if (t.rows == row_tiles * tile && t.cols == col_tiles * tile) {
+    load_sums<row_tiles, col_tiles>(t.dw, t.dw_stride * 4);
+    add_products<T, row_tiles, col_tiles>(s);
+    store_sums<row_tiles, col_tiles>(t.dw, t.dw_stride * 4);
+    return;
+  }
+  alignas(64) float sums[row_tiles * tile][col_tiles * tile] = {};
+  for (int i = 0; i < t.rows; ++i) std::memcpy(sums[i], t.dw + i * t.dw_stride, t.cols * sizeof(float));
+  load_sums<row_tiles, col_tiles>(sums[0], sizeof sums[0]);
+  add_products<T, row_tiles, col_tiles>(s);
+  store_sums<row_tiles, col_tiles>(sums[0], sizeof sums[0]);
+  for (int i = 0; i < t.rows; ++i) std::memcpy(t.dw + i * t.dw_stride, sums[i], t.cols * sizeof(float));
+}
+
+template <class T>
+void outer_amx(const OuterArgs& a) {
+  if (a.pairs == 0) return;
+  _tile_loadconfig(&tile_config);
+  const OuterTiles o(a.k, a.n, a.scratch);
+  const auto at_most = [](int value) { return value < 2 * tile ? value : 2 * tile; };
+  for (int first = 0; first < a.pairs; first += 2 * o.words) {
+    const int steps = fill<T>(o, a, first);
+    for (int n = 0; n < a.n; n += 2 * tile) {
+      for (int k = 0; k < a.k; k += 2 * tile) {
+        const Square s = {.a = o.x + k * static_cast<int64_t>(o.x_bytes), .a_stride = o.x_bytes,
+                          .b = o.dy + n * 4, .b_stride = o.dy_bytes, .steps = steps};
+        const OuterTarget t = {.dw = a.dw + k * a.dw_stride + n, .dw_stride = a.dw_stride,
+                               .rows = at_most(a.k - k), .cols = at_most(a.n - n)};
+        if (t.rows > tile && t.cols > tile) outer_square<T, 2, 2>(s, t);
+        if (t.rows > tile && t.cols <= tile) outer_square<T, 2, 1>(s, t);
+        if (t.rows <= tile && t.cols > tile) outer_square<T, 1, 2>(s, t);
+        if (t.rows <= tile && t.cols <= tile) outer_square<T, 1, 1>(s, t);
+      }
+    }
+  }
+  _tile_release();
+}
+
+#endif
+
+}  // namespace
+}  // namespace voxgemm::cpu::VOXGEMM_ISA

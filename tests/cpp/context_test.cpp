@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "voxgemm/context.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "voxgemm/error.h"
+
+namespace voxgemm {
+namespace {
+
+TEST(ContextCpu, TakesThreads) {
+  EXPECT_EQ(Context::cpu(1).threads, 1);
+  EXPECT_EQ(Context::cpu(5).threads, 5);
+  EXPECT_GE(Context::cpu().threads, 1);
+  EXPECT_EQ(Context::cpu().device, Device{});
+  try {
+    Context::cpu(-2);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    EXPECT_STREQ(error.what(), "threads is -2, expected 0 (all) or more");
+  }
+}
+
+TEST(MakeMatrix, IsAlignedAndContiguous) {
+  const Context ctx = Context::cpu(1);
+  for (const Dtype dtype : {Dtype::f16, Dtype::f64, Dtype::i32}) {
+    for (const int64_t rows : {0, 1, 7}) {
+      const Matrix matrix = make_matrix(ctx, rows, 5, dtype);
+      EXPECT_EQ(matrix.rows, rows);
+      EXPECT_EQ(matrix.cols, 5);
+      EXPECT_EQ(matrix.stride, 5);
+      EXPECT_EQ(matrix.dtype, dtype);
+      EXPECT_EQ(matrix.device, ctx.device);
+      EXPECT_EQ(matrix.empty(), rows == 0);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(matrix.data) % 64, 0U);
+    }
+  }
+}
+
+TEST(MakeMatrix, LivesAsLongAsACopy) {
+  Matrix copy;
+  {
+    const Matrix matrix = make_matrix(Context::cpu(2), 3, 2, Dtype::i32);
+    *matrix.row<int32_t>(2) = 42;
+    copy = matrix;
+  }
+  EXPECT_EQ(*copy.row<int32_t>(2), 42);
+}
+
+std::string out_of_memory(int64_t rows, int64_t cols) {
+  try {
+    make_matrix(Context::cpu(1), rows, cols, Dtype::f64);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::out_of_memory);
+    return error.what();
+  }
+  return "";
+}
+
+TEST(MakeMatrix, RefusesMoreThanMemoryHolds) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer ends the program where an allocation fails";
+#endif
+  EXPECT_EQ(out_of_memory(int64_t{1} << 40, 1 << 16), "no memory for 576460752303423488 bytes");
+}
+
+TEST(MakeMatrix, RefusesMoreBytesThanItCanCount) {
+  EXPECT_EQ(out_of_memory(int64_t{1} << 40, int64_t{1} << 40),
+            "no memory for a 1099511627776 x 1099511627776 matrix of f64");
+  EXPECT_EQ(out_of_memory(int64_t{1} << 40, 1 << 20),
+            "no memory for a 1099511627776 x 1048576 matrix of f64");
+}
+
+// The contexts that a user may hand over: own threads, one thread, a body after the other, fresh threads.
+std::vector<Context> contexts() {
+  std::vector<Context> list = {Context::cpu(1), Context::cpu(2), Context::cpu(7)};
+  Context serial = Context::cpu(4);
+  serial.run = [](int workers, const std::function<void(int)>& body) {
+    for (int worker = workers - 1; worker >= 0; --worker) body(worker);
+  };
+  list.push_back(serial);
+  Context fresh = Context::cpu(4);
+  fresh.run = [](int workers, const std::function<void(int)>& body) {
+    std::vector<std::thread> threads;
+    for (int worker = 0; worker < workers; ++worker) threads.emplace_back(body, worker);
+    for (std::thread& thread : threads) thread.join();
+  };
+  list.push_back(fresh);
+  return list;
+}
+
+TEST(ParallelFor, RunsEveryTaskOnceAndEachWorkersInRisingOrder) {
+  for (const Context& ctx : contexts()) {
+    for (const int64_t tasks : {-1, 0, 1, 3, 1000}) {
+      SCOPED_TRACE(join(ctx.threads, " threads, ", tasks, " tasks"));
+      const int64_t workers = std::min<int64_t>(ctx.threads, std::max<int64_t>(tasks, 0));
+      std::vector<std::atomic<int>> runs(std::max<int64_t>(tasks, 0));
+      std::vector<std::vector<int64_t>> lists(ctx.threads);
+      std::vector<std::atomic<int>> inside(ctx.threads);
+      parallel_for(ctx, tasks, [&](int64_t task, int worker) {
+        ASSERT_GE(worker, 0);
+        ASSERT_LT(worker, workers);
+        // A worker's memory is its own: no two tasks of a worker at once.
+        ASSERT_EQ(inside[worker]++, 0);
+        ++runs[task];
+        lists[worker].push_back(task);
+        --inside[worker];
+      });
+      for (const auto& count : runs) EXPECT_EQ(count, 1);
+      for (const auto& list : lists) {
+        for (size_t i = 1; i < list.size(); ++i) EXPECT_LT(list[i - 1], list[i]);
+      }
+    }
+  }
+}
+
+TEST(ParallelFor, RethrowsOnceAllWorkersHaveStopped) {
+  for (const Context& ctx : contexts()) {
+    SCOPED_TRACE(join(ctx.threads, " threads"));
+    std::atomic<int> inside = 0;
+    std::atomic<int64_t> ran = 0;
+    constexpr int64_t tasks = 1 << 20;
+    try {
+      parallel_for(ctx, tasks, [&](int64_t task, int) {
+        ++inside;
+        ++ran;
+        if (task == 3) {
+          --inside;
+          throw std::runtime_error("task 3");
+        }
+        --inside;
+      });
+      FAIL() << "no exception";
+    } catch (const std::runtime_error& error) {
+      EXPECT_STREQ(error.what(), "task 3");
+    }
+    EXPECT_EQ(inside, 0);
+    EXPECT_LT(ran, tasks) << "tasks are not handed out after an exception";
+    // The context still works.
+    std::atomic<int> after = 0;
+    parallel_for(ctx, 10, [&](int64_t, int) { ++after; });
+    EXPECT_EQ(after, 10);
+  }
+}
+
+TEST(ParallelFor, ManyExceptionsGiveOne) {
+  for (const Context& ctx : contexts()) {
+    EXPECT_THROW(parallel_for(ctx, 100, [](int64_t task, int) { throw Error(
+                                 ErrorCode::unsupported, std::to_string(task)); }),
+                 Error);
+  }
+}
+
+TEST(ParallelFor, TwoHostThreadsShareAContext) {
+  const Context ctx = Context::cpu(3);
+  std::vector<std::thread> hosts;
+  std::atomic<int64_t> sum = 0;
+  for (int host = 0; host < 2; ++host) {
+    hosts.emplace_back([&] {
+      for (int repeat = 0; repeat < 200; ++repeat) {
+        std::vector<std::atomic<int>> inside(3);
+        parallel_for(ctx, 20, [&](int64_t task, int worker) {
+          EXPECT_EQ(inside[worker]++, 0);
+          sum += task;
+          --inside[worker];
+        });
+      }
+    });
+  }
+  for (std::thread& host : hosts) host.join();
+  EXPECT_EQ(sum, 2 * 200 * 190);
+}
+
+TEST(ParallelFor, WritesOfTasksAreSeenAfterIt) {
+  const Context ctx = Context::cpu(4);
+  std::vector<int> values(1000);
+  for (int round = 1; round <= 50; ++round) {
+    parallel_for(ctx, 1000, [&](int64_t task, int) { values[task] += static_cast<int>(task); });
+    for (int i = 0; i < 1000; ++i) ASSERT_EQ(values[i], i * round);
+  }
+}
+
+}  // namespace
+}  // namespace voxgemm

@@ -1,0 +1,514 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "voxgemm/plan.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <functional>
+
+#include "support/brute_force.h"
+
+namespace voxgemm::test {
+namespace {
+
+std::string message_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    return error.what();
+  }
+  return "no error";
+}
+
+// A layer of 3 -> 5 channels from 7 voxels in a line to the 4 of stride 2, every operand in its own memory. A test
+// changes one view and calls a pass, which must refuse it and write nothing.
+class Arguments : public ::testing::Test {
+ protected:
+  Arguments()
+      : c_(make_case(context(), "forward f32 conv2s2 3->5 line:7")),
+        operands_(make_operands(c_, Fill::integers)),
+        x_({7, 3}, Dtype::f32, operands_.x),
+        dy_({4, 5}, Dtype::f32, operands_.dy),
+        w_(weight_shape(c_), Dtype::f32, Layout::out_tap_in, operands_.w),
+        bias_({1, 5}, Dtype::f32, operands_.bias),
+        y_({4, 5}, Dtype::f32),
+        dx_({7, 3}, Dtype::f32),
+        dw_(weight_shape(c_), Dtype::f32, Layout::out_tap_in),
+        x(x_.ref()),
+        dy(dy_.ref()),
+        y(y_.ref()),
+        dx(dx_.ref()),
+        bias(bias_.ref()),
+        w(w_.ref()),
+        dw(dw_.ref()) {}
+
+  std::string forward() {
+    return untouched([&] { plan_.forward(context(), x, w, bias, y); });
+  }
+  std::string grad_input() {
+    return untouched([&] { plan_.grad_input(context(), dy, w, dx); });
+  }
+  std::string grad_weight() {
+    return untouched([&] { plan_.grad_weight(context(), x, dy, dw); });
+  }
+
+  std::string untouched(const std::function<void()>& pass) {
+    const auto bytes = [&] {
+      return std::vector{x_.elements().bytes(),  dy_.elements().bytes(), w_.elements().bytes(),
+                         bias_.elements().bytes(), y_.elements().bytes(),  dx_.elements().bytes(),
+                         dw_.elements().bytes()};
+    };
+    const auto before = bytes();
+    const std::string message = message_of(pass);
+    EXPECT_TRUE(before == bytes()) << "memory was written";
+    return message;
+  }
+
+  Case c_;
+  Operands operands_;
+  Buffer x_, dy_;
+  Weights w_;
+  Buffer bias_, y_, dx_;
+  Weights dw_;
+  Plan plan_ = Plan::make(context(), c_.map, plan_options(c_.problem, {}));
+
+  MatrixRef x, dy, y, dx, bias;
+  WeightsRef w, dw;
+};
+
+constexpr Device gpu = {DeviceKind::cuda, 1};
+
+TEST_F(Arguments, UnchangedAreTaken) {
+  plan_.forward(context(), x, w, bias, y);
+  EXPECT_EQ(y_.values(), brute_force(c_, operands_));
+}
+
+TEST_F(Arguments, WrongRows) {
+  x.rows = 6;
+  EXPECT_EQ(forward(), "x is 6 x 3, expected 7 x 3");
+  EXPECT_EQ(grad_weight(), "x is 6 x 3, expected 7 x 3");
+  dy.rows = 5;
+  EXPECT_EQ(grad_input(), "dy is 5 x 5, expected 4 x 5");
+  x = x_.ref();
+  EXPECT_EQ(grad_weight(), "dy is 5 x 5, expected 4 x 5");
+  y.rows = 7;
+  EXPECT_EQ(forward(), "y is 7 x 5, expected 4 x 5");
+  dy = dy_.ref();
+  dx.rows = 4;
+  EXPECT_EQ(grad_input(), "dx is 4 x 3, expected 7 x 3");
+}
+
+TEST_F(Arguments, WrongChannels) {
+  x.cols = 4;
+  EXPECT_EQ(forward(), "x is 7 x 4, expected 7 x 3");
+  x = x_.ref();
+  y.cols = 3;
+  EXPECT_EQ(forward(), "y is 4 x 3, expected 4 x 5");
+  y = y_.ref();
+  bias.cols = 4;
+  EXPECT_EQ(forward(), "the bias is 1 x 4, expected 1 x 5");
+  bias = bias_.ref();
+  w.c_in = 4;
+  EXPECT_EQ(forward(), "the weights have 4 input channels, expected 3");
+  EXPECT_EQ(grad_input(), "the weights have 4 input channels, expected 3");
+  w = w_.ref();
+  w.c_out = 3;
+  EXPECT_EQ(forward(), "the weights have 3 output channels, expected 5");
+  dw.c_out = 6;
+  EXPECT_EQ(grad_weight(), "the weights have 6 output channels, expected 5");
+}
+
+TEST_F(Arguments, WrongTaps) {
+  w.taps = 27;
+  EXPECT_EQ(forward(), "the weights have 27 taps, the kernel map has 8");
+  EXPECT_EQ(grad_input(), "the weights have 27 taps, the kernel map has 8");
+  dw.taps = 1;
+  EXPECT_EQ(grad_weight(), "the weights have 1 taps, the kernel map has 8");
+}
+
+TEST_F(Arguments, WrongDtypes) {
+  x.dtype = Dtype::f16;
+  EXPECT_EQ(forward(), "x has dtype f16, expected f32");
+  x = x_.ref();
+  y.dtype = Dtype::i32;
+  EXPECT_EQ(forward(), "y has dtype i32, expected f32");
+  y = y_.ref();
+  w.dtype = Dtype::f64;
+  EXPECT_EQ(forward(), "the weights have dtype f64, expected f32");
+  w = w_.ref();
+  bias.dtype = Dtype::bf16;
+  EXPECT_EQ(forward(), "the bias has dtype bf16, expected f32");
+  dy.dtype = Dtype::f64;
+  EXPECT_EQ(grad_input(), "dy has dtype f64, expected f32");
+  dy = dy_.ref();
+  dx.dtype = Dtype::f16;
+  EXPECT_EQ(grad_input(), "dx has dtype f16, expected f32");
+  dw.dtype = Dtype::f16;
+  EXPECT_EQ(grad_weight(), "the weight gradient has dtype f16, expected f32 or f32");
+}
+
+TEST_F(Arguments, WrongDevices) {
+  for (auto* matrix : {&x, &y, &bias}) {
+    const MatrixRef before = *matrix;
+    matrix->device = gpu;
+    const std::string message = forward();
+    EXPECT_TRUE(message.ends_with(" is on cuda:1, expected cpu")) << message;
+    *matrix = before;
+  }
+  w.device = gpu;
+  EXPECT_EQ(forward(), "the weights are on cuda:1, expected cpu");
+  EXPECT_EQ(grad_input(), "the weights are on cuda:1, expected cpu");
+  dw.device = gpu;
+  EXPECT_EQ(grad_weight(), "the weights are on cuda:1, expected cpu");
+  dx.device = gpu;
+  w = w_.ref();
+  EXPECT_EQ(grad_input(), "dx is on cuda:1, expected cpu");
+  dy.device = gpu;
+  EXPECT_EQ(grad_input(), "dy is on cuda:1, expected cpu");
+  EXPECT_EQ(grad_weight(), "dy is on cuda:1, expected cpu");
+}
+
+TEST_F(Arguments, RowsThatOverlapTheNext) {
+  x.stride = 2;
+  EXPECT_EQ(forward(), "x has rows 2 elements apart, expected at least 3");
+  EXPECT_EQ(grad_weight(), "x has rows 2 elements apart, expected at least 3");
+  x = x_.ref();
+  y.stride = 0;
+  EXPECT_EQ(forward(), "y has rows 0 elements apart, expected at least 5");
+  dy.stride = -5;
+  EXPECT_EQ(grad_input(), "dy has rows -5 elements apart, expected at least 5");
+}
+
+TEST_F(Arguments, WithoutMemory) {
+  x.data = nullptr;
+  EXPECT_EQ(forward(), "x has no memory");
+  x = x_.ref();
+  y.data = nullptr;
+  EXPECT_EQ(forward(), "y has no memory");
+  y = y_.ref();
+  bias.data = nullptr;
+  EXPECT_EQ(forward(), "the bias has no memory");
+  w.data = nullptr;
+  EXPECT_EQ(forward(), "the weights have no memory");
+  EXPECT_EQ(grad_input(), "the weights have no memory");
+  dw.data = nullptr;
+  EXPECT_EQ(grad_weight(), "the weights have no memory");
+}
+
+// Views into one memory, the output on the last element of the input; should the check fail, all is written
+// inside this memory.
+TEST_F(Arguments, OutputsOnInputs) {
+  std::vector<float> memory(1000);
+  float* const input = memory.data();
+  const auto last = [](const MatrixRef& m) { return m.row<float>(m.rows - 1) + m.cols - 1; };
+  x.data = input;
+  y.data = last(x);
+  EXPECT_EQ(forward(), "y shares memory with x");
+  std::swap(x.data, y.data);
+  x.data = last(y);
+  EXPECT_EQ(forward(), "y shares memory with x");
+  x = x_.ref();
+  bias.data = input;
+  y.data = last(bias);
+  EXPECT_EQ(forward(), "y shares memory with the bias");
+  bias = bias_.ref();
+  w.data = input;
+  y.data = input + weight_shape(c_).size() - 1;
+  EXPECT_EQ(forward(), "y shares memory with the weights");
+  dx.data = y.data;
+  EXPECT_EQ(grad_input(), "dx shares memory with the weights");
+  w = w_.ref();
+  dy.data = input;
+  dx.data = last(dy);
+  EXPECT_EQ(grad_input(), "dx shares memory with dy");
+  dw.data = last(dy);
+  EXPECT_EQ(grad_weight(), "the weight gradient shares memory with dy");
+  dy = dy_.ref();
+  x.data = input;
+  dw.data = last(x);
+  EXPECT_EQ(grad_weight(), "the weight gradient shares memory with x");
+}
+
+// An output may follow its input at once.
+TEST_F(Arguments, OutputsBehindInputs) {
+  std::vector<float> memory(1000);
+  x.data = memory.data();
+  y.data = x.as<float>() + 7 * 3;
+  for (size_t i = 0; i < operands_.x.size(); ++i) memory[i] = static_cast<float>(operands_.x[i]);
+  plan_.forward(context(), x, w, bias, y);
+  const std::vector<double> expected = brute_force(c_, operands_);
+  for (size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(y.as<float>()[i], expected[i]);
+}
+
+// Two column slices of one matrix, as a concatenation has them, share no element.
+TEST_F(Arguments, OutputsBesideInputs) {
+  const Case c = make_case(context(), "forward f32 subm3 3->5 line:7");
+  const Operands operands = make_operands(c, Fill::integers);
+  const Buffer whole({7, 8}, Dtype::f32);
+  MatrixRef left = whole.ref();
+  left.cols = 3;
+  MatrixRef right = whole.ref();
+  right.cols = 5;
+  right.data = left.as<float>() + 3;
+  for (int64_t r = 0; r < 7; ++r) {
+    for (int64_t k = 0; k < 3; ++k) left.row<float>(r)[k] = static_cast<float>(operands.x[r * 3 + k]);
+  }
+  const Weights w(weight_shape(c), Dtype::f32, Layout::out_tap_in, operands.w);
+  Plan plan = Plan::make(context(), c.map, plan_options(c.problem, {}));
+  plan.forward(context(), left, w.ref(), bias_.ref(), right);
+  Operands with_bias = operands;
+  with_bias.bias = operands_.bias;
+  const std::vector<double> expected = brute_force(c, with_bias);
+  for (int64_t r = 0; r < 7; ++r) {
+    for (int64_t n = 0; n < 5; ++n) ASSERT_EQ(right.row<float>(r)[n], expected[r * 5 + n]);
+  }
+  right.data = left.as<float>() + 2;
+  EXPECT_EQ(message_of([&] { plan.forward(context(), left, w.ref(), bias_.ref(), right); }),
+            "y shares memory with x");
+}
+
+TEST(PlanMake, ChecksItsOptions) {
+  const Case c = make_case(context(), "forward f32 subm3 3->5 line:7");
+  const auto message = [&](const PlanOptions& options) {
+    return message_of([&] { Plan::make(context(), c.map, options); });
+  };
+  EXPECT_EQ(message({.c_in = 0, .c_out = 5}), "c_in is 0, expected at least 1");
+  EXPECT_EQ(message({.c_in = 3, .c_out = -1}), "c_out is -1, expected at least 1");
+  EXPECT_EQ(message({.c_in = 3, .c_out = 5, .dtype = Dtype::i32}),
+            "dtype is i32, expected f16, bf16, f32 or f64");
+  KernelMap wrong = c.map;
+  wrong.neighbours.rows = 26;
+  EXPECT_EQ(message_of([&] { Plan::make(context(), wrong, {.c_in = 3, .c_out = 5}); }),
+            "the map's neighbour table is 26 x 7 i32, expected 27 x 7 i32");
+  wrong = c.map;
+  wrong.n_out = 8;
+  EXPECT_EQ(message_of([&] { Plan::make(context(), wrong, {.c_in = 3, .c_out = 5}); }),
+            "the map's neighbour table is 27 x 7 i32, expected 27 x 8 i32");
+}
+
+TEST(PlanMake, ImpossibleFilterIsRefusedBeforeAnythingIsWritten) {
+  const Case c = make_case(context(), "forward f32 subm3 3->5 line:7");
+  const Operands operands = make_operands(c, Fill::integers);
+  for (const Pass pass : passes) {
+    try {
+      run(context(), c.with(pass, Dtype::f32), "no_such_kernel", operands);
+      FAIL();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::unsupported);
+    }
+  }
+}
+
+TEST(PlanKernel, IsTheChosenOne) {
+  const Case c = make_case(context(), "forward f16 conv3s2p1 16->33 random:129:8");
+  Plan plan = Plan::make(
+      context(), c.map,
+      {.c_in = 16,
+       .c_out = 33,
+       .dtype = Dtype::f16,
+       .operation = Operation::strided,
+       .filters = {Filter{.algorithms = {Algorithm::explicit_gemm}, .kernel = ""},
+                   Filter{.algorithms = {}, .kernel = "reference_cpu"}, Filter{}}});
+  EXPECT_EQ(plan.kernel(context(), Pass::forward).algorithm, Algorithm::explicit_gemm);
+  EXPECT_EQ(plan.kernel(context(), Pass::grad_input).name, "reference_cpu");
+  const Problem problem = plan.problem(context(), Pass::grad_weight);
+  EXPECT_EQ(&plan.kernel(context(), Pass::grad_weight), &choose(problem, {}));
+  EXPECT_EQ(problem.text(), "grad_weight f16 conv3s2p1 16->33");
+  EXPECT_EQ(problem.n_in, c.map.n_in);
+  EXPECT_EQ(problem.n_out, c.map.n_out);
+  EXPECT_EQ(problem.pairs, c.map.pairs());
+  EXPECT_EQ(problem.threads, context().threads);
+  // The backward convolution's sides are exchanged.
+  EXPECT_EQ(plan.problem(context(), Pass::grad_input).n_in, c.map.n_out);
+  EXPECT_EQ(plan.problem(context(), Pass::grad_input).n_out, c.map.n_in);
+}
+
+// Maps that have rows on one side only: outputs are the bias, gradients are zero.
+TEST(Plan, RowsOnOneSideOnly) {
+  const Geometry geometry{.size = {2, 2, 2}, .stride = {2, 2, 2}};
+  const Voxels line = cloud("line:7");
+  for (const bool rows_in : {false, true}) {
+    Case c{.problem = Problem::parse("forward f32 conv2s2 3->5"),
+           .in = rows_in ? line : Voxels{},
+           .out = rows_in ? Voxels{} : line,
+           .map = {}};
+    c.map = build_kernel_map(context(), coords_matrix(context(), c.in),
+                             coords_matrix(context(), c.out), geometry);
+    for (const Dtype dtype : {Dtype::f16, Dtype::f32, Dtype::f64}) {
+      for (const Pass pass : passes) {
+        const Case with = c.with(pass, dtype);
+        const Operands operands = make_operands(with, Fill::integers);
+        EXPECT_TRUE(same_bits(run(context(), with, Filter{}, operands), brute_force(with, operands)))
+            << with.problem.text();
+      }
+    }
+  }
+}
+
+// Matrices without rows need no memory, and the one result that is left is zero.
+TEST(Plan, NoRowsAtAll) {
+  const Case c = make_case(context(), "grad_weight f32 subm3 3->5 empty");
+  Plan plan = Plan::make(context(), c.map, plan_options(c.problem, {}));
+  const Weights w(weight_shape(c), Dtype::f32, Layout::slice,
+                  std::vector<double>(weight_shape(c).size(), 1));
+  const Weights dw(weight_shape(c), Dtype::f32, Layout::slice);
+  const MatrixRef x{.rows = 0, .cols = 3, .stride = 3};
+  const MatrixRef y{.rows = 0, .cols = 5, .stride = 5};
+  plan.forward(context(), x, w.ref(), std::nullopt, y);
+  plan.grad_input(context(), y, w.ref(), x);
+  plan.grad_weight(context(), x, y, dw.ref());
+  EXPECT_EQ(dw.values(), std::vector<double>(weight_shape(c).size(), 0));
+  EXPECT_EQ(dw.elements().written(), weight_shape(c).size());
+}
+
+TEST(Plan, BiasIsOptional) {
+  for (const Kernel& kernel : registry()) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
+      const Case c = make_case(context(), problem_text(Pass::forward, dtype, "subm3 6->17 line:33"));
+      if (!why_not(context(), c, kernel).empty()) continue;
+      Operands operands = make_operands(c, Fill::integers);
+      operands.bias.assign(17, 0.0);
+      Plan plan = Plan::make(context(), c.map,
+                             plan_options(c.problem, {.algorithms = {}, .kernel = kernel.name}));
+      const Buffer x({33, 6}, dtype, operands.x);
+      const Weights w(weight_shape(c), dtype, Layout::tap_in_out, operands.w);
+      const Buffer y({33, 17}, dtype);
+      plan.forward(context(), x.ref(), w.ref(), std::nullopt, y.ref());
+      EXPECT_TRUE(within_bound(y.values(), judge(context(), c, operands),
+                               {accumulator(kernel), dtype}))
+          << kernel.name;
+    }
+  }
+}
+
+TEST(Plan, TakesTheTransposedMapOfTheCaller) {
+  const Case c = make_case(context(), "grad_input f32 conv3s2p1 16->33 random:129:8");
+  const Operands operands = make_operands(c, Fill::reals);
+  const KernelMap transposed = transpose(context(), c.map);
+  PlanOptions options = plan_options(c.problem, {});
+  options.transposed = &transposed;
+  Plan plan = Plan::make(context(), c.map, options);
+  const Buffer dy({c.map.n_out, 33}, Dtype::f32, operands.dy);
+  const Weights w(weight_shape(c), Dtype::f32, Layout::out_tap_in, operands.w);
+  const Buffer dx({c.map.n_in, 16}, Dtype::f32);
+  plan.grad_input(context(), dy.ref(), w.ref(), dx.ref());
+  EXPECT_TRUE(same_bits(dx.values(), run(context(), c, Filter{}, operands)));
+}
+
+// A plan computes again with other operands, in any order of passes, also after it was moved.
+TEST(Plan, IsUsedAgain) {
+  const Case c = make_case(context(), "forward f32 subm3 6->6 shell:6");
+  Plan first = Plan::make(context(), c.map, plan_options(c.problem, {}));
+  std::optional<Plan> plan;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    Case named = c;
+    named.problem.cloud = std::to_string(repeat);  // other operands
+    const Operands operands = make_operands(named, Fill::integers);
+    const Buffer x({c.map.n_in, 6}, Dtype::f32, operands.x);
+    const Weights w(weight_shape(c), Dtype::f32, Layout::out_tap_in, operands.w);
+    const Buffer bias({1, 6}, Dtype::f32, operands.bias);
+    const Buffer y({c.map.n_out, 6}, Dtype::f32);
+    const Buffer dx({c.map.n_in, 6}, Dtype::f32);
+    Plan& used = plan ? *plan : first;
+    used.grad_input(context(), x.ref(), w.ref(), dx.ref());
+    used.forward(context(), x.ref(), w.ref(), bias.ref(), y.ref());
+    EXPECT_EQ(y.values(), brute_force(c, operands));
+    if (!plan) plan = std::move(first);
+  }
+}
+
+// Three rows 2^31 elements and more apart, in address space that is never filled: offsets need 64 bits.
+TEST(Plan, RowsFarApart) {
+  constexpr int64_t stride = (int64_t{1} << 31) + 7;
+  const Case c = make_case(context(), "forward f16 subm3 6->17 line:3");
+  const Operands operands = make_operands(c, Fill::integers);
+  const size_t bytes = 3 * stride * sizeof(Half);
+  const auto reserve = [&] {
+    return mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  };
+  void* const memory[] = {reserve(), reserve()};
+  if (memory[0] == MAP_FAILED || memory[1] == MAP_FAILED) {
+    GTEST_SKIP() << "no address space for 2 x " << bytes << " bytes";
+  }
+  const MatrixRef x{.data = memory[0], .rows = 3, .cols = 6, .stride = stride, .dtype = Dtype::f16};
+  const MatrixRef y{.data = memory[1], .rows = 3, .cols = 17, .stride = stride,
+                    .dtype = Dtype::f16};
+  for (int64_t i = 0; i < 18; ++i) store(operands.x[i], x.row<Half>(i / 6)[i % 6]);
+  const Weights w(weight_shape(c), Dtype::f16, Layout::out_tap_in, operands.w);
+  const Buffer bias({1, 17}, Dtype::f16, operands.bias);
+  const std::vector<double> expected = brute_force(c, operands);
+  for (const Kernel& kernel : registry()) {
+    if (!why_not(context(), c, kernel).empty()) continue;
+    Plan plan =
+        Plan::make(context(), c.map, plan_options(c.problem, {.algorithms = {}, .kernel = kernel.name}));
+    for (int64_t r = 0; r < 3; ++r) std::memset(y.row<Half>(r), 0xff, 17 * sizeof(Half));
+    plan.forward(context(), x, w.ref(), bias.ref(), y);
+    for (int64_t i = 0; i < 3 * 17; ++i) {
+      ASSERT_EQ(to_float(y.row<Half>(i / 17)[i % 17]), expected[i]) << kernel.name;
+    }
+    const Weights dw(weight_shape(c), Dtype::f16, Layout::out_tap_in);
+    plan.grad_weight(context(), x, y, dw.ref());
+    EXPECT_EQ(dw.elements().written(), weight_shape(c).size());
+  }
+  for (void* part : memory) munmap(part, bytes);
+}
+
+TEST(GradBias, SumsRowsInDoubleAndRoundsOnce) {
+  for (const int64_t rows : {0, 1, 31, 5000}) {
+    for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64}) {
+      for (const Dtype result : {Dtype::f16, Dtype::f32, Dtype::f64}) {
+        Random random(rows);
+        const std::vector<double> values = draw(rows * 7, Fill::reals, dtype, &random);
+        Sums sums{.values = std::vector<double>(7),
+                  .magnitudes = std::vector<double>(7),
+                  .terms = {static_cast<double>(rows)}};
+        for (int64_t i = 0; i < rows * 7; ++i) {
+          sums.values[i % 7] += values[i];
+          sums.magnitudes[i % 7] += std::fabs(values[i]);
+        }
+        const Buffer dy({rows, 7, 2}, dtype, values);
+        const Buffer db({1, 7}, result);
+        grad_bias(Context::cpu(1), dy.ref(), db.ref());
+        EXPECT_TRUE(within_bound(db.values(), sums, {Dtype::f64, result}));
+        for (const int threads : {2, 7}) {
+          const Buffer again({1, 7}, result);
+          grad_bias(Context::cpu(threads), dy.ref(), again.ref());
+          EXPECT_TRUE(same_bits(again.values(), db.values())) << threads << " threads";
+        }
+      }
+    }
+  }
+}
+
+TEST(GradBias, ChecksItsArguments) {
+  const Buffer dy({3, 7}, Dtype::f32, std::vector<double>(21, 1));
+  const Buffer db({1, 7}, Dtype::f32);
+  const auto message = [&](const MatrixRef& from, const MatrixRef& to) {
+    const std::string text = message_of([&] { grad_bias(context(), from, to); });
+    EXPECT_EQ(db.elements().written(), 0);
+    return text;
+  };
+  MatrixRef wrong = db.ref();
+  wrong.cols = 6;
+  EXPECT_EQ(message(dy.ref(), wrong), "db is 1 x 6, expected 1 x 7");
+  wrong = db.ref();
+  wrong.dtype = Dtype::i32;
+  EXPECT_EQ(message(dy.ref(), wrong), "dtype is i32, expected f16, bf16, f32 or f64");
+  wrong = dy.ref();
+  wrong.dtype = Dtype::i64;
+  EXPECT_EQ(message(wrong, db.ref()), "dtype is i64, expected f16, bf16, f32 or f64");
+  wrong = dy.ref();
+  wrong.device = gpu;
+  EXPECT_EQ(message(wrong, db.ref()), "dy is on cuda:1, expected cpu");
+  wrong = dy.ref();
+  wrong.data = nullptr;
+  EXPECT_EQ(message(wrong, db.ref()), "dy has no memory");
+  wrong = dy.ref();
+  wrong.stride = 6;
+  EXPECT_EQ(message(wrong, db.ref()), "dy has rows 6 elements apart, expected at least 7");
+}
+
+}  // namespace
+}  // namespace voxgemm::test

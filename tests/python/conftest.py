@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clouds, torch's dense convolutions as reference, and the error bound of the arithmetic."""
+
+from __future__ import annotations
+
+import torch
+from pytest import fixture
+from torch.nn import functional as F
+
+import voxgemm as vg
+
+
+class Clouds:
+    """Coordinates int32 [n, 4], all distinct unless said otherwise."""
+
+    @staticmethod
+    def grid(batch: int, shape: tuple[int, int, int]) -> torch.Tensor:
+        axes = [torch.arange(extent) for extent in (batch, *shape)]
+        return torch.cartesian_prod(*axes).int()
+
+    @staticmethod
+    def random(rows: int, extent: int = 8, batch: int = 2, seed: int = 0) -> torch.Tensor:
+        every = Clouds.grid(batch, (extent,) * 3)
+        generator = torch.Generator().manual_seed(seed)
+        return every[torch.randperm(len(every), generator=generator)[:rows]]
+
+
+def parts(coords: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(coords.long().T)
+
+
+def to_grid(rows: torch.Tensor, coords: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """[batch, channels, X, Y, Z], as large as the coordinates and the others' batches need."""
+    shape = (coords.amax(0) + 1).tolist() if len(coords) else [1] * 4
+    shape[0] = max([shape[0], *(int(other[:, 0].max()) + 1 for other in others if len(other))])
+    grid = rows.new_zeros((*shape, rows.shape[1])).index_put(parts(coords), rows)
+    return grid.permute(0, 4, 1, 2, 3)
+
+
+class Dense:
+    """Torch's dense convolutions between the sides (coords, out_coords), and so their gradients."""
+
+    @staticmethod
+    def conv(x, weight, bias, geometry, sides):
+        """The rows at out_coords for the rows x at coords; all coordinates >= 0."""
+        coords, out_coords = sides
+        grid = to_grid(x, coords, out_coords)
+        margins = []
+        for axis in (2, 1, 0):
+            k, s, p, d = (values[axis] for values in geometry)
+            last = int(out_coords[:, 1 + axis].max()) if len(out_coords) else 0
+            margins += [p, max(last * s + (k - 1) * d - p + 1 - grid.shape[2 + axis], 0)]
+        y = F.conv3d(
+            F.pad(grid, margins),
+            weight.permute(0, 4, 1, 2, 3),
+            bias,
+            stride=geometry.stride,
+            dilation=geometry.dilation,
+        )
+        return y.permute(0, 2, 3, 4, 1)[parts(out_coords)]
+
+    @staticmethod
+    def transposed(x, weight, bias, geometry, sides):
+        coords, out_coords = sides
+        y = F.conv_transpose3d(
+            to_grid(x, coords, out_coords),
+            weight.permute(4, 0, 1, 2, 3),
+            stride=geometry.stride,
+            dilation=geometry.dilation,
+        )
+        # Without padding the result begins `padding` voxels early; past its end nothing arrives.
+        at = out_coords.long().clone()
+        at[:, 1:] += torch.tensor(geometry.padding)
+        margins = [0] * 6
+        for axis in range(3):
+            margins[5 - 2 * axis] = max(int(at[:, 1 + axis].max()) + 1 - y.shape[2 + axis], 0)
+        y = F.pad(y, margins).permute(0, 2, 3, 4, 1)[tuple(at.T)]
+        return y if bias is None else y + bias
+
+
+def unit(dtype: torch.dtype) -> float:
+    """The largest relative error of one rounding."""
+    return torch.finfo(dtype).eps / 2
+
+
+def assert_within(actual, expected, magnitude, terms: int) -> None:
+    """|actual - expected| is at most what rounding can do to sums of products.
+
+    expected and magnitude, the sum of the products' absolute values, are float64. A sum of `terms`
+    products, added in any order in precision u, is off by at most terms * u / (1 - terms * u) *
+    magnitude; the library adds in float32 (float64 for float64) and rounds the result once to its
+    dtype; the reference was added in float64.
+    """
+    dtype = actual.dtype
+    assert expected.dtype == magnitude.dtype == torch.float64
+    assert actual.shape == expected.shape
+    if not actual.numel():
+        return
+    u = unit(torch.float64 if dtype == torch.float64 else torch.float32)
+    gamma = sum(terms * v / (1 - terms * v) for v in (u, unit(torch.float64)))
+    added = gamma * magnitude
+    # Below the smallest normal number roundings are absolute, in accumulators too.
+    tiny = torch.finfo(dtype).tiny + terms * torch.finfo(torch.float32).tiny
+    bound = added + unit(dtype) * (expected.abs() + added) + tiny
+    error = (actual.double() - expected).abs()
+    worst = int((error - bound).argmax())
+    assert bool((error <= bound).all()), (
+        f"off by {error.flatten()[worst]:.3e} at element {worst} of {list(actual.shape)} {dtype}, "
+        f"the bound is {bound.flatten()[worst]:.3e}"
+    )
+
+
+def gradients(function, operands, dy):
+    """function(*operands) and the gradients of its product with dy, None where an operand is."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in operands]
+    y = function(*leaves)
+    present = [leaf for leaf in leaves if leaf is not None]
+    found = iter(torch.autograd.grad(y, present, dy))
+    return y.detach(), [None if leaf is None else next(found) for leaf in leaves]
+
+
+def check_against(actual_function, reference_function, operands, terms: int) -> None:
+    """actual_function(x, weight, bias) and its gradients against those of the float64 reference."""
+    generator = torch.Generator().manual_seed(1)
+    shape = reference_function(*[None if t is None else t.double() for t in operands]).shape
+    dy = torch.randn(shape, generator=generator).to(operands[0].dtype)
+    y, found = gradients(actual_function, operands, dy)
+    exact = [None if t is None else t.double() for t in operands]
+    expected_y, expected = gradients(reference_function, exact, dy.double())
+    absolute = [None if t is None else t.abs() for t in exact]
+    magnitude_y, magnitudes = gradients(reference_function, absolute, dy.double().abs())
+    assert_within(y, expected_y, magnitude_y, terms)
+    for actual, wanted, magnitude in zip(found, expected, magnitudes, strict=True):
+        if actual is not None:
+            assert_within(actual, wanted, magnitude, terms)
+
+
+@fixture(scope="session")
+def clouds() -> type[Clouds]:
+    return Clouds
+
+
+@fixture(scope="session")
+def dense() -> type[Dense]:
+    return Dense
+
+
+@fixture(scope="session")
+def within():
+    return assert_within
+
+
+@fixture(scope="session")
+def against():
+    return check_against
+
+
+@fixture
+def layer():
+    """make(coords, c_in, c_out, ...) -> (x, weight, bias, map) of random numbers, repeatable."""
+
+    def make(coords, c_in=3, c_out=4, dtype=torch.float64, geometry=None, out_coords=None):
+        generator = torch.Generator().manual_seed(2)
+        geometry = geometry or vg.Geometry.submanifold((3, 3, 3), (1, 1, 1))
+        if out_coords is None:
+            map = vg.functional.submanifold_map(coords, geometry)
+        else:
+            map = vg.functional.strided_map(coords, out_coords, geometry)
+        x = torch.randn(len(coords), c_in, generator=generator).to(dtype)
+        weight = torch.randn(c_out, *geometry.size, c_in, generator=generator).to(dtype)
+        bias = torch.randn(c_out, generator=generator).to(dtype)
+        return x, weight, bias, map
+
+    return make
+
+
+@fixture
+def threads():
+    """Calls with a number of threads; the number before comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derivatives of any order, and the ways torch asks for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+
+import voxgemm as vg
+from voxgemm.functional import Geometry, conv3d, inverse_conv3d
+
+DOWN = Geometry((2, 2, 2), (2, 2, 2))
+
+
+@pytest.fixture(params=["submanifold", "even", "strided", "inverse", "repeated"])
+def problem(request, clouds, layer):
+    """(function of x, weight, bias; these three in float64)."""
+    coords = clouds.random(14, extent=3, batch=1)
+    if request.param == "repeated":
+        coords = torch.cat([coords, coords[:5]])
+    function, geometry, outputs = conv3d, None, None
+    if request.param == "even":
+        geometry = Geometry.submanifold((2, 1, 2), (1, 1, 1))
+    if request.param in ("strided", "inverse"):
+        geometry, outputs = DOWN, vg.output_coords(coords, DOWN)
+    x, weight, bias, map = layer(coords, 2, 3, geometry=geometry, out_coords=outputs)
+    if request.param == "inverse":
+        function, x = inverse_conv3d, x[: len(outputs)]
+    tensors = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    return (lambda x, w, b: function(x, w, b, map)), tensors
+
+
+def test_gradcheck(problem):
+    assert gradcheck(*problem)
+
+
+def test_gradgradcheck(problem):
+    assert gradgradcheck(*problem)
+
+
+def test_gradgradcheck_without_bias(problem):
+    function, (x, weight, _) = problem
+    assert gradgradcheck(lambda x, w: function(x, w, None), (x, weight))
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])
+def test_frozen_operands(problem, frozen):
+    function, tensors = problem
+    expected = torch.autograd.grad(function(*tensors).square().sum(), tensors)
+    thawed = [t.detach().requires_grad_(i not in frozen) for i, t in enumerate(tensors)]
+    function(*thawed).square().sum().backward()
+    for i, (leaf, wanted) in enumerate(zip(thawed, expected, strict=True)):
+        assert leaf.grad is None if i in frozen else torch.equal(leaf.grad, wanted)
+
+
+def test_bias_of_a_frozen_layer_has_a_second_derivative(problem):
+    function, (x, weight, bias) = problem
+    frozen = x.detach(), weight.detach()
+    (g,) = torch.autograd.grad(function(*frozen, bias).pow(3).sum(), bias, create_graph=True)
+    (gg,) = torch.autograd.grad(g.sum(), bias)
+    y = function(*frozen, bias).detach()
+    torch.testing.assert_close(gg, 6 * y.sum(0))
+
+
+def test_incoming_gradients_of_any_layout(clouds, layer, problem):
+    function, tensors = problem
+    y = function(*tensors)
+    plain = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(5))
+    wide = torch.cat([plain, plain], 1)
+    ones = torch.ones_like(plain)
+    layouts = {
+        "transposed": (plain, plain.T.contiguous().T),
+        "columns of a wider matrix": (plain, wide[:, : plain.shape[1]]),
+        "every other row": (plain, torch.repeat_interleave(plain, 2, 0)[::2]),
+        "expanded scalar": (ones, torch.ones((), dtype=y.dtype).expand_as(y)),
+        "expanded row": (plain[:1].repeat(len(y), 1), plain[:1].expand_as(y)),
+        "expanded column": (plain[:, :1].repeat(1, y.shape[1]), plain[:, :1].expand_as(y)),
+    }
+    for name, (copy, view) in layouts.items():
+        expected = torch.autograd.grad(y, tensors, copy, retain_graph=True)
+        found = torch.autograd.grad(y, tensors, view, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name
+
+
+def test_operands_of_any_layout(problem):
+    function, (x, weight, bias) = problem
+    with torch.no_grad():
+        expected = function(x, weight, bias)
+        as_torch = weight.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
+        taps_first = weight.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3)
+        spread = torch.stack([weight, weight], -1)[..., 0]
+        reversed_axes = weight.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+        for view in (as_torch, taps_first, spread, reversed_axes):
+            assert not view.is_contiguous() and torch.equal(view, weight)
+            assert torch.equal(function(x, view, bias), expected)
+        for view in (x.T.contiguous().T, torch.cat([x, x], 1)[:, : x.shape[1]]):
+            assert torch.equal(function(view, weight, bias), expected)
+        assert torch.equal(function(x, weight, torch.stack([bias, bias], 1)[:, 0]), expected)
+
+
+def test_inference_mode(problem):
+    function, tensors = problem
+    expected = function(*tensors).detach()
+    with torch.inference_mode():
+        y = function(*tensors)
+    assert y.is_inference() and torch.equal(y, expected)
+
+
+def test_maps_of_inference_serve_training(clouds):
+    net = vg.nn.Sequential(vg.nn.SparseConv3d(2, 3, 2, 2), vg.nn.SparseInverseConv3d(3, 2, 2))
+    x = vg.SparseTensor(torch.randn(30, 2), clouds.random(30))
+    with torch.inference_mode():
+        expected = net(x).features
+    y = net(x).features
+    assert torch.equal(y.detach(), expected)
+    y.sum().backward()
+    assert net[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype, clouds):
+    conv = vg.nn.SubmConv3d(4, 8, 3)
+    x = vg.SparseTensor(torch.randn(50, 4, requires_grad=True), clouds.random(50))
+    with torch.autocast("cpu", dtype):
+        y = conv(x).features
+    assert y.dtype == dtype
+    y.float().square().sum().backward()
+    assert x.features.grad.dtype == conv.weight.grad.dtype == conv.bias.grad.dtype == torch.float32
+    half = vg.nn.SubmConv3d(4, 8, 3, dtype=dtype)
+    half.load_state_dict(conv.state_dict())
+    assert torch.equal(y, half(x.to(dtype)).features)
+
+
+def test_autocast_leaves_float64(clouds):
+    conv = vg.nn.SubmConv3d(4, 8, 3, dtype=torch.float64)
+    x = vg.SparseTensor(torch.randn(50, 4, dtype=torch.float64), clouds.random(50))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).features.dtype == torch.float64
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(problem, reentrant):
+    function, tensors = problem
+    expected = torch.autograd.grad(function(*tensors).square().sum(), tensors)
+    y = checkpoint(function, *tensors, use_reentrant=reentrant)
+    y.square().sum().backward()
+    assert all(torch.equal(t.grad, e) for t, e in zip(tensors, expected, strict=True))
+
+
+def test_compile(clouds, layer):
+    """One graph, forward and backward, of maps that are inputs; the same numbers as eager."""
+    coords = clouds.random(60)
+    outputs = vg.output_coords(coords, DOWN)
+    x, w1, bias, same = layer(coords, 4, 6, torch.float32)
+    _, w2, _, down = layer(coords, 6, 6, torch.float32, DOWN, outputs)
+
+    def network(maps, x, w1, w2, bias):
+        same, down = maps
+        y = torch.relu(conv3d(x, w1, bias, same))
+        y = torch.relu(conv3d(y, w2, None, down))
+        return inverse_conv3d(y, w2, bias, down)
+
+    tensors = [t.requires_grad_() for t in (x, w1, w2, bias)]
+    expected = network((same, down), *tensors)
+    wanted = torch.autograd.grad(expected.square().sum(), tensors)
+    y = torch.compile(network, fullgraph=True)((same, down), *tensors)
+    found = torch.autograd.grad(y.square().sum(), tensors)
+    assert torch.equal(y, expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_compile_of_modules_with_changing_clouds(clouds):
+    """SparseTensor goes through one graph, maps built inside it, for clouds of any size."""
+    torch.manual_seed(0)
+    net = vg.nn.Sequential(
+        vg.nn.SubmConv3d(4, 8, 3),
+        torch.nn.ReLU(),
+        vg.nn.SparseConv3d(8, 8, 2, stride=2),
+        vg.nn.SparseInverseConv3d(8, 4, 2),
+    )
+
+    def run(features, coords):
+        return net(vg.SparseTensor(features, coords)).features
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for rows in (40, 60, 75):
+        coords = clouds.random(rows, seed=rows)
+        features = torch.randn(rows, 4)
+        expected = torch.autograd.grad(run(features, coords).square().sum(), net.parameters())
+        found = torch.autograd.grad(compiled(features, coords).square().sum(), net.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_errors_under_compile_are_loud(clouds, layer):
+    x, weight, bias, map = layer(clouds.random(20), 3, 4)
+    compiled = torch.compile(conv3d, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="weights have 3 input channels|x is 20 x 2"):
+        compiled(x[:, :2].contiguous(), weight, bias, map)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_coordinates_are_checked_under_compile(backend):
+    def run(features, coords):
+        x = vg.SparseTensor(features, coords, (4, 4, 4), 1)
+        return vg.build_map(x.coords, 3).neighbours
+
+    compiled = torch.compile(run, fullgraph=True, backend=backend)
+    features, coords = torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="expected batch 0 to 0"):
+        compiled(features, coords + 9)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SparseTensor and the layers on it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+
+import pytest
+import torch
+
+import voxgemm as vg
+
+LAYERS = (vg.nn.SubmConv3d, vg.nn.SparseConv3d, vg.nn.SparseInverseConv3d)
+
+
+@pytest.fixture
+def x(clouds):
+    torch.manual_seed(0)
+    return vg.SparseTensor(torch.randn(80, 4), clouds.random(80), spatial_shape=(8, 8, 8))
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The names of the map operators that ran."""
+    names = []
+    for name in ("submanifold_map", "strided_map", "output_coords"):
+        original = getattr(vg.functional, name)
+
+        def counted(*args, name=name, original=original):
+            names.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(vg.functional, name, counted)
+    return names
+
+
+def test_the_example_of_the_readme(x):
+    net = vg.nn.Sequential(
+        vg.nn.SubmConv3d(4, 32, 3),
+        torch.nn.BatchNorm1d(32),
+        torch.nn.ReLU(),
+        vg.nn.SparseConv3d(32, 64, 2, stride=2),
+        vg.nn.SparseInverseConv3d(64, 32, 2),
+    )
+    y = net(x)
+    assert y.coords is x.coords and y.features.shape == (80, 32)
+    assert y.stride == (1, 1, 1) and y.spatial_shape == (8, 8, 8)
+    y.features.square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
+    table = vg.explain(net[0], x)
+    for name in vg.functional.PASSES:
+        assert f"{name} f32 subm3 4->32" in table
+    assert table.count("picked") == 3
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_constructors_have_the_order_of_torch(kind):
+    ours = list(inspect.signature(kind).parameters)
+    torchs = [
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "bias",
+    ]
+    assert ours[: len(torchs)] == torchs
+    assert set(torchs) <= set(inspect.signature(torch.nn.Conv3d).parameters)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_parameters(kind):
+    torch.manual_seed(0)
+    conv = kind(5, 7, (3, 1, 3))
+    assert conv.weight.shape == (7, 3, 1, 3, 5) and conv.bias.shape == (7,)
+    assert kind(5, 7, 3, bias=False).bias is None
+    bound = 1 / (5 * 9) ** 0.5
+    for parameter in (conv.weight, conv.bias):
+        assert float(parameter.detach().abs().max()) <= bound
+    assert float(conv.weight.detach().abs().max()) > 0.9 * bound
+    assert kind(5, 7, 3, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+
+
+def test_state_of_a_layer_round_trips(x):
+    conv, other = vg.nn.SubmConv3d(4, 6, 3), vg.nn.SubmConv3d(4, 6, 3)
+    file = io.BytesIO()
+    torch.save(conv.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file))
+    assert torch.equal(conv(x).features, other(x).features)
+    assert torch.equal(conv(x).features, copy.deepcopy(conv)(x).features)
+
+
+def test_maps_are_built_once(x, built):
+    net = vg.nn.Sequential(
+        vg.nn.SubmConv3d(4, 4, 3),
+        vg.nn.SubmConv3d(4, 4, 3, bias=False),
+        vg.nn.SparseConv3d(4, 4, 2, stride=2),
+        vg.nn.SubmConv3d(4, 4, 3),
+        vg.nn.SparseInverseConv3d(4, 4, 2),
+        vg.nn.SubmConv3d(4, 4, 3),
+    )
+    net(x)
+    once = ["submanifold_map", "output_coords", "strided_map", "submanifold_map"]
+    assert built == once
+    net(x.replace(x.features * 2)).features.sum().backward()
+    assert built == once
+    vg.nn.SubmConv3d(4, 4, 3, dilation=2)(x)
+    assert built == [*once, "submanifold_map"]
+
+
+def test_two_branches_to_the_same_coordinates_can_be_added(x):
+    a, b = vg.nn.SparseConv3d(4, 6, 3, 2, 1), vg.nn.SparseConv3d(4, 6, 3, 2, 1)
+    assert a(x).coords is b(x).coords
+    assert a(x).replace(a(x).features + b(x).features).stride == (2, 2, 2)
+
+
+def test_strided_layer(x):
+    y = vg.nn.SparseConv3d(4, 6, 3, stride=2, padding=1)(x)
+    assert y.spatial_shape == (4, 4, 4) and y.stride == (2, 2, 2)
+    assert bool((y.coords[:, 1:] < 4).all())
+    z = vg.nn.SparseConv3d(6, 6, 2, stride=(2, 1, 2), output_rule="floor")(y)
+    assert z.spatial_shape == (2, 4, 2) and z.stride == (4, 2, 4)
+
+
+def test_inverse_goes_back_level_by_level(x):
+    down1, down2 = vg.nn.SparseConv3d(4, 8, 2, 2), vg.nn.SparseConv3d(8, 8, 3, 2, 1)
+    up2, up1 = vg.nn.SparseInverseConv3d(8, 8, 3), vg.nn.SparseInverseConv3d(8, 4, 2)
+    middle = down1(x)
+    back = up2(down2(middle))
+    assert back.coords is middle.coords and back.stride == (2, 2, 2)
+    assert up1(back).coords is x.coords
+
+
+def test_inverse_chooses_by_geometry(clouds):
+    every = clouds.grid(1, (4, 4, 4))
+    x = vg.SparseTensor(torch.randn(64, 2), every, (4, 4, 4))
+    down = vg.nn.SparseConv3d(2, 2, 2, 2)(x)
+    assert vg.nn.SparseInverseConv3d(2, 2, 2, stride=2)(down).coords is x.coords
+    with pytest.raises(vg.ArgumentError, match=r"stride=\(3, 3, 3\).*stride=\(2, 2, 2\)"):
+        vg.nn.SparseInverseConv3d(2, 2, 2, stride=3)(down)
+
+
+def test_inverse_without_a_way_back(x):
+    with pytest.raises(vg.ArgumentError, match="came from none"):
+        vg.nn.SparseInverseConv3d(4, 4, 2)(x)
+    down = vg.nn.SparseConv3d(4, 4, 2, 2)(x)
+    with pytest.raises(vg.ArgumentError, match=r"kernel_size=\(3, 3, 3\).*kernel_size=\(2, 2, 2\)"):
+        vg.nn.SparseInverseConv3d(4, 4, 3)(down)
+
+
+def test_sequential_passes_tensors_on():
+    assert vg.nn.Sequential(torch.nn.ReLU())(torch.tensor([-1.0, 1.0])).tolist() == [0, 1]
+
+
+def test_dense(x):
+    grid = x.dense()
+    assert grid.shape == (2, 4, 8, 8, 8)
+    at = tuple(x.coords.long().T)
+    assert torch.equal(grid.permute(0, 2, 3, 4, 1)[at], x.features)
+    assert int((grid != 0).any(1).sum()) == 80
+    repeated = vg.SparseTensor(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 4, dtype=torch.int32))
+    assert repeated.dense().flatten().tolist() == [1]
+
+
+def test_dense_of_nothing():
+    empty = vg.SparseTensor(torch.zeros(0, 3), torch.zeros(0, 4, dtype=torch.int32))
+    assert empty.batch_size == 0 and empty.dense().shape == (0, 3, 0, 0, 0)
+    shaped = vg.SparseTensor(empty.features, empty.coords, (2, 3, 4), batch_size=2)
+    assert torch.equal(shaped.dense(), torch.zeros(2, 3, 2, 3, 4))
+
+
+def test_empty_batch_item(clouds):
+    """An item without voxels changes nothing for the others, and is there in the dense grid."""
+    coords = clouds.random(30, batch=1)
+    coords[:, 0] = 2
+    x = vg.SparseTensor(torch.randn(30, 4), coords, (8, 8, 8), batch_size=4)
+    conv = vg.nn.SubmConv3d(4, 4, 3)
+    alone = coords.clone()
+    alone[:, 0] = 0
+    expected = conv(vg.SparseTensor(x.features, alone, (8, 8, 8))).dense()[0]
+    grid = conv(x).dense()
+    assert grid.shape[0] == 4 and torch.equal(grid[2], expected)
+    assert not grid[[0, 1, 3]].any()
+
+
+def test_a_network_on_nothing():
+    x = vg.SparseTensor(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.int32))
+    net = vg.nn.Sequential(
+        vg.nn.SubmConv3d(4, 8, 3),
+        vg.nn.SparseConv3d(8, 8, 2, 2),
+        vg.nn.SparseInverseConv3d(8, 5, 2),
+    )
+    y = net(x)
+    assert y.features.shape == (0, 5)
+    y.features.sum().backward()
+    for parameter in net.parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+def test_to(x):
+    assert x.to(torch.float32).features is x.features
+    half = x.to(torch.bfloat16)
+    assert half.features.dtype == torch.bfloat16 and half.maps is x.maps
+    away = x.to("meta")
+    assert away.coords.device.type == "meta" and away.maps is not x.maps
+    assert away.spatial_shape == x.spatial_shape
+
+
+def test_pickle(x):
+    vg.nn.SubmConv3d(4, 4, 3)(x)
+    back = pickle.loads(pickle.dumps(x))
+    assert torch.equal(back.coords, x.coords) and torch.equal(back.features, x.features)
+    assert back.spatial_shape == x.spatial_shape
+
+
+def test_texts(x):
+    assert repr(x) == (
+        "SparseTensor(80 voxels, 4 channels, torch.float32, cpu, stride=(1, 1, 1), "
+        "spatial_shape=(8, 8, 8))"
+    )
+    assert repr(vg.nn.SparseConv3d(4, 8, 3, 2, 1, bias=False)) == (
+        "SparseConv3d(4, 8, kernel_size=(3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), bias=False)"
+    )
+    assert repr(vg.nn.SubmConv3d(4, 8, 3, algorithm="implicit_gemm")) == (
+        "SubmConv3d(4, 8, kernel_size=(3, 3, 3), algorithm='implicit_gemm')"
+    )
+    map = vg.build_map(x.coords, 3)
+    assert repr(map) == (
+        "KernelMap(submanifold, kernel_size=(3, 3, 3), stride=(1, 1, 1), n_in=80, n_out=80)"
+    )
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "auto",
+        "implicit_gemm",
+        vg.Algorithm.explicit_gemm,
+        ["implicit_gemm", "masked_implicit_gemm"],
+        {"forward": "masked_implicit_gemm", "grad_weight": "auto"},
+    ],
+    ids=str,
+)
+def test_algorithm_selects_the_search_space(algorithm, x):
+    conv = vg.nn.SubmConv3d(4, 16, 3, algorithm=algorithm)
+    conv(x).features.sum().backward()
+    wanted = algorithm["forward"] if isinstance(algorithm, dict) else algorithm
+    names = [wanted] if isinstance(wanted, str) else wanted
+    picked = next(line for line in vg.explain(conv, x).splitlines() if line.startswith(" > "))
+    assert wanted == "auto" or picked.split()[1].partition("_cpu/")[0] in names
+
+
+def test_a_kernel_can_be_named(x):
+    name = vg._library.version_and_kernels()[1]["f32"][-1]
+    conv = vg.nn.SubmConv3d(4, 16, 3, algorithm={"forward": name})
+    conv(x)
+    assert f" > {name} " in vg.explain(conv, x)
+
+
+def test_info():
+    info = vg.info()
+    assert info["voxgemm"] == vg.__version__
+    assert info["threads"] == torch.get_num_threads()
+    assert set(info["engines"]) == {"f16", "bf16", "f32", "f64"}
+    assert all("reference_cpu" in names for names in info["engines"].values())

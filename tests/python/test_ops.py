@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator under torch's own checks, and what it costs in memory."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import voxgemm as vg
+from voxgemm.functional import Geometry
+
+GEOMETRY = Geometry((2, 2, 2), (2, 2, 2))
+
+
+@pytest.fixture
+def calls(clouds, layer):
+    """An example call of every operator that computes on tensors."""
+    coords = clouds.random(50)
+    outputs = vg.output_coords(coords, GEOMETRY)
+    x, weight, bias, map = layer(coords, 3, 4, torch.float32, GEOMETRY, outputs)
+    dy = torch.randn(len(outputs), 4)
+    tensors, numbers = map.tensors(), map.layer()
+    back = map.transposed().tensors()
+    return {
+        "_check_coords": (coords, [8, 8, 8], 2),
+        "_unique": (coords.repeat(2, 1),),
+        "_output_coords": (coords, GEOMETRY.numbers(), 0, None),
+        "_submanifold_map": (coords, Geometry.submanifold((3, 3, 3), (1, 1, 1)).numbers()),
+        "_kernel_map": (coords, outputs, GEOMETRY.numbers()),
+        "_transpose": (tensors, numbers),
+        "_forward": (x, weight, bias, tensors, numbers),
+        "_grad_input": (dy, weight, tensors, back, numbers),
+        "_grad_weight": (x, dy, tensors, numbers, [True, True]),
+    }
+
+
+OPERATORS = (
+    "_check_coords",
+    "_unique",
+    "_output_coords",
+    "_submanifold_map",
+    "_kernel_map",
+    "_transpose",
+    "_forward",
+    "_grad_input",
+    "_grad_weight",
+)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_opcheck(name, calls):
+    torch.library.opcheck(getattr(torch.ops.voxgemm, name).default, calls[name])
+
+
+def test_every_operator_is_checked():
+    names = {
+        name.partition("::")[2]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("voxgemm::")
+    }
+    on_text = {"_explain", "_parse_problem", "_info"}
+    assert names == set(OPERATORS) | on_text
+
+
+def test_opcheck_of_absent_arguments(calls):
+    x, weight, _, tensors, numbers = calls["_forward"]
+    torch.library.opcheck(torch.ops.voxgemm._forward.default, (x, weight, None, tensors, numbers))
+    dy, weight, tensors, _, numbers = calls["_grad_input"]
+    torch.library.opcheck(torch.ops.voxgemm._grad_input.default, (dy, weight, tensors, [], numbers))
+    x, dy, tensors, numbers, _ = calls["_grad_weight"]
+    for wanted in ([True, False], [False, True]):
+        torch.library.opcheck(
+            torch.ops.voxgemm._grad_weight.default, (x, dy, tensors, numbers, wanted)
+        )
+
+
+def test_given_and_made_transposed_maps_agree(calls):
+    dy, weight, tensors, back, numbers = calls["_grad_input"]
+    given = torch.ops.voxgemm._grad_input(dy, weight, tensors, back, numbers)
+    assert torch.equal(given, torch.ops.voxgemm._grad_input(dy, weight, tensors, [], numbers))
+
+
+def test_transposing_twice_gives_the_map_back(clouds):
+    coords = clouds.random(50)
+    map = vg.build_map(coords, 2, out_coords=vg.output_coords(coords, GEOMETRY), stride=2)
+    again = map.transposed().transposed()
+    assert (again.n_in, again.n_out, again.operation) == (map.n_in, map.n_out, map.operation)
+    fresh = vg.KernelMap(**{k: v for k, v in vars(map.transposed()).items() if k != "_transposed"})
+    for back in (again, fresh.transposed()):
+        assert all(torch.equal(a, b) for a, b in zip(back.tensors(), map.tensors(), strict=True))
+
+
+def test_a_map_is_a_pytree(clouds):
+    map = vg.build_map(clouds.random(50), 3)
+    leaves, spec = torch.utils._pytree.tree_flatten(map)
+    assert sum(isinstance(leaf, torch.Tensor) for leaf in leaves) == 4
+    back = torch.utils._pytree.tree_unflatten(leaves, spec)
+    assert back.geometry == map.geometry and back.neighbours is map.neighbours
+    assert torch.utils._pytree.treespec_loads(torch.utils._pytree.treespec_dumps(spec)) == spec
+
+
+def test_unique_keeps_first_rows(clouds):
+    coords = clouds.random(30).repeat(3, 1)
+    merged, first, inverse = vg.unique(coords)
+    assert torch.equal(merged, coords[:30])
+    assert first.tolist() == list(range(30))
+    assert torch.equal(merged[inverse.long()], coords)
+
+
+def test_results_own_their_memory(clouds):
+    """A result is the memory it was computed in, and lives as long as it is held."""
+    map = vg.build_map(clouds.random(50), 3)
+    before = map.neighbours.clone()
+    held = map.neighbours
+    del map
+    for _ in range(10):
+        vg.build_map(clouds.random(50, seed=1), 3)
+    assert torch.equal(held, before)
+
+
+def test_nothing_is_kept_alive_by_cycles(clouds):
+    gc.collect()
+    gc.disable()
+    try:
+        x = vg.SparseTensor(torch.randn(200, 4), clouds.random(200))
+        net = vg.nn.Sequential(
+            vg.nn.SubmConv3d(4, 4, 3),
+            vg.nn.SparseConv3d(4, 8, 2, 2),
+            vg.nn.SparseInverseConv3d(8, 4, 2),
+        )
+        y = net(x)
+        y.features.sum().backward()
+        _, map = x.maps.strided(0, net[1].geometry, "reached")
+        watched = [weakref.ref(t) for t in (map.neighbours, map.transposed().neighbours, y.coords)]
+        del x, y, map
+        assert [ref() for ref in watched] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_memory_does_not_grow(clouds):
+    """One leaked tensor object a call, 200 bytes or more, would be 1 MB here."""
+    resource = pytest.importorskip("resource")
+    coords = clouds.random(20)
+    map = vg.build_map(coords, 3)
+    x, weight, bias = torch.randn(20, 4), torch.randn(4, 3, 3, 3, 4), torch.randn(4)
+
+    def run(calls):
+        for _ in range(calls):
+            vg.functional.conv3d(x, weight, bias, map)
+            vg.build_map(coords, 1)
+
+    run(500)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(5000)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
+    assert grown < 1 << 10

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "abi.h"
+#include "voxgemm/error.h"
+#include "voxgemm/plan.h"
+
+// Between torch's types and the library's. Messages call an argument by its Python name.
+namespace voxgemm {
+
+using ::torch::headeronly::ScalarType;
+using ::torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+using Tensors = std::vector<Tensor>;
+
+inline ScalarType scalar_type(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f16:
+      return ScalarType::Half;
+    case Dtype::bf16:
+      return ScalarType::BFloat16;
+    case Dtype::f32:
+      return ScalarType::Float;
+    case Dtype::f64:
+      return ScalarType::Double;
+    case Dtype::i32:
+      return ScalarType::Int;
+    case Dtype::i64:
+      return ScalarType::Long;
+  }
+  return ScalarType::Undefined;
+}
+
+inline Dtype dtype_of(const Tensor& tensor, std::string_view what) {
+  const ScalarType type = tensor.scalar_type();
+  for (const Dtype dtype :
+       {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64, Dtype::i32, Dtype::i64}) {
+    if (scalar_type(dtype) == type) return dtype;
+  }
+  check(false, what, " has dtype ", torch::headeronly::toString(type),
+        ", expected f16, bf16, f32, f64, i32 or i64");
+  return Dtype::f32;
+}
+
+// A CPU tensor, not initialised. Torch aligns its memory to 64 bytes.
+inline Tensor empty_tensor(const Ints& sizes, ScalarType type) {
+  Ints strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) {
+    strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  }
+  const auto shim_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError status =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               shim_type, aoti_torch_device_type_cpu(), 0, &handle);
+  if (status != AOTI_TORCH_SUCCESS) throw std::bad_alloc();
+  return Tensor(handle);
+}
+
+// `tensor` itself, or a contiguous copy. Torch's own contiguous() would report exhausted memory on
+// stderr.
+inline Tensor contiguous_tensor(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return tensor;
+  const auto sizes = tensor.sizes();
+  Tensor copy = empty_tensor({sizes.begin(), sizes.end()}, tensor.scalar_type());
+  return torch::stable::copy_(copy, tensor);
+}
+
+// The deleter of memory that a tensor owns. Finding it in a Matrix gives the tensor back.
+struct TensorOwner {
+  Tensor tensor;
+  void operator()(void*) const {}
+};
+
+inline Context torch_context() {
+  Context ctx;
+  ctx.threads = static_cast<int>(torch::stable::get_num_threads());
+  ctx.run = [](int workers, const std::function<void(int)>& body) {
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) body(static_cast<int>(worker));
+    });
+  };
+  ctx.allocate = [](size_t bytes) {
+    // At least one byte: an empty tensor has no address.
+    const Tensor tensor =
+        empty_tensor({static_cast<int64_t>(std::max<size_t>(bytes, 1))}, ScalarType::Byte);
+    return std::shared_ptr<void>(tensor.mutable_data_ptr(), TensorOwner{tensor});
+  };
+  return ctx;
+}
+
+// A tensor and its view; the tensor is a copy where the argument's layout has no view.
+struct HeldMatrix {
+  Tensor tensor;
+  MatrixRef matrix;
+};
+
+inline HeldMatrix held_matrix(const Tensor& argument, std::string_view what) {
+  HeldMatrix held{argument, {}};
+  check(argument.dim() == 2, what, " has ", argument.dim(),
+        " dimensions, expected 2: [rows, columns]");
+  const int64_t rows = argument.size(0);
+  const int64_t cols = argument.size(1);
+  const bool is_view = (cols <= 1 || argument.stride(1) == 1) &&
+                       (rows <= 1 || argument.stride(0) >= std::max<int64_t>(cols, 1));
+  if (!is_view) held.tensor = contiguous_tensor(argument);
+  held.matrix = {.data = held.tensor.data_ptr(),
+                 .rows = rows,
+                 .cols = cols,
+                 .stride = rows <= 1 ? cols : held.tensor.stride(0),
+                 .dtype = dtype_of(argument, what)};
+  return held;
+}
+
+inline MatrixRef matrix_ref(const Tensor& tensor, int64_t rows, int64_t cols, Dtype dtype) {
+  return {.data = tensor.data_ptr(), .rows = rows, .cols = cols, .stride = cols, .dtype = dtype};
+}
+
+// A matrix of the context's memory as the tensor that owns it: no copy. Empty sizes: [rows, cols].
+inline Tensor tensor_of(const Matrix& matrix, Ints sizes = {}) {
+  if (sizes.empty()) sizes = {matrix.rows, matrix.cols};
+  const ScalarType type = scalar_type(matrix.dtype);
+  if (matrix.empty()) return empty_tensor(sizes, type);
+  const auto* owner = std::get_deleter<TensorOwner>(matrix.storage);
+  if (owner == nullptr || matrix.stride != matrix.cols) {
+    throw std::logic_error("a result is not contiguous memory of torch");
+  }
+  const auto offset =
+      static_cast<char*>(matrix.data) - static_cast<char*>(owner->tensor.data_ptr());
+  Ints strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
+  const auto shim_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(owner->tensor.get(), offset, shim_type,
+                                                            static_cast<int64_t>(sizes.size()),
+                                                            sizes.data(), strides.data(), &handle));
+  return Tensor(handle);
+}
+
+inline Tensor text_tensor(std::string_view text) {
+  const Tensor tensor = empty_tensor({static_cast<int64_t>(text.size())}, ScalarType::Byte);
+  std::copy(text.begin(), text.end(), static_cast<char*>(tensor.mutable_data_ptr()));
+  return tensor;
+}
+
+inline std::string text_of(const Tensor& tensor) {
+  return {static_cast<const char*>(tensor.const_data_ptr()), static_cast<size_t>(tensor.numel())};
+}
+
+inline Int3 int3(const Ints& values, size_t first = 0) {
+  check(values.size() >= first + 3, "got ", values.size(), " numbers, expected ", first + 3);
+  const auto narrow = [](int64_t value) {
+    check(value == static_cast<int32_t>(value), value, " does not fit 32 bits");
+    return static_cast<int32_t>(value);
+  };
+  return {narrow(values[first]), narrow(values[first + 1]), narrow(values[first + 2])};
+}
+
+// Size, stride, padding, dilation: twelve numbers.
+inline Geometry geometry_of(const Ints& values, size_t first = 0) {
+  return {.size = int3(values, first),
+          .stride = int3(values, first + 3),
+          .padding = int3(values, first + 6),
+          .dilation = int3(values, first + 9)};
+}
+
+// What a pass must know beyond its tensors, as the numbers that cross the boundary:
+//   n_in, operation, symmetric, is_transposed, geometry (12), algorithms, and after a -1 the bytes
+//   of a kernel's name.
+struct Layer {
+  int64_t n_in = 0;
+  Operation operation = Operation::submanifold;
+  bool symmetric = false;
+  bool is_transposed = false;
+  Geometry geometry;
+  Filter filter;
+};
+
+inline Filter filter_of(const Ints& values, size_t first) {
+  Filter filter;
+  const auto begin = values.begin() + static_cast<int64_t>(std::min(first, values.size()));
+  const auto end_of_algorithms = std::find(begin, values.end(), -1);
+  for (auto value = begin; value != end_of_algorithms; ++value) {
+    filter.algorithms.push_back(static_cast<Algorithm>(*value));
+  }
+  if (end_of_algorithms != values.end()) {
+    std::for_each(end_of_algorithms + 1, values.end(),
+                  [&](int64_t byte) { filter.kernel.push_back(static_cast<char>(byte)); });
+  }
+  return filter;
+}
+
+inline Layer layer_of(const Ints& values) {
+  constexpr size_t numbers = 16;
+  check(values.size() >= numbers, "a layer has ", values.size(), " numbers, expected ", numbers);
+  return {.n_in = values[0],
+          .operation = static_cast<Operation>(values[1]),
+          .symmetric = values[2] != 0,
+          .is_transposed = values[3] != 0,
+          .geometry = geometry_of(values, 4),
+          .filter = filter_of(values, numbers)};
+}
+
+// A view of the tensors neighbours [taps, n_out], pairs_per_tap [taps], in_first and out_first
+// [rows or 0].
+inline KernelMap map_of(const Tensors& parts, const Layer& layer) {
+  check(parts.size() == 4, "a kernel map has ", parts.size(), " tensors, expected 4");
+  for (size_t p = 0; p < parts.size(); ++p) {
+    const ScalarType expected = p == 1 ? ScalarType::Long : ScalarType::Int;
+    check(parts[p].is_contiguous() && parts[p].dim() == (p == 0 ? 2 : 1) &&
+              parts[p].scalar_type() == expected,
+          "tensor ", p, " of the kernel map has another dtype or layout than build_map gave it");
+  }
+  KernelMap map;
+  map.geometry = layer.geometry;
+  map.n_in = layer.n_in;
+  map.n_out = parts[0].size(1);
+  map.symmetric = layer.symmetric;
+  map.is_transposed = layer.is_transposed;
+  check(parts[0].size(0) == map.taps() && parts[1].size(0) == map.taps(), "the kernel map has ",
+        parts[0].size(0), " taps, its geometry ", map.taps());
+  static_cast<MatrixRef&>(map.neighbours) = matrix_ref(parts[0], map.taps(), map.n_out, Dtype::i32);
+  static_cast<MatrixRef&>(map.pairs_per_tap) = matrix_ref(parts[1], 1, map.taps(), Dtype::i64);
+  static_cast<MatrixRef&>(map.in_first) = matrix_ref(parts[2], parts[2].size(0), 1, Dtype::i32);
+  static_cast<MatrixRef&>(map.out_first) = matrix_ref(parts[3], parts[3].size(0), 1, Dtype::i32);
+  return map;
+}
+
+// A tensor [c_out, Kx, Ky, Kz, c_in] as weights; the tensor is a copy where its taps are not evenly
+// spaced or neither of its channel axes is contiguous.
+struct HeldWeights {
+  Tensor tensor;
+  WeightsRef weights;
+};
+
+// The distance of two taps, 0 if they are not evenly spaced.
+inline int64_t tap_stride(const Tensor& weight) {
+  int64_t stride = 0;
+  int64_t span = 1;
+  for (const int axis : {3, 2, 1}) {
+    if (weight.size(axis) == 1) continue;
+    if (stride == 0) stride = weight.stride(axis);
+    if (weight.stride(axis) != stride * span) return 0;
+    span *= weight.size(axis);
+  }
+  return stride == 0 ? weight.size(4) : stride;
+}
+
+inline HeldWeights held_weights(const Tensor& argument, const Geometry& geometry) {
+  check(argument.dim() == 5, "weight has ", argument.dim(),
+        " dimensions, expected 5: [c_out, Kx, Ky, Kz, c_in]");
+  const Int3& size = geometry.size;
+  check(argument.size(1) == size[0] && argument.size(2) == size[1] && argument.size(3) == size[2],
+        "weight has a ", argument.size(1), "x", argument.size(2), "x", argument.size(3),
+        " kernel, the map a ", size[0], "x", size[1], "x", size[2], " one");
+  check(argument.size(0) <= INT32_MAX && argument.size(4) <= INT32_MAX, "weight has ",
+        argument.size(0), " x ", argument.size(4), " channels, expected at most ", INT32_MAX);
+  HeldWeights held{argument, {}};
+  const bool one_contiguous = argument.stride(4) == 1 || argument.stride(0) == 1;
+  if (tap_stride(argument) == 0 || !one_contiguous) {
+    held.tensor = contiguous_tensor(argument);
+  }
+  held.weights = {.data = held.tensor.data_ptr(),
+                  .taps = geometry.taps(),
+                  .c_in = static_cast<int>(argument.size(4)),
+                  .c_out = static_cast<int>(argument.size(0)),
+                  .tap_stride = tap_stride(held.tensor),
+                  .in_stride = held.tensor.stride(4),
+                  .out_stride = held.tensor.stride(0),
+                  .dtype = dtype_of(argument, "weight")};
+  return held;
+}
+
+}  // namespace voxgemm

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "abi.h"
+
+// Every operator. They are not public (the leading underscore): they neither record gradients nor
+// turn their errors into Python's types; voxgemm.functional does both. `map` is a kernel map's
+// neighbours, pairs_per_tap, in_first and out_first; `layer` the numbers that struct Layer in
+// convert.h lists. Text is a uint8 tensor.
+STABLE_TORCH_LIBRARY(voxgemm, m) {
+  // clang-format off
+  // Fails or gives int32 [1] of 0, so that a traced graph can have a use for it.
+  m.def("_check_coords(Tensor coords, int[]? spatial_shape, int? batch_size) -> Tensor");
+  m.def("_unique(Tensor coords) -> (Tensor coords, Tensor first_row, Tensor inverse)");
+  m.def("_output_coords(Tensor coords, int[] geometry, int rule, int[]? spatial_shape) -> Tensor");
+  m.def("_submanifold_map(Tensor coords, int[] geometry) -> (Tensor neighbours, Tensor pairs_per_tap, Tensor first)");
+  m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry) -> "
+        "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first)");
+  m.def("_transpose(Tensor[] map, SymInt[] layer) -> (Tensor neighbours, Tensor pairs_per_tap)");
+
+  m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, SymInt[] layer) -> Tensor");
+  // transposed: the transposed map's tensors, or none.
+  m.def("_grad_input(Tensor dy, Tensor weight, Tensor[] map, Tensor[] transposed, SymInt[] layer) -> Tensor");
+  // A gradient that is not wanted is an empty tensor.
+  m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, SymInt[] layer, bool[] wanted) -> (Tensor dw, Tensor db)");
+
+  // problem: pass, dtype, c_in, c_out.
+  m.def("_explain(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
+  // The numbers are pass, dtype, operation, geometry (12), c_in and c_out.
+  m.def("_parse_problem(Tensor text) -> (Tensor numbers, Tensor cloud)");
+  m.def("_info() -> Tensor");
+  // clang-format on
+}
