@@ -149,7 +149,7 @@ inline Tensor tensor_of(const Matrix& matrix, Ints sizes = {}) {
 }
 
 inline Tensor text_tensor(std::string_view text) {
-  const Tensor tensor = empty_tensor({static_cast<int64_t>(text.size())}, ScalarType::Byte);
+  Tensor tensor = empty_tensor({static_cast<int64_t>(text.size())}, ScalarType::Byte);
   std::copy(text.begin(), text.end(), static_cast<char*>(tensor.mutable_data_ptr()));
   return tensor;
 }

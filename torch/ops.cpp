@@ -58,7 +58,7 @@ Tensor check_coords(const Tensor& coords,
                     std::optional<int64_t> batch_size) {
   validate_coords(torch_context(), held_matrix(coords, "coords").matrix, shape_of(spatial_shape),
                   batch_size);
-  const Tensor zero = empty_tensor({1}, ScalarType::Int);
+  Tensor zero = empty_tensor({1}, ScalarType::Int);
   *static_cast<int32_t*>(zero.mutable_data_ptr()) = 0;
   return zero;
 }
@@ -127,7 +127,7 @@ Tensor forward(const Tensor& x,
     held_bias = contiguous_tensor(*bias);
     bias_row = matrix_ref(held_bias, 1, held_bias.size(0), dtype_of(held_bias, "bias"));
   }
-  const Tensor y = empty_tensor({map.n_out, w.weights.c_out}, scalar_type(w.weights.dtype));
+  Tensor y = empty_tensor({map.n_out, w.weights.c_out}, scalar_type(w.weights.dtype));
   plan.forward(ctx, in.matrix, w.weights, bias_row,
                matrix_ref(y, map.n_out, w.weights.c_out, w.weights.dtype));
   return y;
@@ -153,7 +153,7 @@ Tensor grad_input(const Tensor& dy,
     options.transposed = &transposed;
   }
   Plan plan = Plan::make(ctx, map, options);
-  const Tensor dx = empty_tensor({map.n_in, w.weights.c_in}, scalar_type(w.weights.dtype));
+  Tensor dx = empty_tensor({map.n_in, w.weights.c_in}, scalar_type(w.weights.dtype));
   plan.grad_input(ctx, out.matrix, w.weights,
                   matrix_ref(dx, map.n_in, w.weights.c_in, w.weights.dtype));
   return dx;

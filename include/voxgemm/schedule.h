@@ -23,7 +23,7 @@ struct ScheduleOptions {
   Order order = Order::natural;
   int groups = 1;         // by_mask: at most 32 taps a group; by_tap: taps
   int tile_rows = 128;    // a multiple of 64
-  int chunk_rows = 4096;  // a multiple of tile_rows; natural order: tile_rows
+  int chunk_rows = 128;   // a multiple of tile_rows; natural order: tile_rows
   bool operator==(const ScheduleOptions&) const = default;
 };
 

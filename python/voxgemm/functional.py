@@ -116,9 +116,7 @@ class KernelMap:
 
     neighbours: Tensor  # int32 [taps, n_out]: the input row, or -1
     pairs_per_tap: Tensor  # int64 [taps]
-    in_first: (
-        Tensor  # int32 [n_in]: the lowest row with the same coordinates; empty if all are distinct
-    )
+    in_first: Tensor  # int32 [n_in]: the lowest row of the same voxel; empty if no voxel repeats
     out_first: Tensor  # int32 [n_out], likewise
     n_in: int
     geometry: Geometry

@@ -89,10 +89,8 @@ def test_bench_measures_what_the_problem_says(command, tmp_path):
         assert row["threads"] == 1
         assert len(row["ms_all"]) == 2
         assert {"device", "torch", "voxgemm", "date"} <= row.keys()
-    # Rounding to bf16 alone makes an error; no sum of f32 comes near it.
-    unit = torch.finfo(torch.bfloat16).eps
-    assert forward["max_error"]["forward"] < unit
-    assert 0 < max(step["max_error"].values()) < 27 * 8 * unit
+    # The same sums in f32, then rounded to bf16.
+    assert forward["max_error"]["forward"] < step["max_error"]["forward"]
 
 
 def test_bench_maps_of_every_operation(command):

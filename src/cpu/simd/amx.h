@@ -250,39 +250,51 @@ struct OuterTiles {
   size_t bytes() const { return size(words); }
 };
 
-// Fills the operands with pairs [first, first + 2 * words) and returns the number of steps.
+// One step of pairs, as columns `words` of x transposed and as 16 rows of dy.
+struct Step {
+  PairRows x;
+  PairRows dy;
+  int first;  // pair
+  int word;
+};
+
+template <bool all, class T>
+void fill_step(const OuterTiles& o, const OuterArgs& a, const Step& s) {
+  const T* x[step];
+  for (int i = 0; i < step; ++i) x[i] = s.x.at<T>(s.first + i);
+  for (int c = 0; c < a.k; c += tile) {
+    U32s square[tile];
+#pragma GCC unroll 16
+    for (int w = 0; w < tile; ++w) square[w] = words_of<all>(x[2 * w], x[2 * w + 1], {c, a.k});
+    transpose(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < tile; ++i) {
+      store(o.x + (c + i) * static_cast<int64_t>(o.x_bytes) + s.word * 4, square[i]);
+    }
+  }
+  for (int w = 0; w < tile; ++w) {
+    const T* low = s.dy.at<T>(s.first + 2 * w);
+    const T* high = s.dy.at<T>(s.first + 2 * w + 1);
+    char* const to = o.dy + (s.word + w) * static_cast<int64_t>(o.dy_bytes);
+    for (int c = 0; c < a.n; c += tile) store(to + c * 4, words_of<all>(low, high, {c, a.n}));
+  }
+}
+
+// Fills the operands with pairs from `first` on and returns the number of steps.
 template <class T>
 int fill(const OuterTiles& o, const OuterArgs& a, int first) {
-  const int pairs = a.pairs - first < 2 * o.words ? a.pairs - first : 2 * o.words;
-  const int words = round_up((pairs + 1) / 2, tile);
-  const T* x[step];
-  for (int w0 = 0; w0 < words; w0 += tile) {
-    for (int i = 0; i < step; ++i) {
-      const int p = 2 * w0 + i;
-      x[i] = p < pairs ? static_cast<const T*>(a.x) + a.x_rows[first + p] * a.x_stride : nullptr;
-    }
-    for (int c = 0; c < a.k; c += tile) {
-      U32s square[tile];
-#pragma GCC unroll 16
-      for (int w = 0; w < tile; ++w) square[w] = words_of(x[2 * w], x[2 * w + 1], {c, a.k});
-      transpose(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < tile; ++i) {
-        store(o.x + (c + i) * static_cast<int64_t>(o.x_bytes) + w0 * 4, square[i]);
-      }
+  Step s = {.x = {a.x, a.x_stride, a.x_rows, a.pairs},
+            .dy = {a.dy, a.dy_stride, a.dy_rows, a.pairs},
+            .first = first,
+            .word = 0};
+  for (; s.word < o.words && s.first < a.pairs; s.word += tile, s.first += step) {
+    if (s.first + step <= a.pairs) {
+      fill_step<true, T>(o, a, s);
+    } else {
+      fill_step<false, T>(o, a, s);
     }
   }
-  for (int w = 0; w < words; ++w) {
-    const T* row[2];
-    for (int i = 0; i < 2; ++i) {
-      const int p = 2 * w + i;
-      row[i] = p < pairs ? static_cast<const T*>(a.dy) + a.dy_rows[first + p] * a.dy_stride : nullptr;
-    }
-    for (int c = 0; c < a.n; c += tile) {
-      store(o.dy + w * static_cast<int64_t>(o.dy_bytes) + c * 4, words_of(row[0], row[1], {c, a.n}));
-    }
-  }
-  return words / tile;
+  return s.word / tile;
 }
 
 // A square of dw of up to 2 x 2 tiles, of which rows x cols exist.

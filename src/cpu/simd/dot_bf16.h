@@ -18,15 +18,16 @@ struct Columns {
   int count;
 };
 
-// Words of the same column of two rows, `low` in the low half; zeros past the end and for a null row.
-template <class T>
+// Words of the same column of two rows, `low` in the low half; zeros past the end. Unless `both` rows are
+// there, null stands for zeros.
+template <bool both, class T>
 [[gnu::always_inline]] inline U32s words_of(const T* low, const T* high, Columns c) {
   const int rest = c.count - c.first;
   const __mmask16 inside = rest >= lanes ? 0xffff : (1U << rest) - 1;
   U16s first = {};
   U16s second = {};
-  if (low != nullptr) first = (U16s)_mm256_maskz_loadu_epi16(inside, low + c.first);
-  if (high != nullptr) second = (U16s)_mm256_maskz_loadu_epi16(inside, high + c.first);
+  if (both || low != nullptr) first = (U16s)_mm256_maskz_loadu_epi16(inside, low + c.first);
+  if (both || high != nullptr) second = (U16s)_mm256_maskz_loadu_epi16(inside, high + c.first);
   return __builtin_convertvector(first, U32s) | __builtin_convertvector(second, U32s) << 16;
 }
 
@@ -54,27 +55,35 @@ inline void multiply_dot(const MultiplyArgs& a, int height) {
       [&](const Rows& r, int rows) { multiply_rows<PairDot>(r, w, rows); });
 }
 
+// Row `pair` of an operand, null past the last pair.
+struct PairRows {
+  const void* data;
+  int64_t stride;
+  const int32_t* rows;
+  int pairs;
+  template <class T>
+  const T* at(int pair) const {
+    return pair < pairs ? static_cast<const T*>(data) + rows[pair] * stride : nullptr;
+  }
+};
+
 inline void outer_dot(const OuterArgs& a) {
   Outer o = outer_in_place<Bf16>(a);
   const OuterCopies copies(a.k, a.n, a.scratch);
   copies.use(o);
-  const auto x_row = [&](int pair) {
-    return pair < a.pairs ? static_cast<const Bf16*>(a.x) + a.x_rows[pair] * a.x_stride : nullptr;
-  };
-  const auto dy_row = [&](int pair) {
-    return pair < a.pairs ? static_cast<const Bf16*>(a.dy) + a.dy_rows[pair] * a.dy_stride : nullptr;
+  const PairRows x = {a.x, a.x_stride, a.x_rows, a.pairs};
+  const PairRows dy = {a.dy, a.dy_stride, a.dy_rows, a.pairs};
+  const auto copy = [](const PairRows& from, int pair, int count, float* to) {
+    const Bf16* low = from.at<Bf16>(pair);
+    const Bf16* high = from.at<Bf16>(pair + 1);
+    for (int c = 0; c < count; c += lanes) store(to + c, words_of<false>(low, high, {c, count}));
   };
   for (int first = 0; first < a.pairs; first += 2 * copies.rows) {
     const int words = (a.pairs - first + 1) / 2;
     o.pairs = words < copies.rows ? words : copies.rows;
     for (int w = 0; w < o.pairs; ++w) {
-      const int pair = first + 2 * w;
-      for (int c = 0; c < a.k; c += lanes) {
-        store(copies.x_row(w) + c, words_of(x_row(pair), x_row(pair + 1), {c, a.k}));
-      }
-      for (int c = 0; c < a.n; c += lanes) {
-        store(copies.dy_row(w) + c, words_of(dy_row(pair), dy_row(pair + 1), {c, a.n}));
-      }
+      copy(x, first + 2 * w, a.k, copies.x_row(w));
+      copy(dy, first + 2 * w, a.n, copies.dy_row(w));
     }
     outer_rows<PairDot>(o, a.k, a.n);
   }
