@@ -222,7 +222,7 @@ def _panels(task: Task, prediction: torch.Tensor, unit: str) -> list[picture.Pan
     target, found = task.shown(task.target), task.shown(prediction)
     bar, limits = task.target_title, None
     if target.ndim == 1 and not task.classes:
-        limits = (float(np.quantile(target, 0.01)), float(np.quantile(target, 0.99)))
+        limits = picture.limits(target)
     elif isinstance(task, tasks.Normals):
         bar = "red x, green y, blue z: half is 0"
     elif target.ndim == 2:
@@ -232,7 +232,7 @@ def _panels(task: Task, prediction: torch.Tensor, unit: str) -> list[picture.Pan
         picture.Panel(
             f"input: {task.input_title}",
             task.input_shown,
-            limits=limits if isinstance(task, tasks.Values) and task.input_bar == bar else None,
+            limits=limits if task.input_bar == bar else None,
             bar="" if task.input_shown.ndim == 2 else task.input_bar.format(unit=unit),
         ),
         picture.Panel(
@@ -249,7 +249,7 @@ def _panels(task: Task, prediction: torch.Tensor, unit: str) -> list[picture.Pan
             "error of the prediction",
             error,
             "magma",
-            (0.0, max(float(np.quantile(error, 0.99)), 1e-6)),
+            (0.0, picture.limits(error)[1]),
             task.error_title,
         ),
     ]

@@ -155,6 +155,12 @@ def _shade(nearest: np.ndarray, reach: int, unit: float) -> np.ndarray:
     return np.maximum(0.55, np.exp(-12 * ahead / unit))
 
 
+def limits(values: np.ndarray) -> tuple[float, float]:
+    """What a colour bar should span: nearly all values, as a few far ones would dull all others."""
+    low, high = np.nanquantile(values, [0.01, 0.99])
+    return float(low), float(max(high, low + 1e-6))
+
+
 def _colors(panel: Panel) -> tuple[np.ndarray, ScalarMappable | None]:
     """[n, 3] colours, and what a colour bar needs."""
     if panel.values.ndim == 2:
@@ -166,9 +172,8 @@ def _colors(panel: Panel) -> tuple[np.ndarray, ScalarMappable | None]:
         norm = BoundaryNorm(np.arange(count + 1) - 0.5, count)
         mappable = ScalarMappable(norm, ListedColormap(shades))
     else:
-        limits = panel.limits or (np.nanmin(panel.values), np.nanmax(panel.values))
         colormap = matplotlib.colormaps[panel.colormap].with_extremes(bad=(_GREY,) * 3)
-        mappable = ScalarMappable(Normalize(*limits), colormap)
+        mappable = ScalarMappable(Normalize(*(panel.limits or limits(panel.values))), colormap)
     return mappable.to_rgba(np.ma.masked_invalid(panel.values))[:, :3], mappable
 
 
@@ -209,15 +214,20 @@ def _draw_ticks(
     values = [value for value in values if start[axis] <= value <= end[axis]]
     if np.hypot(*along) < 0.08 * span:
         values = values[-1:]  # two numbers would not fit
+    # Survey coordinates have too many digits: they are numbered from a round number on.
+    reach = end[axis] - start[axis]
+    unit_step = 10.0 ** np.ceil(np.log10(reach))
+    base = np.floor(start[axis] / unit_step) * unit_step if abs(start[axis]) > 50 * reach else 0.0
     for value in values:
         foot = flat_start + (value - start[axis]) / (end[axis] - start[axis]) * along
         tip = foot + 0.012 * span * outward
         axes.plot(*np.stack([foot, tip]).T, color="0.35", lw=0.8, clip_on=False)
-        axes.text(*(tip + 0.008 * span * outward), f"{value:g}", fontsize=7, color="0.25", **align)
+        axes.text(*(tip + 0.008 * span * outward), f"{value - base:g}", fontsize=7, color="0.25", **align)
     name = flat_start + along / 2 + 0.075 * span * outward
+    label = f"{'xyz'[axis]}{f' - {base:,.0f}' if base else ''} [{unit}]"
     turn = np.rad2deg(np.arctan2(along[1], along[0]))
     turn = (turn + 90) % 180 - 90
-    axes.text(*name, f"{'xyz'[axis]} [{unit}]", fontsize=8, rotation=turn, ha="center", va="center")
+    axes.text(*name, label, fontsize=8, rotation=turn, ha="center", va="center")
 
 
 def _draw_cloud(figure: Figure, axes: Axes, picture: Picture, work: tuple[_Raster, Panel]) -> None:

@@ -61,19 +61,22 @@ class Task:
 
 @dataclass
 class Values(Task):
-    """Numbers, learned as deviations from their mean: a large offset would drown them."""
+    """Numbers, learned along the principal axes of what is known of them, in standard deviations.
+
+    Else the brightness, in which colours differ most, would drown the hue.
+    """
 
     mean: torch.Tensor = field(default_factory=lambda: torch.zeros(1))  # [outputs]
-    deviation: torch.Tensor = field(default_factory=lambda: torch.ones(1))  # [outputs]
+    axes: torch.Tensor = field(default_factory=lambda: torch.ones(1, 1))  # [outputs, outputs]
 
     def loss(self, prediction: torch.Tensor) -> torch.Tensor:
         return F.l1_loss(prediction[self.counted], self.target[self.counted])
 
     def error(self, prediction: torch.Tensor) -> torch.Tensor:
-        return ((prediction - self.target).abs() * self.deviation).mean(1)
+        return ((prediction - self.target) @ self.axes).abs().mean(1)
 
     def shown(self, values: torch.Tensor) -> np.ndarray:
-        values = (values.detach() * self.deviation + self.mean).cpu().numpy()
+        values = (values.detach() @ self.axes + self.mean).cpu().numpy()
         return values[:, 0] if values.shape[1] == 1 else values
 
 
@@ -160,13 +163,17 @@ class Scene:
 
 
 def _standard(values: torch.Tensor, seen: torch.Tensor, least: float) -> dict[str, torch.Tensor]:
-    """Target, mean and deviation of values [n, outputs], by the rows that may be looked at.
+    """Target, mean and axes of values [n, outputs], by the rows that may be looked at.
 
     `least`: the smallest deviation, for values that hardly differ.
     """
     mean = values[seen].mean(0)
-    deviation = values[seen].std(0, correction=0).clamp(min=least)
-    return {"target": (values - mean) / deviation, "mean": mean, "deviation": deviation}
+    centred = values - mean
+    spread, turn = torch.linalg.eigh(centred[seen].T @ centred[seen] / int(seen.sum()))
+    deviation = spread.clamp(min=least**2).sqrt()
+    deviation = (deviation * deviation.max()).sqrt()
+    axes = deviation[:, None] * turn.T
+    return {"target": centred @ turn / deviation, "mean": mean, "axes": axes}
 
 
 def _completion(values: np.ndarray, what: str, seed: int) -> Values:

@@ -151,7 +151,10 @@ void Plan::forward(const Context& ctx,
   validate_weights(ctx, w, map, options);
   if (bias) validate_matrix(ctx, *bias, {"the bias", 1, options.c_out, options.dtype});
   validate_matrix(ctx, y, {"y", map.n_out, options.c_out, options.dtype});
-  validate_apart(y, "y", x, "x");
+  const Memory result = memory_of(y, "y");
+  validate_apart(result, memory_of(x, "x"));
+  validate_apart(result, memory_of(w, "the weights"));
+  if (bias) validate_apart(result, memory_of(*bias, "the bias"));
   if (y.rows == 0) return;
   const Kernel& picked = kernel(ctx, Pass::forward);
   const Schedule& schedule = state_->schedule(ctx, Pass::forward, map, problem(ctx, Pass::forward));
@@ -173,7 +176,8 @@ void Plan::grad_input(const Context& ctx,
   validate_matrix(ctx, dy, {"dy", map.n_out, options.c_out, options.dtype});
   validate_weights(ctx, w, map, options);
   validate_matrix(ctx, dx, {"dx", map.n_in, options.c_in, options.dtype});
-  validate_apart(dx, "dx", dy, "dy");
+  validate_apart(memory_of(dx, "dx"), memory_of(dy, "dy"));
+  validate_apart(memory_of(dx, "dx"), memory_of(w, "the weights"));
   if (dx.rows == 0) return;
   const Kernel& picked = kernel(ctx, Pass::grad_input);
   const KernelMap& backward = state_->backward_map(ctx);
@@ -200,6 +204,8 @@ void Plan::grad_weight(const Context& ctx,
   validate_matrix(ctx, x, {"x", map.n_in, options.c_in, options.dtype});
   validate_matrix(ctx, dy, {"dy", map.n_out, options.c_out, options.dtype});
   validate_weight_gradient(ctx, dw, map, options);
+  validate_apart(memory_of(dw, "the weight gradient"), memory_of(x, "x"));
+  validate_apart(memory_of(dw, "the weight gradient"), memory_of(dy, "dy"));
   if (map.n_out == 0 || map.n_in == 0) return fill_zero(ctx, dw);
   const Kernel& picked = kernel(ctx, Pass::grad_weight);
   const Schedule& schedule =

@@ -225,7 +225,12 @@ IndexBlock Schedule::block(const Tile& tile, int index) const {
 }
 
 int64_t Schedule::row_visits() const {
-  return options_.order == Order::natural ? rows_ * taps_ : indices_.rows * options_.tile_rows;
+  int64_t visits = 0;
+  for (int64_t t = 0; t < tiles(); ++t) {
+    const Tile visited = tile(t);
+    visits += static_cast<int64_t>(visited.rows) * visited.blocks;
+  }
+  return visits;
 }
 
 size_t Schedule::bytes() const {
@@ -260,6 +265,14 @@ std::string schedule_violation(const Schedule& schedule, const KernelMap& map) {
           char& mark = seen[static_cast<size_t>(block.tap) * map.n_out + row];
           if (mark != 0) return join("row ", row, " and tap ", block.tap, " stand in two blocks");
           mark = 1;
+        }
+        // A natural index block is a piece of the map's table, which goes on behind the tile.
+        const bool stored = schedule.options().order != Order::natural;
+        for (int i = tile.rows; stored && i < schedule.options().tile_rows; ++i) {
+          if (block.rows[i] >= 0) {
+            return join("tile ", t, " has ", tile.rows, " rows and reads ", block.rows[i],
+                        " behind them for tap ", block.tap);
+          }
         }
       }
     }

@@ -73,17 +73,31 @@ void validate_weight_gradient(const Context& ctx,
         options.dtype == Dtype::f64 ? "" : " or f32");
 }
 
-void validate_apart(const MatrixRef& output,
-                    const char* output_name,
-                    const MatrixRef& input,
-                    const char* input_name) {
-  const auto end = [](const MatrixRef& m) {
-    const int64_t elements = m.rows == 0 ? 0 : (m.rows - 1) * m.stride + m.cols;
-    return static_cast<const char*>(m.data) + elements * size_of(m.dtype);
-  };
-  const auto* out = static_cast<const char*>(output.data);
-  const auto* in = static_cast<const char*>(input.data);
-  check(out >= end(input) || in >= end(output), output_name, " shares memory with ", input_name);
+Memory memory_of(const MatrixRef& matrix, const char* what) {
+  const auto size = static_cast<int64_t>(size_of(matrix.dtype));
+  return {what, static_cast<const char*>(matrix.data), matrix.rows, matrix.cols * size,
+          matrix.stride * size};
+}
+
+Memory memory_of(const WeightsRef& w, const char* what) {
+  const int64_t last =
+      (w.taps - 1) * w.tap_stride + (w.c_in - 1) * w.in_stride + (w.c_out - 1) * w.out_stride;
+  const int64_t width = (last + 1) * static_cast<int64_t>(size_of(w.dtype));
+  return {what, static_cast<const char*>(w.data), 1, width, width};
+}
+
+void validate_apart(const Memory& output, const Memory& input) {
+  const auto end = [](const Memory& m) { return m.data + (m.rows - 1) * m.step + m.width; };
+  if (output.rows == 0 || input.rows == 0) return;
+  if (output.data >= end(input) || input.data >= end(output)) return;
+  // The input's rows may lie in the gaps between the output's.
+  bool between = false;
+  if (output.step == input.step) {
+    const int64_t distance = (input.data - output.data) % output.step;
+    const int64_t shift = distance < 0 ? distance + output.step : distance;
+    between = shift >= output.width && shift + input.width <= output.step;
+  }
+  check(between, output.what, " shares memory with ", input.what);
 }
 
 }  // namespace voxgemm

@@ -27,10 +27,17 @@ void validate_weight_gradient(const Context& ctx,
                               const WeightsRef& dw,
                               const KernelMap& map,
                               const PlanOptions& options);
-// An output must not share memory with an input.
-void validate_apart(const MatrixRef& output,
-                    const char* output_name,
-                    const MatrixRef& input,
-                    const char* input_name);
+// Rows of `width` bytes, `step` bytes apart; weights count as one row.
+struct Memory {
+  const char* what;
+  const char* data;
+  int64_t rows;
+  int64_t width;
+  int64_t step;
+};
+Memory memory_of(const MatrixRef& matrix, const char* what);
+Memory memory_of(const WeightsRef& w, const char* what);
+// An output must not share memory with an input. Slices of the columns of one matrix do not.
+void validate_apart(const Memory& output, const Memory& input);
 
 }  // namespace voxgemm

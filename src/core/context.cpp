@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
@@ -106,13 +107,18 @@ Context Context::cpu(int threads) {
 }
 
 Matrix make_matrix(const Context& ctx, int64_t rows, int64_t cols, Dtype dtype) {
+  size_t bytes = size_of(dtype);
+  const bool countable = !__builtin_mul_overflow(bytes, rows, &bytes) &&
+                         !__builtin_mul_overflow(bytes, cols, &bytes) && bytes <= PTRDIFF_MAX;
+  check(countable, ErrorCode::out_of_memory, "no memory for a ", rows, " x ", cols, " matrix of ",
+        name(dtype));
   Matrix matrix;
   matrix.rows = rows;
   matrix.cols = cols;
   matrix.stride = cols;
   matrix.dtype = dtype;
   matrix.device = ctx.device;
-  matrix.storage = ctx.allocate(static_cast<size_t>(rows) * cols * size_of(dtype));
+  matrix.storage = ctx.allocate(bytes);
   matrix.data = matrix.storage.get();
   return matrix;
 }

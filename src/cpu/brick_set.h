@@ -48,8 +48,8 @@ struct Box {
   std::array<int64_t, 4> high = {-1, -1, -1, -1};
 };
 
-// A bounding box of bricks and the keys of its cells, one cell a brick. Axes batch, x, y, z, of which batch is
-// counted in ones and the others in eights.
+// A bounding box of bricks and the keys of its cells, one cell a brick. Axes batch, x, y, z, of
+// which batch is counted in ones and the others in eights.
 struct CellBox {
   std::array<int64_t, 4> origin = {};   // a voxel; x, y, z are multiples of 8
   std::array<uint64_t, 4> extent = {};  // in cells
@@ -58,8 +58,8 @@ struct CellBox {
 
   // Of any cell, counted from the origin.
   uint64_t key(const std::array<uint64_t, 4>& cell) const {
-    const bool inside = cell[0] < extent[0] && cell[1] < extent[1] && cell[2] < extent[2] &&
-                        cell[3] < extent[3];
+    const bool inside =
+        cell[0] < extent[0] && cell[1] < extent[1] && cell[2] < extent[2] && cell[3] < extent[3];
     const uint64_t key = cell[0] * step[0] + cell[1] * step[1] + cell[2] * step[2] + cell[3];
     return inside ? key : outside;
   }
@@ -78,9 +78,9 @@ struct Brick {
   std::array<uint64_t, 8> mask;
   std::array<int32_t, 8> rank;
 
-  bool has(int word, int bit) const { return (mask[word] >> bit & 1) != 0; }
+  bool has(int64_t word, int64_t bit) const { return (mask[word] >> bit & 1) != 0; }
   // The voxels of the set before this one.
-  int32_t rank_of(int word, int bit) const {
+  int32_t rank_of(int64_t word, int64_t bit) const {
     return rank[word] + std::popcount(mask[word] & ((uint64_t{1} << bit) - 1));
   }
 };
@@ -129,7 +129,8 @@ class BrickSet {
         voxels[count] = {i, static_cast<int>(x & 7), static_cast<int>(8 * (y & 7) + (z & 7))};
         if (++count < 64) return;
         at(keys.data(), count, bricks.data());
-        for (int j = 0; j < count; ++j) use(voxels[j].item, *bricks[j], voxels[j].word, voxels[j].bit);
+        for (int j = 0; j < count; ++j)
+          use(voxels[j].item, *bricks[j], voxels[j].word, voxels[j].bit);
         count = 0;
       });
     }

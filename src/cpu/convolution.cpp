@@ -26,6 +26,7 @@ namespace voxgemm::cpu {
 namespace {
 
 constexpr size_t packed_budget = size_t{24} << 20;
+constexpr int64_t partial_budget = int64_t{24} << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -74,7 +75,9 @@ struct Run {
   ColumnBlocks blocks;
   size_t packed_tap_bytes = 0;  // of one tap of one block
   char* packed = nullptr;       // [at_once, taps]
-  float* partial = nullptr;     // [slices, rows, c_out] with slices
+  float* partial = nullptr;     // [slices, partial_rows, c_out] with slices
+  int64_t partial_rows = 0;
+  int64_t first_chunk = 0;  // of those whose partial sums are at hand
 
   Columns columns(int block) const {
     const int first = block * blocks.width;
@@ -194,7 +197,8 @@ void run_task(const Run& run, const Task& task, const Scratch& scratch) {
     if (run.partial == nullptr) {
       store_row(run, columns, first_row + row, acc);
     } else {
-      const int64_t place = task.slice * run.args.y.rows + first_row + row;
+      const int64_t place =
+          task.slice * run.partial_rows + (task.chunk - run.first_chunk) * chunk_rows + row;
       std::memcpy(run.partial + place * run.args.w.c_out + columns.first, acc,
                   sizeof(float) * columns.count);
     }
@@ -202,19 +206,20 @@ void run_task(const Run& run, const Task& task, const Scratch& scratch) {
 }
 
 // The partial sums of the slices, added in order into the first.
-void add_slices(const Run& run) {
+void add_slices(const Run& run, const Columns& columns) {
   constexpr int64_t rows_per_task = 256;
-  const int64_t rows = run.args.y.rows;
-  const int n = run.args.w.c_out;
+  const int64_t first_row = run.first_chunk * run.args.schedule->options().chunk_rows;
+  const int64_t rows = std::min(run.partial_rows, run.args.y.rows - first_row);
+  const int64_t stride = run.args.w.c_out;
   parallel_for(run.ctx, ceil_div(rows, rows_per_task), [&](int64_t task, int) {
     const int64_t end = std::min(rows, (task + 1) * rows_per_task);
     for (int64_t row = task * rows_per_task; row < end; ++row) {
-      float* sum = run.partial + row * n;
+      float* sum = run.partial + row * stride + columns.first;
       for (int slice = 1; slice < run.kernel.slices; ++slice) {
-        const float* part = run.partial + (slice * rows + row) * n;
-        for (int c = 0; c < n; ++c) sum[c] += part[c];
+        const float* part = sum + slice * run.partial_rows * stride;
+        for (int c = 0; c < columns.count; ++c) sum[c] += part[c];
       }
-      store_row(run, {0, n}, row, sum);
+      store_row(run, columns, first_row + row, sum);
     }
   });
 }
@@ -223,7 +228,8 @@ void add_slices(const Run& run) {
 
 void convolve(const Kernel& kernel, const Context& ctx, const ConvArgs& args) {
   const auto& engine = *static_cast<const Engine*>(kernel.family);
-  const int64_t row_tasks = args.schedule->chunks() * kernel.slices;
+  const int64_t chunks = args.schedule->chunks();
+  const int64_t row_tasks = chunks * kernel.slices;
   const ColumnBlocks blocks = cut_columns(engine, ctx, args, row_tasks);
   Run run{.kernel = kernel, .engine = engine, .ctx = ctx, .args = args, .blocks = blocks};
   run.packed_tap_bytes =
@@ -232,8 +238,13 @@ void convolve(const Kernel& kernel, const Context& ctx, const ConvArgs& args) {
       ctx.allocate(run.packed_tap_bytes * args.w.taps * blocks.at_once);
   run.packed = static_cast<char*>(packed.get());
   std::shared_ptr<void> partial;
+  int64_t chunks_at_once = chunks;
   if (kernel.slices > 1) {
-    partial = ctx.allocate(partial_bytes(kernel, args.y.rows, args.w.c_out));
+    const int64_t chunk_rows = args.schedule->options().chunk_rows;
+    const int64_t row_bytes = int64_t{4} * kernel.slices * args.w.c_out;
+    chunks_at_once = std::clamp<int64_t>(partial_budget / (row_bytes * chunk_rows), 1, chunks);
+    run.partial_rows = chunks_at_once * chunk_rows;
+    partial = ctx.allocate(row_bytes * run.partial_rows);
     run.partial = static_cast<float*>(partial.get());
   }
   const size_t worker_bytes = scratch_bytes(run);
@@ -247,20 +258,22 @@ void convolve(const Kernel& kernel, const Context& ctx, const ConvArgs& args) {
       const int slot = static_cast<int>(task / args.w.taps);
       pack(run, first + slot, slot, static_cast<int>(task % args.w.taps));
     });
-    parallel_for(ctx, row_tasks * batch, [&](int64_t number, int worker) {
-      Task task;
-      task.slice = static_cast<int>(number % kernel.slices);
-      task.slot = static_cast<int>(number / kernel.slices % batch);
-      task.block = first + task.slot;
-      task.chunk = number / kernel.slices / batch;
-      run_task(run, task, carve(run, static_cast<char*>(workers.get()) + worker * worker_bytes));
-    });
+    for (run.first_chunk = 0; run.first_chunk < chunks; run.first_chunk += chunks_at_once) {
+      const int64_t count = std::min(chunks_at_once, chunks - run.first_chunk);
+      parallel_for(ctx, count * kernel.slices * batch, [&](int64_t number, int worker) {
+        Task task;
+        task.slice = static_cast<int>(number % kernel.slices);
+        task.slot = static_cast<int>(number / kernel.slices % batch);
+        task.block = first + task.slot;
+        task.chunk = run.first_chunk + number / kernel.slices / batch;
+        run_task(run, task, carve(run, static_cast<char*>(workers.get()) + worker * worker_bytes));
+      });
+      if (kernel.slices == 1) continue;
+      const int begin = run.columns(first).first;
+      const Columns last = run.columns(first + batch - 1);
+      add_slices(run, {begin, last.first + last.count - begin});
+    }
   }
-  if (kernel.slices > 1) add_slices(run);
-}
-
-size_t partial_bytes(const Kernel& kernel, int64_t rows, int c_out) {
-  return sizeof(float) * kernel.slices * rows * c_out;
 }
 
 }  // namespace voxgemm::cpu

@@ -70,7 +70,8 @@ void write_slab(const PlacedBrick* first, const PlacedBrick* last, int32_t* row)
     for (const PlacedBrick* line = first; line != last;) {
       const PlacedBrick* end = line;
       uint64_t used = 0;
-      for (; end != last && end->corner[2] == line->corner[2]; ++end) used |= end->brick->mask[word];
+      for (; end != last && end->corner[2] == line->corner[2]; ++end)
+        used |= end->brick->mask[word];
       for (int y = 0; y < 8 && used != 0; ++y) {
         for (const PlacedBrick* b = line; b != end; ++b) {
           uint64_t voxels = b->brick->mask[word] >> (8 * y) & 0xff;

@@ -16,14 +16,15 @@ int64_t KernelMap::pairs() const {
 namespace cpu {
 namespace {
 
-// The taps of one axis as they fall into bricks. The voxel under tap 0 has one of 8 places in its brick, and
-// the place alone decides which bricks the taps need, counted from that brick, and where in them they are.
+// The taps of one axis as they fall into bricks. The voxel under tap 0 has one of 8 places in its
+// brick, and the place alone decides which bricks the taps need, counted from that brick, and where
+// in them they are.
 struct AxisTaps {
   // Taps side by side in one brick.
   struct Run {
-    int slot;   // of the brick among those the axis needs
-    int place;  // of the first tap, 0 to 7
-    int taps;
+    int64_t slot;   // of the brick among those the axis needs
+    int64_t place;  // of the first tap, 0 to 7
+    int64_t taps;
   };
   std::array<std::vector<int64_t>, 8> bricks;
   std::array<std::vector<Run>, 8> runs;
@@ -40,7 +41,7 @@ struct AxisTaps {
           continue;
         }
         if (!same_brick) needed.push_back(offset >> 3);
-        runs[place].push_back({static_cast<int>(needed.size()) - 1, static_cast<int>(offset & 7), 1});
+        runs[place].push_back({static_cast<int64_t>(needed.size()) - 1, offset & 7, 1});
       }
       slots = std::max(slots, static_cast<int>(needed.size()));
     }
@@ -57,8 +58,8 @@ Lanes load(const std::array<int32_t, 4>& values) {
   return lanes;
 }
 
-// How the ranks of `size` taps side by side follow from those of the first tap of each brick: by the number of
-// taps in the first brick, and by the taps that are present as bits.
+// How the ranks of `size` taps side by side follow from those of the first tap of each brick: by
+// the number of taps in the first brick, and by the taps that are present as bits.
 template <int size>
 struct LineTable {
   struct Line {
@@ -66,7 +67,8 @@ struct LineTable {
     std::array<int32_t, 4> keep = {};    // all ones where the tap is present
   };
   std::array<std::array<Line, 1 << size>, size + 1> lines = {};
-  std::array<std::array<int32_t, 4>, size + 1> beyond = {};  // all ones for taps of the second brick
+  std::array<std::array<int32_t, 4>, size + 1> beyond =
+      {};  // all ones for taps of the second brick
 
   constexpr LineTable() {
     for (int inside = 1; inside <= size; ++inside) {
@@ -84,21 +86,19 @@ struct LineTable {
   }
 };
 
-// The columns of a kernel map for a block of output rows, in three steps that each touch one kind of memory for
-// all rows of the block, so that the misses of many rows overlap: which bricks a row needs, which ranks its
-// taps have, which rows these are.
+// The columns of a kernel map for a block of output rows, in three steps that each touch one kind
+// of memory for all rows of the block, so that the misses of many rows overlap: which bricks a row
+// needs, which ranks its taps have, which rows these are.
 class Walker {
  public:
   // Makes the buffers of a 3^3 kernel 16 KB: they stay in a first-level cache.
   static constexpr int block_rows = 64;
 
-  Walker(const BrickIndex& in, const Geometry& geometry)
+  Walker(const BrickIndex& in, const Geometry& geometry, const std::array<AxisTaps, 3>& axes)
       : set_(in.bricks()),
         row_of_rank_(in.row_of_rank()),
         geometry_(geometry),
-        axes_{AxisTaps(geometry.size[0], geometry.dilation[0]),
-              AxisTaps(geometry.size[1], geometry.dilation[1]),
-              AxisTaps(geometry.size[2], geometry.dilation[2])},
+        axes_(axes),
         slots_(axes_[0].slots * axes_[1].slots * axes_[2].slots),
         bricks_(static_cast<size_t>(slots_) * block_rows),
         keys_(bricks_.size()),
@@ -126,7 +126,7 @@ class Walker {
       for (int i = 0; i < rows; ++i) rank(i);
     }
     const int taps = geometry_.taps();
-    const int stride = rank_stride_;
+    const int64_t stride = rank_stride_;
     const int32_t* row_of_rank = row_of_rank_;
     for (int tap = 0; tap < taps; ++tap) {
       const int32_t* rank = ranks_.data() + tap;
@@ -145,7 +145,7 @@ class Walker {
   const std::vector<int32_t>& pairs() const { return pairs_; }
 
  private:
-  using Places = std::array<int, 3>;
+  using Places = std::array<int64_t, 3>;
 
   // The bricks that the taps of output voxels [rows, 4] fall into.
   void fetch(const int32_t* out, int rows) {
@@ -162,7 +162,7 @@ class Walker {
       for (int axis = 0; axis < 3; ++axis) {
         const int64_t voxel = out[1 + axis] * stride_[axis] - shift_[axis];
         corner[axis] = voxel >> 3;
-        places[axis] = static_cast<int>(voxel & 7);
+        places[axis] = voxel & 7;
       }
       const auto batch = static_cast<uint64_t>(out[0] - box.origin[0]);
       int x_slot = i * axes_[0].slots;
@@ -191,13 +191,15 @@ class Walker {
     const Places start = places_[i];
     const Brick* const* bricks = bricks_.data() + static_cast<size_t>(i) * 8;
     int32_t* ranks = ranks_.data() + i * rank_stride_;
-    const int inside = std::min(8 - start[2], size);  // taps of a line in its first brick
+    const int64_t inside =
+        std::min<int64_t>(8 - start[2], size);  // taps of a line in its first brick
     for (int dx = 0; dx < size; ++dx) {
-      const int word = (start[0] + dx) & 7;
+      const int64_t word = (start[0] + dx) & 7;
       for (int dy = 0; dy < size; ++dy) {
-        const int byte = 8 * ((start[1] + dy) & 7);
-        const Brick* const* brick = bricks + 4 * ((start[0] + dx) >> 3) + 2 * ((start[1] + dy) >> 3);
-        const int bit = byte + start[2];
+        const int64_t byte = 8 * ((start[1] + dy) & 7);
+        const Brick* const* brick =
+            bricks + 4 * ((start[0] + dx) >> 3) + 2 * ((start[1] + dy) >> 3);
+        const int64_t bit = byte + start[2];
         uint64_t present = brick[0]->mask[word] >> bit;
         Lanes rank = all_lanes(brick[0]->rank_of(word, bit) + 1);
         if (inside < size) {
@@ -220,16 +222,16 @@ class Walker {
     const Brick* const* bricks = bricks_.data() + static_cast<size_t>(i) * slots_;
     int32_t* ranks = ranks_.data() + i * rank_stride_;
     for (const AxisTaps::Run& x : axes_[0].runs[start[0]]) {
-      for (int word = x.place; word < x.place + x.taps; ++word) {
+      for (int64_t word = x.place; word < x.place + x.taps; ++word) {
         for (const AxisTaps::Run& y : axes_[1].runs[start[1]]) {
           const Brick* const* line = bricks + (x.slot * axes_[1].slots + y.slot) * axes_[2].slots;
-          for (int dy = 0; dy < y.taps; ++dy) {
+          for (int64_t dy = 0; dy < y.taps; ++dy) {
             for (const AxisTaps::Run& z : axes_[2].runs[start[2]]) {
               const Brick& brick = *line[z.slot];
-              const int bit = 8 * (y.place + dy) + z.place;
+              const int64_t bit = 8 * (y.place + dy) + z.place;
               const uint64_t present = brick.mask[word] >> bit;
               int32_t next = brick.rank_of(word, bit) + 1;
-              for (int dz = 0; dz < z.taps; ++dz) {
+              for (int64_t dz = 0; dz < z.taps; ++dz) {
                 const auto one = static_cast<int32_t>(present >> dz & 1);
                 *ranks++ = next & -one;
                 next += one;
@@ -244,7 +246,7 @@ class Walker {
   const BrickSet& set_;
   const int32_t* row_of_rank_;
   const Geometry& geometry_;
-  std::array<AxisTaps, 3> axes_;
+  const std::array<AxisTaps, 3>& axes_;
   int slots_;
   int near_size_ = 0;  // of a cube without dilation
   std::array<int64_t, 3> stride_ = {};
@@ -255,8 +257,9 @@ class Walker {
   std::vector<uint64_t> keys_;
   std::vector<int> key_slots_;
   std::vector<const Brick*> found_;
-  int rank_stride_;
-  std::vector<int32_t> ranks_;  // [block_rows, rank_stride], of them taps; a rank counts from 1, 0 = absent
+  int64_t rank_stride_;
+  std::vector<int32_t>
+      ranks_;  // [block_rows, rank_stride], of them taps; a rank counts from 1, 0 = absent
   std::vector<int32_t> pairs_;
 };
 
@@ -269,16 +272,21 @@ void fill(const Context& ctx, const BrickIndex& in, const MatrixRef& out_coords,
   map->pairs_per_tap = make_matrix(ctx, 1, taps, Dtype::i64);
   auto* pairs = map->pairs_per_tap.as<int64_t>();
   std::fill_n(pairs, taps, 0);
+  const Geometry& g = map->geometry;
+  const std::array<AxisTaps, 3> axes = {AxisTaps(g.size[0], g.dilation[0]),
+                                        AxisTaps(g.size[1], g.dilation[1]),
+                                        AxisTaps(g.size[2], g.dilation[2])};
   // About 0.1 ms with 3^3 taps: long against the hand-out of a task.
   constexpr int64_t task_rows = 4096;
   for_pieces(ctx, map->n_out, task_rows, [&](int64_t first, int64_t last) {
-    Walker walker(in, map->geometry);
+    Walker walker(in, g, axes);
     for (int64_t begin = first; begin < last; begin += Walker::block_rows) {
       const auto rows = static_cast<int>(std::min<int64_t>(Walker::block_rows, last - begin));
       walker.walk(out_coords.as<int32_t>() + 4 * begin, rows, begin, map->neighbours);
     }
     for (int tap = 0; tap < taps; ++tap) {
-      std::atomic_ref<int64_t>(pairs[tap]).fetch_add(walker.pairs()[tap], std::memory_order_relaxed);
+      std::atomic_ref<int64_t>(pairs[tap])
+          .fetch_add(walker.pairs()[tap], std::memory_order_relaxed);
     }
   });
 }

@@ -47,15 +47,7 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
   const Engine& engine = engine_of(kernel);
   if (problem.device.kind != DeviceKind::cpu) return "runs on the CPU only";
   if (engine.dtype != problem.dtype) return join("takes ", name(engine.dtype));
-  if (!kernel.unavailable.empty()) return kernel.unavailable;
-  if (kernel.slices == 1) return "";
-  if (problem.pass == Pass::grad_weight) return "the weight gradient is always cut in slices";
-  if (problem.geometry.taps() < kernel.slices) {
-    return join("has ", kernel.slices, " slices, the problem ", problem.geometry.taps(), " taps");
-  }
-  constexpr size_t most_bytes = size_t{32} << 20;
-  const size_t bytes = partial_bytes(kernel, problem.n_out, columns(problem));
-  return bytes <= most_bytes ? "" : join("its partial sums would take ", bytes >> 20, " MiB of 32");
+  return kernel.unavailable;
 }
 
 // 128 rows keep tile, operand rows and one tap's weights in the second-level cache at 64 channels;

@@ -3,6 +3,8 @@
 
 #include <limits>
 
+#include "voxgemm/error.h"
+
 namespace voxgemm::cpu {
 namespace {
 
@@ -84,7 +86,10 @@ int32_t BrickIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
   return brick.has(x & 7, bit) ? row_of_rank_[brick.rank_of(x & 7, bit) + 1] : -1;
 }
 
-void BrickIndex::first_rows(const MatrixRef& coords, int64_t first, int64_t last, int32_t* rows) const {
+void BrickIndex::first_rows(const MatrixRef& coords,
+                            int64_t first,
+                            int64_t last,
+                            int32_t* rows) const {
   bricks_.for_voxels(first, last, Rows{coords.as<int32_t>()},
                      [&](int64_t r, const Brick& brick, int word, int bit) {
                        rows[r] = row_of_rank_[brick.rank_of(word, bit) + 1];
@@ -95,7 +100,11 @@ Matrix BrickIndex::first_rows(const Context& ctx, const MatrixRef& coords) const
   if (unique_voxels() == rows_) return {};
   Matrix rows = make_matrix(ctx, rows_, 1, Dtype::i32);
   for_pieces(ctx, rows_, rows_per_task, [&](int64_t first, int64_t last) {
-    first_rows(coords, first, last, rows.as<int32_t>());
+    for (int64_t r = first; r < last; ++r) {
+      const auto* c = coords.row<int32_t>(r);
+      rows.as<int32_t>()[r] = find(c[0], c[1], c[2], c[3]);
+      check(rows.as<int32_t>()[r] >= 0, "row ", r, " of the coordinates is not in the voxel index");
+    }
   });
   return rows;
 }

@@ -21,7 +21,7 @@ class BrickIndex final : public VoxelIndex::State {
   const int32_t* row_of_rank() const { return row_of_rank_.data(); }
   // Writes the lowest row with the same coordinates to rows[first .. last).
   void first_rows(const MatrixRef& coords, int64_t first, int64_t last, int32_t* rows) const;
-  // i32 [n, 1], of all rows; empty where all coordinates are distinct.
+  // i32 [n, 1]: find() of all rows; empty where all coordinates are distinct.
   Matrix first_rows(const Context& ctx, const MatrixRef& coords) const;
 
  private:

@@ -85,14 +85,21 @@ struct Square {
   const char* b;
   int64_t b_stride;
   int steps;
+  // Memory that is needed after this panel: each square fetches `next_step` bytes of it.
+  const char* next = nullptr;
+  int64_t next_step = 0;
 };
 
 template <class T, int row_tiles, int col_tiles>
 [[gnu::always_inline]] inline void add_products(const Square& s) {
   const char* a = s.a;
   const char* b = s.b;
+  const int64_t fetched = s.next_step / s.steps + line;
   memory_is_read();
   for (int i = 0; i < s.steps; ++i) {
+    if (s.next_step > 0) {
+      for (int64_t byte = 0; byte < fetched; byte += line) __builtin_prefetch(s.next + i * fetched + byte, 0, 2);
+    }
     _tile_loadd(4, a, s.a_stride);
     _tile_loadd(6, b, s.b_stride);
     if constexpr (row_tiles == 2) _tile_loadd(5, a + tile * s.a_stride, s.a_stride);
@@ -108,51 +115,63 @@ constexpr int tile_row_bytes(int words) { return ((words + tile - 1) / tile | 1)
 
 constexpr int height_of(int k) { return round_up((k + 1) / 2, tile); }
 
-// Sums of the square, added to its `rows` rows of acc.
-struct Target {
-  const int32_t* acc_rows;
-  int rows;
-  float* acc;
-  int64_t acc_stride;
+// Sums of all rows that are copied at a time, of two column tiles. They are added to acc when all are there:
+// what a tile store wrote is slow to load before it has left the core.
+struct Sums {
+  static constexpr int stride = 2 * tile * 4;  // bytes
+  alignas(64) float rows[most_copied][2 * tile];
 };
 
 template <class T, int row_tiles, int col_tiles>
-void multiply_square(const Square& s, const Target& t) {
-  alignas(64) float sums[row_tiles * tile][col_tiles * tile];
+[[gnu::always_inline]] inline void multiply_square(const Square& s, float* sums) {
   clear_sums<row_tiles, col_tiles>();
   add_products<T, row_tiles, col_tiles>(s);
-  store_sums<row_tiles, col_tiles>(sums[0], sizeof sums[0]);
-  for (int i = 0; i < t.rows; ++i) {
-    float* acc = t.acc + t.acc_rows[i] * t.acc_stride;
+  store_sums<row_tiles, col_tiles>(sums, Sums::stride);
+}
+
+template <class T, int col_tiles>
+void multiply_columns(const Rows& r, Square s, int rows) {
+  Sums sums;
+  for (int row = 0; row < rows; row += 2 * tile) {
+    if (rows - row > tile) {
+      multiply_square<T, 2, col_tiles>(s, sums.rows[row]);
+    } else {
+      multiply_square<T, 1, col_tiles>(s, sums.rows[row]);
+    }
+    s.a += 2 * tile * s.a_stride;
+    s.next += s.next_step;
+  }
+  for (int i = 0; i < rows; ++i) {
+    float* acc = r.acc + r.acc_rows[i] * r.acc_stride;
     for (int v = 0; v < col_tiles; ++v) {
-      store(acc + v * lanes, load<F32s>(acc + v * lanes) + load<F32s>(sums[i] + v * lanes));
+      store(acc + v * lanes, load<F32s>(acc + v * lanes) + load<F32s>(sums.rows[i] + v * lanes));
     }
   }
 }
 
 template <class T>
-void multiply_squares(const Rows& r, const MultiplyArgs& a, int rows) {
+void multiply_copied(Rows r, const MultiplyArgs& a, int rows) {
   const int height = height_of(a.k);
   const Cut panels(vectors_of(a.n), panel_vectors);
-  const char* panel = r.panel;
-  float* acc = r.acc;
+  const int row_blocks = Cut(rows, 2 * tile).pieces;
   for (int p = 0; p < panels.pieces; ++p) {
     const int vectors = panels.size(p);
-    for (int row = 0; row < rows; row += 2 * tile) {
-      const int rest = rows - row;
-      for (int v = 0; v < vectors; v += 2) {
-        const Square s = {.a = r.x + row * r.x_stride, .a_stride = r.x_stride, .b = panel + v * line,
-                          .b_stride = vectors * line, .steps = height / tile};
-        const Target t = {.acc_rows = r.acc_rows + row, .rows = rest < 2 * tile ? rest : 2 * tile,
-                          .acc = acc + v * lanes, .acc_stride = r.acc_stride};
-        if (rest > tile && v + 1 < vectors) multiply_square<T, 2, 2>(s, t);
-        if (rest > tile && v + 1 == vectors) multiply_square<T, 2, 1>(s, t);
-        if (rest <= tile && v + 1 < vectors) multiply_square<T, 1, 2>(s, t);
-        if (rest <= tile && v + 1 == vectors) multiply_square<T, 1, 1>(s, t);
+    const int64_t bytes = static_cast<int64_t>(height) * vectors * line;
+    const int squares = row_blocks * ((vectors + 1) / 2);
+    Square s = {.a = r.x, .a_stride = r.x_stride, .b = r.panel, .b_stride = vectors * line,
+                .steps = height / tile, .next = r.panel + bytes,
+                .next_step = round_up(static_cast<int>(bytes / squares), line)};
+    for (int v = 0; v < vectors; v += 2) {
+      if (v + 1 < vectors) {
+        multiply_columns<T, 2>(r, s, rows);
+      } else {
+        multiply_columns<T, 1>(r, s, rows);
       }
+      s.b += 2 * line;
+      s.next += row_blocks * s.next_step;
+      r.acc += (v + 1 < vectors ? 2 : 1) * lanes;
     }
-    panel += static_cast<size_t>(height) * vectors * line;
-    acc += vectors * lanes;
+    r.panel += bytes;
   }
 }
 
@@ -169,18 +188,16 @@ void multiply_amx(const MultiplyArgs& a) {
           store(to + i * 2, _mm512_maskz_loadu_epi16(inside, from + i));
         }
       },
-      [&](const Rows& r, int rows) { multiply_squares<T>(r, a, rows); });
+      [&](const Rows& r, int rows) { multiply_copied<T>(r, a, rows); });
   // A thread without tile state is cheaper to switch.
   _tile_release();
 }
 
-using U64s [[gnu::vector_size(64)]] = uint64_t;
-
-// Pairs of words from the low and the high halves of each 128-bit lane of two rows.
-[[gnu::always_inline]] inline U32s low_words(U32s a, U32s b) {
+// Words, and pairs of words, of the low and the high halves of each 128-bit lane of two rows.
+[[gnu::always_inline]] inline U32s low_halves(U32s a, U32s b) {
   return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
 }
-[[gnu::always_inline]] inline U32s high_words(U32s a, U32s b) {
+[[gnu::always_inline]] inline U32s high_halves(U32s a, U32s b) {
   return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
 }
 [[gnu::always_inline]] inline U64s low_pairs(U32s a, U32s b) {
@@ -202,8 +219,8 @@ using U64s [[gnu::vector_size(64)]] = uint64_t;
   U32s t[tile];
 #pragma GCC unroll 16
   for (int i = 0; i < tile; i += 2) {
-    t[i] = low_words(r[i], r[i + 1]);
-    t[i + 1] = high_words(r[i], r[i + 1]);
+    t[i] = low_halves(r[i], r[i + 1]);
+    t[i + 1] = high_halves(r[i], r[i + 1]);
   }
   // q[4 g + c]: in each lane l, column 4 l + c of rows 4 g to 4 g + 3.
   U64s q[tile];
@@ -236,7 +253,7 @@ struct OuterTiles {
   int words;     // pairs / 2 at a time
   char* x;
   char* dy;
-  OuterTiles(int k, int n, void* scratch) : k_rows(round_up(k, tile)), dy_bytes(tile_row_bytes(n)) {
+  OuterTiles(int k, int n, void* scratch) : k_rows(round_up(k, wide_lanes)), dy_bytes(tile_row_bytes(n)) {
     // 512 KB of a second-level cache of 2 MB, which all CPUs with tiles have.
     words = most_words;
     while (words > tile && size(words) > 512 * 1024) words /= 2;
@@ -262,21 +279,27 @@ template <bool all, class T>
 void fill_step(const OuterTiles& o, const OuterArgs& a, const Step& s) {
   const T* x[step];
   for (int i = 0; i < step; ++i) x[i] = s.x.at<T>(s.first + i);
-  for (int c = 0; c < a.k; c += tile) {
-    U32s square[tile];
+  for (int c = 0; c < a.k; c += wide_lanes) {
+    // Lane l of the interleaved words holds columns 8 l to 8 l + 3 in the first round, the next four in the second.
+    for (int half = 0; half < 2; ++half) {
+      U32s square[tile];
 #pragma GCC unroll 16
-    for (int w = 0; w < tile; ++w) square[w] = words_of<all>(x[2 * w], x[2 * w + 1], {c, a.k});
-    transpose(square);
+      for (int w = 0; w < tile; ++w) {
+        const U16w low = load_columns<all>(x[2 * w], {c, a.k});
+        const U16w high = load_columns<all>(x[2 * w + 1], {c, a.k});
+        square[w] = half == 0 ? low_words(low, high) : high_words(low, high);
+      }
+      transpose(square);
+      char* const to = o.x + (c + 4 * half) * static_cast<int64_t>(o.x_bytes) + s.word * 4;
 #pragma GCC unroll 16
-    for (int i = 0; i < tile; ++i) {
-      store(o.x + (c + i) * static_cast<int64_t>(o.x_bytes) + s.word * 4, square[i]);
+      for (int i = 0; i < tile; ++i) {
+        store(to + (i / 4 * 8 + i % 4) * static_cast<int64_t>(o.x_bytes), square[i]);
+      }
     }
   }
   for (int w = 0; w < tile; ++w) {
-    const T* low = s.dy.at<T>(s.first + 2 * w);
-    const T* high = s.dy.at<T>(s.first + 2 * w + 1);
-    char* const to = o.dy + (s.word + w) * static_cast<int64_t>(o.dy_bytes);
-    for (int c = 0; c < a.n; c += tile) store(to + c * 4, words_of<all>(low, high, {c, a.n}));
+    interleave<all>(s.dy.at<T>(s.first + 2 * w), s.dy.at<T>(s.first + 2 * w + 1), a.n,
+                    o.dy + (s.word + w) * static_cast<int64_t>(o.dy_bytes));
   }
 }
 

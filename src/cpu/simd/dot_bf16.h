@@ -12,23 +12,47 @@ namespace {
 
 #if defined(__AVX512BF16__)
 
-// Columns [first, first + lanes) of a row of `count`.
+using U16w [[gnu::vector_size(vector_bytes)]] = uint16_t;
+using U64s [[gnu::vector_size(vector_bytes)]] = uint64_t;
+constexpr int wide_lanes = 2 * lanes;
+
+// Elements [first, first + wide_lanes) of a row of `count`, zeros past its end. Unless rows are always there,
+// null stands for a row of zeros.
 struct Columns {
   int first;
   int count;
 };
-
-// Words of the same column of two rows, `low` in the low half; zeros past the end. Unless `both` rows are
-// there, null stands for zeros.
-template <bool both, class T>
-[[gnu::always_inline]] inline U32s words_of(const T* low, const T* high, Columns c) {
+template <bool always, class T>
+[[gnu::always_inline]] inline U16w load_columns(const T* row, Columns c) {
+  if (!always && row == nullptr) return U16w{};
   const int rest = c.count - c.first;
-  const __mmask16 inside = rest >= lanes ? 0xffff : (1U << rest) - 1;
-  U16s first = {};
-  U16s second = {};
-  if (both || low != nullptr) first = (U16s)_mm256_maskz_loadu_epi16(inside, low + c.first);
-  if (both || high != nullptr) second = (U16s)_mm256_maskz_loadu_epi16(inside, high + c.first);
-  return __builtin_convertvector(first, U32s) | __builtin_convertvector(second, U32s) << 16;
+  const __mmask32 inside = rest >= wide_lanes ? ~0U : (1U << rest) - 1;
+  return (U16w)_mm512_maskz_loadu_epi16(inside, row + c.first);
+}
+
+// Words of the same column of two rows, low first: of columns 0 to 3 or 4 to 7 of each 128-bit lane.
+[[gnu::always_inline]] inline U32s low_words(U16w low, U16w high) {
+  return (U32s)__builtin_shufflevector(low, high, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42, 11, 43,
+                                       16, 48, 17, 49, 18, 50, 19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
+}
+[[gnu::always_inline]] inline U32s high_words(U16w low, U16w high) {
+  return (U32s)__builtin_shufflevector(low, high, 4, 36, 5, 37, 6, 38, 7, 39, 12, 44, 13, 45, 14, 46, 15,
+                                       47, 20, 52, 21, 53, 22, 54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
+}
+
+// Words of two rows of `count` elements, in order, zeros up to whole vectors.
+template <bool always, class T>
+[[gnu::always_inline]] inline void interleave(const T* low, const T* high, int count, void* words) {
+  auto* to = static_cast<char*>(words);
+  for (int c = 0; c < count; c += wide_lanes, to += 2 * vector_bytes) {
+    const U16w low_cols = load_columns<always>(low, {c, count});
+    const U16w high_cols = load_columns<always>(high, {c, count});
+    const auto low_part = (U64s)low_words(low_cols, high_cols);
+    const auto high_part = (U64s)high_words(low_cols, high_cols);
+    store(to, __builtin_shufflevector(low_part, high_part, 0, 1, 8, 9, 2, 3, 10, 11));
+    if (c + lanes >= count) break;
+    store(to + vector_bytes, __builtin_shufflevector(low_part, high_part, 4, 5, 12, 13, 6, 7, 14, 15));
+  }
 }
 
 struct PairDot {
@@ -73,17 +97,13 @@ inline void outer_dot(const OuterArgs& a) {
   copies.use(o);
   const PairRows x = {a.x, a.x_stride, a.x_rows, a.pairs};
   const PairRows dy = {a.dy, a.dy_stride, a.dy_rows, a.pairs};
-  const auto copy = [](const PairRows& from, int pair, int count, float* to) {
-    const Bf16* low = from.at<Bf16>(pair);
-    const Bf16* high = from.at<Bf16>(pair + 1);
-    for (int c = 0; c < count; c += lanes) store(to + c, words_of<false>(low, high, {c, count}));
-  };
   for (int first = 0; first < a.pairs; first += 2 * copies.rows) {
     const int words = (a.pairs - first + 1) / 2;
     o.pairs = words < copies.rows ? words : copies.rows;
     for (int w = 0; w < o.pairs; ++w) {
-      copy(x, first + 2 * w, a.k, copies.x_row(w));
-      copy(dy, first + 2 * w, a.n, copies.dy_row(w));
+      const int pair = first + 2 * w;
+      interleave<false>(x.at<Bf16>(pair), x.at<Bf16>(pair + 1), a.k, copies.x_row(w));
+      interleave<false>(dy.at<Bf16>(pair), dy.at<Bf16>(pair + 1), a.n, copies.dy_row(w));
     }
     outer_rows<PairDot>(o, a.k, a.n);
   }

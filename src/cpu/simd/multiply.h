@@ -15,6 +15,8 @@
 namespace voxgemm::cpu::VOXGEMM_ISA {
 namespace {
 
+constexpr int cache_line = 64;
+
 // Rows of a block by the vectors of its panel: sums, one row of the panel and one broadcast fill the registers.
 template <int vectors>
 constexpr int block_rows() {
@@ -39,6 +41,11 @@ struct Rows {
   int units;
   float* acc;
   int64_t acc_stride;
+  // What the panel's memory is followed by is needed next: each block fetches a part of it, `next_step` bytes
+  // from where the one before began. Without this wide weights (256 channels) wait for a third-level cache:
+  // 215 instead of 235 GFLOP/s on Zen 5.
+  const char* next;
+  int64_t next_step;
 };
 
 template <class Dot, int vectors, int rows>
@@ -50,6 +57,8 @@ void multiply_blocks(const Rows& r, int first, int blocks) {
   const int64_t acc_stride = r.acc_stride;
   const char* const panel = r.panel;
   const int64_t units = r.units;
+  const int64_t next_step = r.next_step;
+  const char* next = r.next + first / rows * next_step;
   const int32_t* in_rows = r.in_rows + first;
   const int32_t* acc_rows = r.acc_rows + first;
   for (; blocks > 0; --blocks, in_rows += rows, acc_rows += rows) {
@@ -66,14 +75,15 @@ void multiply_blocks(const Rows& r, int first, int blocks) {
     constexpr int ahead = vectors == 1 ? 3 : 1;
     if (blocks > ahead) {
       for (int i = 0; i < rows; ++i) {
-        const char* next = x_base + in_rows[ahead * rows + i] * x_stride;
-        for (int64_t byte = 0; byte < units * 4; byte += 64) __builtin_prefetch(next + byte);
+        const char* row = x_base + in_rows[ahead * rows + i] * x_stride;
+        for (int64_t byte = 0; byte < units * 4; byte += cache_line) __builtin_prefetch(row + byte);
       }
     }
     const char* w = panel;
     int64_t u = 0;
     do {
       F32s b[vectors];
+      if constexpr (2 * vectors > panel_vectors) __builtin_prefetch(next + u * cache_line, 0, 2);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) b[v] = load<F32s>(w + v * vector_bytes);
 #pragma GCC unroll 16
@@ -84,6 +94,7 @@ void multiply_blocks(const Rows& r, int first, int blocks) {
       }
       w += vectors * vector_bytes;
     } while (++u < units);
+    next += next_step;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       float* acc = acc_base + acc_rows[i] * acc_stride;
@@ -122,6 +133,7 @@ void multiply_rows(Rows r, const Panels& w, int pairs) {
   constexpr int stretch = 24 * 1024 / (panel_vectors * vector_bytes);
   const Cut panels(vectors_of(w.n), panel_vectors);
   const Cut stretches(w.units, stretch);
+  const int blocks = Cut(pairs, block_rows<panel_vectors>()).pieces;
   const char* const x = r.x;
   const char* panel = r.panel;
   for (int p = 0; p < panels.pieces; ++p) {
@@ -130,13 +142,16 @@ void multiply_rows(Rows r, const Panels& w, int pairs) {
     r.panel = panel;
     for (int s = 0; s < stretches.pieces; ++s) {
       r.units = stretches.size(s);
+      const int64_t bytes = static_cast<int64_t>(r.units) * vectors * vector_bytes;
+      r.next = r.panel + bytes;
+      r.next_step = bytes / blocks + cache_line;
       if (vectors == 1) multiply_panel<Dot, 1>(r, pairs);
       if (vectors == 2) multiply_panel<Dot, 2>(r, pairs);
       if constexpr (panel_vectors > 2) {
         if (vectors == 3) multiply_panel<Dot, 3>(r, pairs);
         if (vectors == 4) multiply_panel<Dot, 4>(r, pairs);
       }
-      r.panel += static_cast<size_t>(r.units) * vectors * vector_bytes;
+      r.panel += bytes;
       r.x += static_cast<size_t>(r.units) * 4;
     }
     panel += static_cast<size_t>(w.height) * vectors * vector_bytes;
@@ -168,7 +183,9 @@ Rows rows_in_place(const MultiplyArgs& a) {
           .panel = static_cast<const char*>(a.packed),
           .units = 0,
           .acc = a.acc,
-          .acc_stride = a.acc_stride};
+          .acc_stride = a.acc_stride,
+          .next = nullptr,
+          .next_step = 0};
 }
 
 // Calls multiply_copies(rows, count) for scratch with `count` rows of row_bytes at a time, each filled by
