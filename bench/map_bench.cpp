@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Index, maps and coordinate sets of sphere shells (one voxel thick surfaces), in raster and in
-// shuffled row order: map_bench --benchmark_filter=submanifold. The last two numbers of a name are
-// RES and threads.
+// Index, maps and coordinate sets of sphere shells in raster and in shuffled row order, and of
+// points far apart. Names are WHAT/ORDER/SIZE/THREADS: map_bench
+// --benchmark_filter=submanifold3/raster
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -42,32 +42,35 @@ std::vector<std::array<int32_t, 4>> scattered(int64_t count) {
   std::mt19937 random(1);
   std::uniform_int_distribution<int32_t> coordinate(0, 1 << 14);
   std::vector<std::array<int32_t, 4>> voxels(static_cast<size_t>(count));
-  for (auto& voxel : voxels)
+  for (auto& voxel : voxels) {
     voxel = {0, coordinate(random), coordinate(random), coordinate(random)};
+  }
   return voxels;
 }
 
 Matrix matrix(const Context& ctx, std::vector<std::array<int32_t, 4>> voxels, bool shuffled) {
   if (shuffled) std::shuffle(voxels.begin(), voxels.end(), std::mt19937(7));
   Matrix coords = voxgemm::make_matrix(ctx, static_cast<int64_t>(voxels.size()), 4, Dtype::i32);
-  for (size_t r = 0; r < voxels.size(); ++r)
+  for (size_t r = 0; r < voxels.size(); ++r) {
     std::copy_n(voxels[r].data(), 4, coords.row<int32_t>(static_cast<int64_t>(r)));
+  }
   return coords;
 }
 
-void add(const std::string& cloud, int threads, const Matrix& coords) {
-  const Context ctx = Context::cpu(threads);
-  const auto run = [&](const char* what, const auto& body) {
-    const std::string name = std::string(what) + "/" + cloud + "/" + std::to_string(threads);
-    benchmark::RegisterBenchmark(name.c_str(),
-                                 [=](benchmark::State& state) {
-                                   for (auto step : state) body(ctx, coords);
-                                   state.counters["voxels/s"] = benchmark::Counter(
-                                       static_cast<double>(coords.rows),
-                                       benchmark::Counter::kIsIterationInvariantRate);
-                                 })
-        ->Unit(benchmark::kMillisecond)
-        ->UseRealTime();
+void add(const std::string& cloud, const Matrix& coords) {
+  const Context ctx = Context::cpu(1);
+  const auto run = [&](const std::string& what, const auto& body) {
+    for (const int threads : {1, 2}) {
+      const std::string name = what + "/" + cloud + "/" + std::to_string(threads);
+      const auto measure = [=, workers = Context::cpu(threads)](benchmark::State& state) {
+        for (auto step : state) body(workers, coords);
+        state.counters["voxels/s"] = benchmark::Counter(
+            static_cast<double>(coords.rows), benchmark::Counter::kIsIterationInvariantRate);
+      };
+      benchmark::RegisterBenchmark(name.c_str(), measure)
+          ->Unit(benchmark::kMillisecond)
+          ->UseRealTime();
+    }
   };
   const Geometry strided{.size = {3, 3, 3}, .stride = {2, 2, 2}, .padding = {1, 1, 1}};
   const Geometry down{.size = {2, 2, 2}, .stride = {2, 2, 2}};
@@ -75,7 +78,7 @@ void add(const std::string& cloud, int threads, const Matrix& coords) {
     benchmark::DoNotOptimize(voxgemm::VoxelIndex(c, m));
   });
   for (const int size : {3, 5}) {
-    run(("submanifold" + std::to_string(size)).c_str(), [size](const Context& c, const Matrix& m) {
+    run("submanifold" + std::to_string(size), [size](const Context& c, const Matrix& m) {
       const auto geometry = Geometry::submanifold({size, size, size});
       benchmark::DoNotOptimize(voxgemm::build_submanifold_map(c, m, geometry));
     });
@@ -83,17 +86,16 @@ void add(const std::string& cloud, int threads, const Matrix& coords) {
   run("unique",
       [](const Context& c, const Matrix& m) { benchmark::DoNotOptimize(voxgemm::unique(c, m)); });
   for (const Geometry& geometry : {strided, down}) {
-    run(("output_coords_" + geometry.text()).c_str(),
-        [geometry](const Context& c, const Matrix& m) {
-          benchmark::DoNotOptimize(
-              voxgemm::output_coords(c, m, geometry, voxgemm::OutputRule::reached));
-        });
+    run("output_coords_" + geometry.text(), [geometry](const Context& c, const Matrix& m) {
+      benchmark::DoNotOptimize(
+          voxgemm::output_coords(c, m, geometry, voxgemm::OutputRule::reached));
+    });
     const Matrix out = voxgemm::output_coords(ctx, coords, geometry, voxgemm::OutputRule::reached);
-    run(("map_" + geometry.text()).c_str(), [geometry, out](const Context& c, const Matrix& m) {
+    run("map_" + geometry.text(), [geometry, out](const Context& c, const Matrix& m) {
       benchmark::DoNotOptimize(voxgemm::build_kernel_map(c, m, out, geometry));
     });
     const auto map = voxgemm::build_kernel_map(ctx, coords, out, geometry);
-    run(("transpose_" + geometry.text()).c_str(), [map](const Context& c, const Matrix&) {
+    run("transpose_" + geometry.text(), [map](const Context& c, const Matrix&) {
       benchmark::DoNotOptimize(voxgemm::transpose(c, map));
     });
   }
@@ -103,13 +105,11 @@ void add(const std::string& cloud, int threads, const Matrix& coords) {
 
 int main(int argc, char** argv) {
   const Context ctx = Context::cpu(1);
-  for (const int threads : {1, 2}) {
-    for (const int size : {64, 128, 256, 512}) {
-      add("raster/" + std::to_string(size), threads, matrix(ctx, shell(size), false));
-      add("shuffled/" + std::to_string(size), threads, matrix(ctx, shell(size), true));
-    }
-    add("scattered/1000000", threads, matrix(ctx, scattered(1000000), false));
+  for (const int size : {64, 128, 256, 512}) {
+    add("raster/" + std::to_string(size), matrix(ctx, shell(size), false));
+    add("shuffled/" + std::to_string(size), matrix(ctx, shell(size), true));
   }
+  add("scattered/1000000", matrix(ctx, scattered(1000000), false));
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
   return 0;

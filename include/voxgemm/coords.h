@@ -15,13 +15,12 @@ namespace voxgemm {
 // row.
 
 // Membership and row numbers of a coordinate set: one 512-bit bitmap per occupied brick of 8^3
-// voxels, the running count of voxels before it, and a row number per voxel in brick order
-// (Morton-like: bricks by key, voxels inside by position). It refers to the coordinates, which must
-// outlive it.
+// voxels, the running count of voxels before it, and a row number per voxel in brick order (bricks
+// in an order of their own, voxels inside by position). It keeps no reference to the coordinates.
 class VOXGEMM_EXPORT VoxelIndex {
  public:
-  // coords: i32 [n, 4], read. Costs O(n) time, 4 bytes a voxel, 96 a brick and at most 16 a voxel (64 a brick
-  // where bricks are far apart) to find bricks.
+  // coords: i32 [n, 4], read. Costs O(n) time, 4 bytes a voxel, 96 a brick, and to find bricks at
+  // most 16 bytes a voxel, or 64 a brick where bricks are far apart.
   VoxelIndex(const Context& ctx, const MatrixRef& coords);
   ~VoxelIndex();
   VoxelIndex(VoxelIndex&&) noexcept;

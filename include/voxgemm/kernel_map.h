@@ -30,7 +30,7 @@ struct VOXGEMM_EXPORT KernelMap {
 };
 
 // out = in; geometry must have stride 1 (Geometry::submanifold). coords is read. O(n * taps) time,
-// 4 * taps bytes a voxel. n = 0 gives an empty map.
+// 4 * taps bytes a voxel. n = 0 gives an empty map. index: of the same coordinates.
 VOXGEMM_EXPORT KernelMap build_submanifold_map(const Context& ctx,
                                                const MatrixRef& coords,
                                                const Geometry& geometry);

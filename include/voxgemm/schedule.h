@@ -21,9 +21,9 @@ struct ScheduleOptions {
     by_tap,   // one tap per group, rows without the tap left out: pair lists
   };
   Order order = Order::natural;
-  int groups = 1;         // by_mask: at most 32 taps a group; by_tap: taps
-  int tile_rows = 128;    // a multiple of 64
-  int chunk_rows = 128;   // a multiple of tile_rows; natural order: tile_rows
+  int groups = 1;        // by_mask: at most 32 taps a group; by_tap: taps
+  int tile_rows = 128;   // a multiple of 64
+  int chunk_rows = 128;  // a multiple of tile_rows; natural order: tile_rows
   bool operator==(const ScheduleOptions&) const = default;
 };
 
@@ -63,7 +63,8 @@ class VOXGEMM_EXPORT Schedule {
   int64_t rows() const { return rows_; }
   int taps() const { return taps_; }
   int64_t chunks() const;
-  // Tiles of chunk c are [first_tile(c), first_tile(c + 1)), groups in rising order.
+  // Tiles of chunk c are [first_tile(c), first_tile(c + 1)), groups in rising order, in a group
+  // those with more index blocks first.
   int64_t tiles() const { return first_tile(chunks()); }
   int64_t first_tile(int64_t chunk) const;
   Tile tile(int64_t t) const;

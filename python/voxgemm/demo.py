@@ -319,8 +319,8 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         times=trained.times,
         notes=[
             f"{options.dtype}, {options.channels} channels, {_LEVELS} levels,"
-            f" {result['gflops']:.1f} useful GFLOP/s on {result['threads']} threads of"
-            f" {result['device']}",
+            f" {result['gflops']:.1f} useful GFLOP/s with {result['threads']}"
+            f" thread{'s' * (result['threads'] > 1)} of {result['device']}",
             f"largest error of {checked.layer} against double precision: {checked.error:.1e}",
         ],
     )

@@ -222,8 +222,13 @@ def _draw_ticks(
         foot = flat_start + (value - start[axis]) / (end[axis] - start[axis]) * along
         tip = foot + 0.012 * span * outward
         axes.plot(*np.stack([foot, tip]).T, color="0.35", lw=0.8, clip_on=False)
-        axes.text(*(tip + 0.008 * span * outward), f"{value - base:g}", fontsize=7, color="0.25", **align)
-    name = flat_start + along / 2 + 0.075 * span * outward
+        axes.text(
+            *(tip + 0.008 * span * outward), f"{value - base:g}", fontsize=7, color="0.25", **align
+        )
+    # Past the numbers, which are as long as they are written.
+    longest = max((len(f"{value - base:g}") for value in values), default=0)
+    past = 0.045 + 0.013 * longest * abs(outward[0])
+    name = flat_start + along / 2 + past * span * outward
     label = f"{'xyz'[axis]}{f' - {base:,.0f}' if base else ''} [{unit}]"
     turn = np.rad2deg(np.arctan2(along[1], along[0]))
     turn = (turn + 90) % 180 - 90

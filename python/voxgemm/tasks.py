@@ -16,6 +16,8 @@ from .clouds.street import LABELS as STREET_LABELS
 NAMES = ("color", "label", "intensity", "normal", "height")
 # Share of the voxels whose value the network must fill in: few enough stay to need the neighbours.
 _HIDDEN = 0.9
+# Columns: brightness, red less blue, green less the other two.
+_OPPONENT = torch.tensor([[1.0, 1.0, -0.5], [1.0, 0.0, 1.0], [1.0, -1.0, -0.5]])
 # Above this, numbers called labels are instances or measurements, not classes.
 _MAX_CLASSES = 40
 
@@ -61,7 +63,7 @@ class Task:
 
 @dataclass
 class Values(Task):
-    """Numbers, learned along the principal axes of what is known of them, in standard deviations.
+    """Numbers, or colours as brightness and two differences, in standard deviations of each.
 
     Else the brightness, in which colours differ most, would drown the hue.
     """
@@ -163,17 +165,18 @@ class Scene:
 
 
 def _standard(values: torch.Tensor, seen: torch.Tensor, least: float) -> dict[str, torch.Tensor]:
-    """Target, mean and axes of values [n, outputs], by the rows that may be looked at.
+    """Target, mean and axes of values [n, 1 or 3], by the rows that may be looked at.
 
     `least`: the smallest deviation, for values that hardly differ.
     """
+    basis = _OPPONENT if values.shape[1] == 3 else torch.ones(1, 1)
     mean = values[seen].mean(0)
-    centred = values - mean
-    spread, turn = torch.linalg.eigh(centred[seen].T @ centred[seen] / int(seen.sum()))
-    deviation = spread.clamp(min=least**2).sqrt()
-    deviation = (deviation * deviation.max()).sqrt()
-    axes = deviation[:, None] * turn.T
-    return {"target": centred @ turn / deviation, "mean": mean, "axes": axes}
+    turned = (values - mean) @ basis
+    deviation = turned[seen].std(0, correction=0).clamp(min=least)
+    # Hues of a grey scene are mostly noise.
+    deviation = deviation.clamp(min=float(deviation.max()) / 6)
+    axes = deviation[:, None] * torch.linalg.inv(basis)
+    return {"target": turned / deviation, "mean": mean, "axes": axes}
 
 
 def _completion(values: np.ndarray, what: str, seed: int) -> Values:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,11 +24,15 @@ uint32_t gray_rank(uint32_t mask) {
 }
 uint32_t gray_mask(uint32_t rank) { return rank ^ (rank >> 1); }
 
+struct TilePart {
+  Tile tile;                    // first and first_block relative to the chunk
+  std::vector<uint32_t> masks;  // of each 64 rows
+};
+
 // What one chunk contributes to the schedule, before its place in the whole is known.
 struct ChunkPart {
-  std::vector<int32_t> order;   // output rows, group by group
-  std::vector<Tile> tiles;      // first and first_block relative to the chunk
-  std::vector<uint32_t> masks;  // tile_rows / 64 per tile
+  std::vector<int32_t> order;  // output rows, group by group
+  std::vector<TilePart> tiles;
   std::vector<int32_t> block_taps;
 };
 
@@ -60,6 +65,31 @@ struct Builder {
     if (options.order == Order::by_mask) std::sort(keys->begin(), keys->end());
   }
 
+  // The tile of `rows` (keys of sort_rows), appended to the part.
+  void add_tile(int group,
+                int64_t first_row,
+                std::span<const uint64_t> rows,
+                ChunkPart* part) const {
+    TilePart& added = part->tiles.emplace_back();
+    added.masks.resize(options.tile_rows / 64, 0);
+    Tile& tile = added.tile;
+    tile.group = group;
+    tile.rows = static_cast<int>(rows.size());
+    tile.first = static_cast<int64_t>(part->order.size());
+    tile.first_block = static_cast<int64_t>(part->block_taps.size());
+    uint32_t tile_mask = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const uint32_t row_mask = gray_mask(static_cast<uint32_t>(rows[i] >> 32));
+      tile_mask |= row_mask;
+      added.masks[i / 64] |= row_mask;
+      part->order.push_back(static_cast<int32_t>(first_row + static_cast<uint32_t>(rows[i])));
+    }
+    for (uint32_t rest = tile_mask; rest != 0; rest &= rest - 1) {
+      part->block_taps.push_back(group_begin(group) + std::countr_zero(rest));
+    }
+    tile.blocks = std::popcount(tile_mask);
+  }
+
   ChunkPart build(int64_t chunk) const {
     ChunkPart part;
     const int64_t first_row = chunk * options.chunk_rows;
@@ -67,30 +97,16 @@ struct Builder {
     std::vector<uint64_t> keys;
     for (int group = 0; group < options.groups; ++group) {
       sort_rows(group, first_row, rows, &keys);
-      const auto count = static_cast<int64_t>(keys.size());
-      for (int64_t first = 0; first < count; first += options.tile_rows) {
-        const int64_t end = std::min<int64_t>(count, first + options.tile_rows);
-        uint32_t tile_mask = 0;
-        Tile tile;
-        tile.group = group;
-        tile.rows = static_cast<int>(end - first);
-        tile.first = static_cast<int64_t>(part.order.size());
-        tile.first_block = static_cast<int64_t>(part.block_taps.size());
-        const size_t first_mask = part.masks.size();
-        part.masks.resize(first_mask + options.tile_rows / 64, 0);
-        for (int64_t i = first; i < end; ++i) {
-          const uint32_t row_mask = gray_mask(static_cast<uint32_t>(keys[i] >> 32));
-          tile_mask |= row_mask;
-          part.masks[first_mask + (i - first) / 64] |= row_mask;
-          part.order.push_back(static_cast<int32_t>(first_row + static_cast<uint32_t>(keys[i])));
-        }
-        for (int tap = group_begin(group); tap < group_begin(group + 1); ++tap) {
-          if ((tile_mask >> (tap - group_begin(group)) & 1) == 0) continue;
-          part.block_taps.push_back(tap);
-          ++tile.blocks;
-        }
-        part.tiles.push_back(tile);
+      const std::span<const uint64_t> all = keys;
+      const auto group_tiles = static_cast<int64_t>(part.tiles.size());
+      for (size_t first = 0; first < all.size(); first += options.tile_rows) {
+        const size_t count = std::min<size_t>(options.tile_rows, all.size() - first);
+        add_tile(group, first_row, all.subspan(first, count), &part);
       }
+      // The longest first: what is handed out last decides when all is done.
+      std::stable_sort(
+          part.tiles.begin() + group_tiles, part.tiles.end(),
+          [](const TilePart& a, const TilePart& b) { return a.tile.blocks > b.tile.blocks; });
     }
     return part;
   }
@@ -170,10 +186,12 @@ Schedule Schedule::build(const Context& ctx, const KernelMap& map, const Schedul
               schedule.order_.as<int32_t>() + before.positions);
     std::copy(part.block_taps.begin(), part.block_taps.end(),
               schedule.block_taps_.as<int32_t>() + before.blocks);
-    std::copy(part.masks.begin(), part.masks.end(), schedule.masks_.row<uint32_t>(before.tiles));
     for (size_t t = 0; t < part.tiles.size(); ++t) {
-      const Tile& tile = part.tiles[t];
-      auto* entry = schedule.tile_table_.row<int32_t>(before.tiles + static_cast<int64_t>(t));
+      const Tile& tile = part.tiles[t].tile;
+      const int64_t number = before.tiles + static_cast<int64_t>(t);
+      std::copy(part.tiles[t].masks.begin(), part.tiles[t].masks.end(),
+                schedule.masks_.row<uint32_t>(number));
+      auto* entry = schedule.tile_table_.row<int32_t>(number);
       const int64_t first_block = before.blocks + tile.first_block;
       entry[0] = static_cast<int32_t>(before.positions + tile.first);
       entry[1] = static_cast<int32_t>(first_block);

@@ -11,6 +11,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "voxgemm/error.h"
 
 namespace voxgemm {
@@ -86,10 +90,16 @@ class ThreadPool {
 };
 
 std::shared_ptr<void> allocate_host(size_t bytes) {
-  constexpr size_t alignment = 64;
+  // Large blocks in huge pages: faulting in 4 KiB pages takes longer than filling a large map (65
+  // against 9 ms for 111 MB on Zen 5).
+  constexpr size_t huge_page = size_t{2} << 20;
+  const size_t alignment = bytes >= 2 * huge_page ? huge_page : 64;
   const size_t rounded = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
   void* data = std::aligned_alloc(alignment, rounded);
   check(data != nullptr, ErrorCode::out_of_memory, "no memory for ", bytes, " bytes");
+#if defined(__linux__)
+  if (alignment == huge_page) madvise(data, rounded, MADV_HUGEPAGE);
+#endif
   return {data, std::free};
 }
 

@@ -12,11 +12,10 @@ namespace voxgemm::cpu {
 // The arithmetic of one instruction set for one dtype: the only code that is compiled several times. The
 // drivers (convolution.cpp, weight_gradient.cpp) walk schedules, share work among threads and own all memory;
 // an engine multiplies what it is given. All arithmetic of one output element happens in one fixed order,
-// whatever rows stand beside it, so results do not depend on tiles' neighbours or threads.
+// whatever rows and columns stand beside it, so results do not depend on tiles' neighbours or threads.
 //
-// Weights are packed into panels: W [k, n] (k rows of the reduction, n columns) is cut into panels of
-// `panel_cols` columns; columns past n are zero. `k_step` rows are a unit of the packed form (2 for the
-// dot-product forms of bf16; AMX 32); k is padded to it with zeros, in the weights and in the gathered operand.
+// The packed form of W [k, n] (k rows of the reduction, n columns) is the engine's own: panels of whole
+// vectors, k padded to the unit of its instructions. Nothing that pads is ever multiplied by anything but zero.
 
 struct PackArgs {
   const void* weights;  // element (r, c) at weights + (r * k_stride + c * n_stride) * size_of(dtype)
@@ -38,7 +37,8 @@ struct MultiplyArgs {
   int pairs;
   float* acc;               // row r at acc + r * acc_stride; acc_stride >= n rounded up to panel_cols
   int64_t acc_stride;
-  void* scratch;            // scratch_bytes(k), 64-byte aligned, of this worker
+  void* scratch;            // scratch_bytes(k, n), 64-byte aligned, of this worker
+  bool begun = false;       // between begin() and end() of this thread
 };
 
 struct OuterArgs {
@@ -53,7 +53,8 @@ struct OuterArgs {
   int n;
   float* dw;                // [k, n], row stride dw_stride
   int64_t dw_stride;
-  void* scratch;
+  void* scratch;            // as for multiply
+  bool begun = false;
 };
 
 struct StoreArgs {
@@ -66,10 +67,18 @@ struct StoreArgs {
 struct Engine {
   const char* isa;   // "v2", "v3", "v4", "v4bf16", "amx", "portable"
   Dtype dtype;
+  // Rows of acc are padded to a multiple of panel_cols, which multiply may write past n. Column blocks that a
+  // driver cuts should be block_cols wide or a multiple: narrower ones leave registers unused.
   int panel_cols;
-  // Sustained multiply-adds a second of one core, for the cost model (GFLOP/s of `multiply` at c = 64).
+  int block_cols;
+  // GFLOP/s of `multiply` on one core at 64 channels, for the cost model.
   double gflops;
-  bool (*supported)();  // on the CPU that runs this
+  bool (*supported)();  // on the CPU that runs this, and worth its use there
+  // Sets up and gives back what the instructions need of a thread (AMX: tile registers). A thread that calls
+  // both around many calls of multiply and outer says so in their `begun`; each sets up for itself otherwise.
+  // In between it calls nothing else that might use the same, such as another library's matrix product.
+  void (*begin)();
+  void (*end)();
   size_t (*packed_bytes)(int k, int n);
   size_t (*scratch_bytes)(int k, int n);
   void (*pack)(const PackArgs&);
@@ -80,7 +89,8 @@ struct Engine {
   // y = acc + bias, rounded once.
   void (*store)(const StoreArgs&);
   // Writes the entries of indices [n] that are >= 0 to in_rows and their positions + first_position to
-  // positions; returns their number. Both outputs have room for n + 16.
+  // positions; returns their number. Both outputs have room for n + 16. Fetches the cache lines of the n
+  // indices behind these: the same tap of the next tile, or the next tap.
   int (*compact)(const int32_t* indices, int n, int32_t first_position, int32_t* in_rows,
                  int32_t* positions);
 };

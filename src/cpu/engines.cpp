@@ -34,9 +34,6 @@ unsigned saved_registers() {
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return low;
 }
-constexpr unsigned avx_registers = bit(1) | bit(2);
-constexpr unsigned avx512_registers = avx_registers | bit(5) | bit(6) | bit(7);
-constexpr unsigned tile_registers = bit(17) | bit(18);
 
 // Linux saves tile data only for processes that ask; without that the first tile instruction is SIGILL.
 bool may_use_tiles() {
@@ -49,51 +46,53 @@ bool may_use_tiles() {
 #endif
 }
 
+struct Features {
+  bool v2, v3, v4, bf16, fast_bf16, amx, amx_fp16;
+
+  Features() {
+    const Cpuid basic(1);
+    const Cpuid extended(7);
+    const Cpuid more(7, 1);
+    const unsigned saved = saved_registers();
+    const unsigned avx = bit(1) | bit(2);
+    const unsigned avx512 = avx | bit(5) | bit(6) | bit(7);
+    const unsigned tiles = bit(17) | bit(18);
+    // SSE3, SSSE3, CX16, SSE4.1, SSE4.2, POPCNT
+    v2 = has(basic.c, bit(0) | bit(9) | bit(13) | bit(19) | bit(20) | bit(23));
+    v3 = v2 && has(saved, avx) &&
+         has(basic.c, bit(12) | bit(22) | bit(28) | bit(29)) &&  // FMA, MOVBE, AVX, F16C
+         has(extended.b, bit(3) | bit(5) | bit(8)) &&            // BMI1, AVX2, BMI2
+         has(Cpuid(0x80000001).c, bit(5));                       // LZCNT
+    // F, DQ, CD, BW, VL
+    v4 = v3 && has(saved, avx512) && has(extended.b, bit(16) | bit(17) | bit(28) | bit(30) | bit(31));
+    bf16 = v4 && has(more.a, bit(5));
+    // AMX-BF16, AMX-TILE
+    amx = bf16 && has(extended.d, bit(22) | bit(24)) && has(saved, tiles) && may_use_tiles();
+    amx_fp16 = amx && has(more.a, bit(21));
+    // Intel's CPUs before those with AMX-FP16 are faster without vdpbf16ps: it runs at a quarter of the rate of
+    // f32 multiply-adds there, so at half of their FLOP/s (116 to 233 GFLOP/s on Sapphire Rapids).
+    constexpr unsigned intel = 0x756e6547;  // "Genu"
+    fast_bf16 = bf16 && (Cpuid(0).b != intel || has(more.a, bit(21)));
+  }
+};
+
+// cpuid is slow in virtual machines.
+const Features& features() {
+  static const Features result;
+  return result;
+}
+
 #endif
 
 }  // namespace
 
 #if defined(__x86_64__)
-
-bool supports_v2() {
-  // SSE3, SSSE3, CX16, SSE4.1, SSE4.2, POPCNT
-  return has(Cpuid(1).c, bit(0) | bit(9) | bit(13) | bit(19) | bit(20) | bit(23));
-}
-
-bool supports_v3() {
-  return supports_v2() && has(saved_registers(), avx_registers) &&
-         has(Cpuid(1).c, bit(12) | bit(22) | bit(28) | bit(29)) &&  // FMA, MOVBE, AVX, F16C
-         has(Cpuid(7).b, bit(3) | bit(5) | bit(8)) &&               // BMI1, AVX2, BMI2
-         has(Cpuid(0x80000001).c, bit(5));                          // LZCNT
-}
-
-bool supports_v4() {
-  return supports_v3() && has(saved_registers(), avx512_registers) &&
-         has(Cpuid(7).b, bit(16) | bit(17) | bit(28) | bit(30) | bit(31));  // F, DQ, CD, BW, VL
-}
-
-namespace {
-
-bool has_bf16_dot() { return supports_v4() && has(Cpuid(7, 1).a, bit(5)); }
-
-// Intel's CPUs before those with AMX-FP16 have the instruction but are faster without it: vdpbf16ps runs at a
-// quarter of the rate of f32 multiply-adds, at half of its FLOP/s (measured on Sapphire Rapids).
-bool has_fast_bf16_dot() {
-  constexpr unsigned intel = 0x756e6547;  // "Genu"
-  return has_bf16_dot() && (Cpuid(0).b != intel || has(Cpuid(7, 1).a, bit(21)));
-}
-
-}  // namespace
-
-bool supports_v4bf16() { return has_fast_bf16_dot(); }
-
-bool supports_amx() {
-  return has_bf16_dot() && has(Cpuid(7).d, bit(22) | bit(24)) &&  // AMX-BF16, AMX-TILE
-         has(saved_registers(), tile_registers) && may_use_tiles();
-}
-
-bool supports_amx_fp16() { return supports_amx() && has(Cpuid(7, 1).a, bit(21)); }
-
+bool supports_v2() { return features().v2; }
+bool supports_v3() { return features().v3; }
+bool supports_v4() { return features().v4; }
+bool supports_v4bf16() { return features().fast_bf16; }
+bool supports_amx() { return features().amx; }
+bool supports_amx_fp16() { return features().amx_fp16; }
 #endif
 
 bool supports_portable() { return true; }

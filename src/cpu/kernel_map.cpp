@@ -117,12 +117,14 @@ class Walker {
 
   // Writes the neighbours of output voxels [rows, 4] to columns `first` and on of the map.
   void walk(const int32_t* out, int rows, int64_t first, const MatrixRef& neighbours) {
-    fetch(out, rows);
     if (near_size_ == 3) {
+      fetch<3>(out, rows);
       for (int i = 0; i < rows; ++i) rank_near<3>(i);
     } else if (near_size_ == 2) {
+      fetch<2>(out, rows);
       for (int i = 0; i < rows; ++i) rank_near<2>(i);
     } else {
+      fetch<0>(out, rows);
       for (int i = 0; i < rows; ++i) rank(i);
     }
     const int taps = geometry_.taps();
@@ -147,14 +149,19 @@ class Walker {
  private:
   using Places = std::array<int64_t, 3>;
 
-  // The bricks that the taps of output voxels [rows, 4] fall into.
+  // The bricks that the taps of output voxels [rows, 4] fall into. size: of a cube without
+  // dilation, which needs one or two bricks on an axis, or 0.
+  template <int size>
   void fetch(const int32_t* out, int rows) {
     // Copies, since the stores below could change the originals for all the compiler knows.
     const CellBox box = set_.box();
-    const int y_slots = axes_[1].slots;
-    const int z_slots = axes_[2].slots;
+    const std::array<int, 3> slots = {axes_[0].slots, axes_[1].slots, axes_[2].slots};
     uint64_t* keys = keys_.data();
     int* key_slots = key_slots_.data();
+    const auto bricks = [&](int axis, int64_t place) -> int64_t {
+      if (size > 0) return place + size > 8 ? 2 : 1;
+      return static_cast<int64_t>(axes_[axis].bricks[place].size());
+    };
     int count = 0;
     for (int i = 0; i < rows; ++i, out += 4) {
       std::array<int64_t, 3> corner;
@@ -164,18 +171,17 @@ class Walker {
         corner[axis] = voxel >> 3;
         places[axis] = voxel & 7;
       }
+      const Places ends = {bricks(0, places[0]), bricks(1, places[1]), bricks(2, places[2])};
+      const auto cell = [&](int axis, int64_t slot) {
+        const int64_t offset = size > 0 ? slot : axes_[axis].bricks[places[axis]][slot];
+        return static_cast<uint64_t>(corner[axis] + offset);
+      };
       const auto batch = static_cast<uint64_t>(out[0] - box.origin[0]);
-      int x_slot = i * axes_[0].slots;
-      for (const int64_t dx : axes_[0].bricks[places[0]]) {
-        int y_slot = x_slot++ * y_slots;
-        for (const int64_t dy : axes_[1].bricks[places[1]]) {
-          int slot = y_slot++ * z_slots;
-          for (const int64_t dz : axes_[2].bricks[places[2]]) {
-            const std::array<uint64_t, 4> cell = {batch, static_cast<uint64_t>(corner[0] + dx),
-                                                  static_cast<uint64_t>(corner[1] + dy),
-                                                  static_cast<uint64_t>(corner[2] + dz)};
-            keys[count] = box.key(cell);
-            key_slots[count++] = slot++;
+      for (int x = 0; x < ends[0]; ++x) {
+        for (int y = 0; y < ends[1]; ++y) {
+          for (int z = 0; z < ends[2]; ++z) {
+            keys[count] = box.key({batch, cell(0, x), cell(1, y), cell(2, z)});
+            key_slots[count++] = ((i * slots[0] + x) * slots[1] + y) * slots[2] + z;
           }
         }
       }

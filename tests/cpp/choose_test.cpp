@@ -75,22 +75,23 @@ TEST(Choose, TakesTheReferenceOnlyWhereNothingElseRuns) {
   }
 }
 
-// The names are the user's search space: each must have a kernel for every problem of the blocked dtypes.
+// The names are the user's search space: each must have a kernel for every problem of the blocked
+// dtypes.
 TEST(Choose, EveryAlgorithmRunsEveryProblem) {
   for (const Algorithm algorithm : algorithms) {
     for (const Problem& problem : many_problems()) {
       if (problem.dtype == Dtype::f64) continue;
       const Kernel& kernel = choose(problem, {.algorithms = {algorithm}, .kernel = ""});
-      EXPECT_FALSE(kernel.reference) << name(algorithm) << ", " << problem.text() << ", "
-                                     << problem.n_out << " rows";
+      EXPECT_FALSE(kernel.reference)
+          << name(algorithm) << ", " << problem.text() << ", " << problem.n_out << " rows";
       EXPECT_EQ(kernel.algorithm, algorithm) << problem.text();
     }
   }
 }
 
 TEST(Choose, StaysInsideAListOfAlgorithms) {
-  const Filter filter{
-      .algorithms = {Algorithm::explicit_gemm, Algorithm::masked_implicit_gemm}, .kernel = ""};
+  const Filter filter{.algorithms = {Algorithm::explicit_gemm, Algorithm::masked_implicit_gemm},
+                      .kernel = ""};
   for (const Problem& problem : many_problems()) {
     if (problem.dtype == Dtype::f64) continue;
     SCOPED_TRACE(problem.text());
@@ -129,7 +130,8 @@ void expect_unsupported(const Problem& problem, const Filter& filter, const std:
   } catch (const Error& error) {
     const std::string message = error.what();
     EXPECT_EQ(error.code(), ErrorCode::unsupported);
-    EXPECT_EQ(message.rfind("no kernel can run this problem inside the filter:\n", 0), 0U) << message;
+    EXPECT_EQ(message.rfind("no kernel can run this problem inside the filter:\n", 0), 0U)
+        << message;
     EXPECT_NE(message.find(explain(problem, filter)), std::string::npos) << message;
     EXPECT_NE(message.find(reason), std::string::npos) << message;
   }

@@ -78,7 +78,8 @@ TEST(MakeMatrix, RefusesMoreBytesThanItCanCount) {
             "no memory for a 1099511627776 x 1048576 matrix of f64");
 }
 
-// The contexts that a user may hand over: own threads, one thread, a body after the other, fresh threads.
+// The contexts that a user may hand over: own threads, one thread, a body after the other, fresh
+// threads.
 std::vector<Context> contexts() {
   std::vector<Context> list = {Context::cpu(1), Context::cpu(2), Context::cpu(7)};
   Context serial = Context::cpu(4);
@@ -152,8 +153,10 @@ TEST(ParallelFor, RethrowsOnceAllWorkersHaveStopped) {
 
 TEST(ParallelFor, ManyExceptionsGiveOne) {
   for (const Context& ctx : contexts()) {
-    EXPECT_THROW(parallel_for(ctx, 100, [](int64_t task, int) { throw Error(
-                                 ErrorCode::unsupported, std::to_string(task)); }),
+    EXPECT_THROW(parallel_for(ctx, 100,
+                              [](int64_t task, int) {
+                                throw Error(ErrorCode::unsupported, std::to_string(task));
+                              }),
                  Error);
   }
 }

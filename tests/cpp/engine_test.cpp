@@ -207,7 +207,7 @@ struct Product {
     for (float& sum : start) sum = static_cast<float>(value(random));
   }
   // Pairs [first, end) of in_rows and acc_rows.
-  void multiply(int first, int end, std::vector<float>& acc) {
+  void multiply(int first, int end, std::vector<float>& acc, bool begun = false) {
     // Exact copies: a read past the last pair is a read past the end.
     const std::vector<int32_t> in(in_rows.begin() + first, in_rows.begin() + end);
     const std::vector<int32_t> out(acc_rows.begin() + first, acc_rows.begin() + end);
@@ -215,7 +215,7 @@ struct Product {
     engine.multiply({.x = x.values.data(), .x_stride = x.stride, .k = x.cols, .n = n,
                      .packed = w.packed.data(), .in_rows = in.data(), .acc_rows = out.data(),
                      .pairs = end - first, .acc = acc.data(), .acc_stride = acc_stride,
-                     .scratch = scratch.data()});
+                     .scratch = scratch.data(), .begun = begun});
   }
   double sum(int pair, int col) const {
     double result = 0;
@@ -286,9 +286,11 @@ TEST_P(EngineTest, a_row_does_not_depend_on_its_neighbours) {
       p.multiply(0, most_pairs, together);
       // Pieces of 1, 2, 3, ... rows: every place in every size of block.
       std::vector<float> apart = p.start;
+      engine.begin();
       for (int first = 0, size = 1; first < most_pairs; first += size++) {
-        p.multiply(first, std::min(first + size, most_pairs), apart);
+        p.multiply(first, std::min(first + size, most_pairs), apart, true);
       }
+      engine.end();
       for (int row = 0; row < Product::acc_count; ++row) {
         ASSERT_EQ(std::memcmp(&together[row * p.acc_stride], &apart[row * p.acc_stride], n * sizeof(float)), 0)
             << "k " << k << ", n " << n << ", row " << row;
@@ -370,10 +372,13 @@ TEST_P(EngineTest, outer_equals_double_sums) {
         const std::vector<int32_t> dy_rows(dy_all.begin(), dy_all.begin() + pairs);
         std::vector<float> dw = start;
         Aligned scratch(engine.scratch_bytes(k, n));
+        const bool begun = pairs % 2 == 0;
+        if (begun) engine.begin();
         engine.outer({.x = x.values.data(), .x_stride = x.stride, .dy = dy.values.data(),
                       .dy_stride = dy.stride, .x_rows = x_rows.data(), .dy_rows = dy_rows.data(),
                       .pairs = pairs, .k = k, .n = n, .dw = dw.data(), .dw_stride = dw_stride,
-                      .scratch = scratch.data()});
+                      .scratch = scratch.data(), .begun = begun});
+        if (begun) engine.end();
         for (int64_t i = 0; i < dw_size; ++i) {
           ASSERT_EQ(dw[i], expected[i]) << "k " << k << ", n " << n << ", pairs " << pairs << ", row "
                                         << i / dw_stride << ", column " << i % dw_stride;

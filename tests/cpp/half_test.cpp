@@ -65,15 +65,15 @@ TYPED_TEST(Formats, EveryValueIsReadAndComesBack) {
   }
 }
 
-// Between each value and the next greater one: the middle goes to the even one of the two, all else to the nearer.
+// Between each value and the next greater one: the middle goes to the even one of the two, all else
+// to the nearer.
 TYPED_TEST(Formats, RoundToNearestEven) {
   for (uint16_t low = 0; low < this->format.infinity(); ++low) {
     const uint16_t high = low + 1;
     const double below = this->format.decode(low);
     // One step beyond the greatest finite value, as if the exponent had no end.
-    const double above = high == this->format.infinity()
-                             ? 2 * below - this->format.decode(low - 1)
-                             : this->format.decode(high);
+    const double above = high == this->format.infinity() ? 2 * below - this->format.decode(low - 1)
+                                                         : this->format.decode(high);
     const double middle = (below + above) / 2;
     const uint16_t even = low % 2 == 0 ? low : high;
     for (const double sign : {1.0, -1.0}) {

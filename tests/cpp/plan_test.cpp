@@ -21,8 +21,8 @@ std::string message_of(const std::function<void()>& body) {
   return "no error";
 }
 
-// A layer of 3 -> 5 channels from 7 voxels in a line to the 4 of stride 2, every operand in its own memory. A test
-// changes one view and calls a pass, which must refuse it and write nothing.
+// A layer of 3 -> 5 channels from 7 voxels in a line to the 4 of stride 2, every operand in its own
+// memory. A test changes one view and calls a pass, which must refuse it and write nothing.
 class Arguments : public ::testing::Test {
  protected:
   Arguments()
@@ -55,7 +55,7 @@ class Arguments : public ::testing::Test {
 
   std::string untouched(const std::function<void()>& pass) {
     const auto bytes = [&] {
-      return std::vector{x_.elements().bytes(),  dy_.elements().bytes(), w_.elements().bytes(),
+      return std::vector{x_.elements().bytes(),    dy_.elements().bytes(), w_.elements().bytes(),
                          bias_.elements().bytes(), y_.elements().bytes(),  dx_.elements().bytes(),
                          dw_.elements().bytes()};
     };
@@ -196,8 +196,8 @@ TEST_F(Arguments, WithoutMemory) {
   EXPECT_EQ(grad_weight(), "the weights have no memory");
 }
 
-// Views into one memory, the output on the last element of the input; should the check fail, all is written
-// inside this memory.
+// Views into one memory, the output on the last element of the input; should the check fail, all is
+// written inside this memory.
 TEST_F(Arguments, OutputsOnInputs) {
   std::vector<float> memory(1000);
   float* const input = memory.data();
@@ -252,7 +252,8 @@ TEST_F(Arguments, OutputsBesideInputs) {
   right.cols = 5;
   right.data = left.as<float>() + 3;
   for (int64_t r = 0; r < 7; ++r) {
-    for (int64_t k = 0; k < 3; ++k) left.row<float>(r)[k] = static_cast<float>(operands.x[r * 3 + k]);
+    for (int64_t k = 0; k < 3; ++k)
+      left.row<float>(r)[k] = static_cast<float>(operands.x[r * 3 + k]);
   }
   const Weights w(weight_shape(c), Dtype::f32, Layout::out_tap_in, operands.w);
   Plan plan = Plan::make(context(), c.map, plan_options(c.problem, {}));
@@ -302,14 +303,14 @@ TEST(PlanMake, ImpossibleFilterIsRefusedBeforeAnythingIsWritten) {
 
 TEST(PlanKernel, IsTheChosenOne) {
   const Case c = make_case(context(), "forward f16 conv3s2p1 16->33 random:129:8");
-  Plan plan = Plan::make(
-      context(), c.map,
-      {.c_in = 16,
-       .c_out = 33,
-       .dtype = Dtype::f16,
-       .operation = Operation::strided,
-       .filters = {Filter{.algorithms = {Algorithm::explicit_gemm}, .kernel = ""},
-                   Filter{.algorithms = {}, .kernel = "reference_cpu"}, Filter{}}});
+  Plan plan =
+      Plan::make(context(), c.map,
+                 {.c_in = 16,
+                  .c_out = 33,
+                  .dtype = Dtype::f16,
+                  .operation = Operation::strided,
+                  .filters = {Filter{.algorithms = {Algorithm::explicit_gemm}, .kernel = ""},
+                              Filter{.algorithms = {}, .kernel = "reference_cpu"}, Filter{}}});
   EXPECT_EQ(plan.kernel(context(), Pass::forward).algorithm, Algorithm::explicit_gemm);
   EXPECT_EQ(plan.kernel(context(), Pass::grad_input).name, "reference_cpu");
   const Problem problem = plan.problem(context(), Pass::grad_weight);
@@ -339,7 +340,8 @@ TEST(Plan, RowsOnOneSideOnly) {
       for (const Pass pass : passes) {
         const Case with = c.with(pass, dtype);
         const Operands operands = make_operands(with, Fill::integers);
-        EXPECT_TRUE(same_bits(run(context(), with, Filter{}, operands), brute_force(with, operands)))
+        EXPECT_TRUE(
+            same_bits(run(context(), with, Filter{}, operands), brute_force(with, operands)))
             << with.problem.text();
       }
     }
@@ -365,7 +367,8 @@ TEST(Plan, NoRowsAtAll) {
 TEST(Plan, BiasIsOptional) {
   for (const Kernel& kernel : registry()) {
     for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
-      const Case c = make_case(context(), problem_text(Pass::forward, dtype, "subm3 6->17 line:33"));
+      const Case c =
+          make_case(context(), problem_text(Pass::forward, dtype, "subm3 6->17 line:33"));
       if (!why_not(context(), c, kernel).empty()) continue;
       Operands operands = make_operands(c, Fill::integers);
       operands.bias.assign(17, 0.0);
@@ -375,8 +378,8 @@ TEST(Plan, BiasIsOptional) {
       const Weights w(weight_shape(c), dtype, Layout::tap_in_out, operands.w);
       const Buffer y({33, 17}, dtype);
       plan.forward(context(), x.ref(), w.ref(), std::nullopt, y.ref());
-      EXPECT_TRUE(within_bound(y.values(), judge(context(), c, operands),
-                               {accumulator(kernel), dtype}))
+      EXPECT_TRUE(
+          within_bound(y.values(), judge(context(), c, operands), {accumulator(kernel), dtype}))
           << kernel.name;
     }
   }
@@ -418,31 +421,32 @@ TEST(Plan, IsUsedAgain) {
   }
 }
 
-// Three rows 2^31 elements and more apart, in address space that is never filled: offsets need 64 bits.
+// Three rows 2^31 elements and more apart, in address space that is never filled: offsets need 64
+// bits.
 TEST(Plan, RowsFarApart) {
   constexpr int64_t stride = (int64_t{1} << 31) + 7;
   const Case c = make_case(context(), "forward f16 subm3 6->17 line:3");
   const Operands operands = make_operands(c, Fill::integers);
   const size_t bytes = 3 * stride * sizeof(Half);
   const auto reserve = [&] {
-    return mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                -1, 0);
   };
   void* const memory[] = {reserve(), reserve()};
   if (memory[0] == MAP_FAILED || memory[1] == MAP_FAILED) {
     GTEST_SKIP() << "no address space for 2 x " << bytes << " bytes";
   }
   const MatrixRef x{.data = memory[0], .rows = 3, .cols = 6, .stride = stride, .dtype = Dtype::f16};
-  const MatrixRef y{.data = memory[1], .rows = 3, .cols = 17, .stride = stride,
-                    .dtype = Dtype::f16};
+  const MatrixRef y{
+      .data = memory[1], .rows = 3, .cols = 17, .stride = stride, .dtype = Dtype::f16};
   for (int64_t i = 0; i < 18; ++i) store(operands.x[i], x.row<Half>(i / 6)[i % 6]);
   const Weights w(weight_shape(c), Dtype::f16, Layout::out_tap_in, operands.w);
   const Buffer bias({1, 17}, Dtype::f16, operands.bias);
   const std::vector<double> expected = brute_force(c, operands);
   for (const Kernel& kernel : registry()) {
     if (!why_not(context(), c, kernel).empty()) continue;
-    Plan plan =
-        Plan::make(context(), c.map, plan_options(c.problem, {.algorithms = {}, .kernel = kernel.name}));
+    Plan plan = Plan::make(context(), c.map,
+                           plan_options(c.problem, {.algorithms = {}, .kernel = kernel.name}));
     for (int64_t r = 0; r < 3; ++r) std::memset(y.row<Half>(r), 0xff, 17 * sizeof(Half));
     plan.forward(context(), x, w.ref(), bias.ref(), y);
     for (int64_t i = 0; i < 3 * 17; ++i) {

@@ -20,10 +20,10 @@ TEST(Problem, ParseFillsEveryField) {
   EXPECT_EQ(p.pass, Pass::grad_input);
   EXPECT_EQ(p.dtype, Dtype::bf16);
   EXPECT_EQ(p.operation, Operation::strided);
-  EXPECT_EQ(p.geometry, (Geometry{.size = {3, 2, 1},
-                                  .stride = {2, 1, 3},
-                                  .padding = {1, 0, 2},
-                                  .dilation = {1, 4, 1}}));
+  EXPECT_EQ(
+      p.geometry,
+      (Geometry{
+          .size = {3, 2, 1}, .stride = {2, 1, 3}, .padding = {1, 0, 2}, .dilation = {1, 4, 1}}));
   EXPECT_EQ(p.c_in, 16);
   EXPECT_EQ(p.c_out, 33);
   EXPECT_EQ(p.cloud, "random:9:4");
@@ -78,8 +78,8 @@ struct Bad {
 class BadProblems : public ::testing::TestWithParam<Bad> {};
 
 TEST_P(BadProblems, AreRefusedWithTheWordAndTheGrammar) {
-  const std::string start =
-      join("\"", GetParam().word, "\" is not ", GetParam().what, "; expected \"PASS DTYPE OPERATION");
+  const std::string start = join("\"", GetParam().word, "\" is not ", GetParam().what,
+                                 "; expected \"PASS DTYPE OPERATION");
   EXPECT_EQ(message(GetParam().text).substr(0, start.size()), start);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a convolution satisfies whatever its result: no reference here. Operands are small integers, so sums are
-// exact in any order and all equalities are of bits.
+// What a convolution satisfies whatever its result: no reference here. Operands are small integers,
+// so sums are exact in any order and all equalities are of bits.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -46,9 +46,7 @@ class Layers : public ::testing::TestWithParam<std::string> {
     operands_ = make_operands(c_, Fill::integers);
   }
   // The same layer on other coordinates: of `in` or, for an inverse one, of `out`.
-  Voxels voxels() const {
-    return c_.problem.operation == Operation::inverse ? c_.out : c_.in;
-  }
+  Voxels voxels() const { return c_.problem.operation == Operation::inverse ? c_.out : c_.in; }
 
   Case c_;
   Operands operands_;
@@ -150,10 +148,10 @@ void expect_equal_tables(const KernelMap& a, const KernelMap& b) {
   const auto expect_equal = [](const MatrixRef& m, const MatrixRef& n, const char* what) {
     ASSERT_EQ(m.rows * m.cols, n.rows * n.cols) << what;
     for (int64_t r = 0; r < m.rows; ++r) {
-      EXPECT_EQ(std::memcmp(m.row<char>(0) + r * m.stride * size_of(m.dtype),
-                            n.row<char>(0) + r * n.stride * size_of(n.dtype),
-                            m.cols * size_of(m.dtype)),
-                0)
+      EXPECT_EQ(
+          std::memcmp(m.row<char>(0) + r * m.stride * size_of(m.dtype),
+                      n.row<char>(0) + r * n.stride * size_of(n.dtype), m.cols * size_of(m.dtype)),
+          0)
           << what << ", row " << r;
     }
   };
@@ -172,7 +170,8 @@ TEST_P(Layers, TransposingTwiceGivesTheMapBack) {
   expect_equal_tables(transpose(context(), once), c_.map);
 }
 
-// Every batch item alone gives the rows that it has in the whole; only weight gradients are sums over items.
+// Every batch item alone gives the rows that it has in the whole; only weight gradients are sums
+// over items.
 TEST_P(Layers, BatchItemsDoNotMix) {
   Voxels all;
   std::vector<size_t> item_rows;

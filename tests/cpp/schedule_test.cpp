@@ -38,7 +38,8 @@ Case case_of(const std::string& layer) {
   return make_case(context(), problem_text(Pass::forward, Dtype::f32, layer));
 }
 
-// The schedule computes y[row] += taps in order; summing x through it must give what the table gives.
+// The schedule computes y[row] += taps in order; summing x through it must give what the table
+// gives.
 std::vector<std::vector<int>> taps_of_rows(const Schedule& schedule) {
   std::vector<std::vector<int>> taps(schedule.rows());
   for (int64_t t = 0; t < schedule.tiles(); ++t) {
@@ -100,7 +101,8 @@ TEST_P(Schedules, DoNotDependOnThreads) {
   }
 }
 
-// Sorted orders leave out what no row has: never more visits than the natural order, and none of a tap without pairs.
+// Sorted orders leave out what no row has: never more visits than the natural order, and none of a
+// tap without pairs.
 TEST_P(Schedules, SkipIndexBlocksWithoutPairs) {
   const Case c = case_of(GetParam());
   for (const ScheduleOptions& options : all_options(c.map.taps())) {
@@ -114,8 +116,8 @@ TEST_P(Schedules, SkipIndexBlocksWithoutPairs) {
         entries += tile.rows;
         if (options.order == Order::natural) continue;
         const auto present = [](int32_t row) { return row >= 0; };
-        const int count = static_cast<int>(
-            std::count_if(block.rows, block.rows + tile.rows, present));
+        const int count =
+            static_cast<int>(std::count_if(block.rows, block.rows + tile.rows, present));
         EXPECT_GT(count, 0) << "tile " << t << ", tap " << block.tap;
         EXPECT_TRUE(options.order != Order::by_tap || count == tile.rows);
         // Whole tiles may be read: what lies past the rows is absent.
@@ -154,8 +156,7 @@ TEST(Schedule, ByMaskPutsEqualMasksTogether) {
   auto* table = c.map.neighbours.as<int32_t>();  // [3, 128]
   std::fill_n(table, 3 * 128, -1);
   for (int row = 0; row < 128; ++row) table[row % 2 * 2 * 128 + row] = row;
-  const Schedule schedule =
-      Schedule::build(context(), c.map, {Order::by_mask, 1, 64, 128});
+  const Schedule schedule = Schedule::build(context(), c.map, {Order::by_mask, 1, 64, 128});
   EXPECT_EQ(schedule_violation(schedule, c.map), "");
   EXPECT_EQ(schedule.tiles(), 2);
   EXPECT_EQ(schedule.row_visits(), 128);
@@ -226,7 +227,8 @@ TEST_P(Violations, AMissingPairIsFound) {
       << schedule_violation(schedule_, other);
 }
 
-// The last tile has free places behind its rows; an entry there would be executed by whoever reads whole tiles.
+// The last tile has free places behind its rows; an entry there would be executed by whoever reads
+// whole tiles.
 TEST_P(Violations, AnEntryBehindATilesRowsIsFound) {
   if (GetParam() == Order::natural) GTEST_SKIP() << "natural index blocks end with the table";
   for (int64_t t = 0; t < schedule_.tiles(); ++t) {
@@ -271,9 +273,10 @@ TEST(ScheduleOptions, InvalidOnesAreRefusedInWords) {
   EXPECT_EQ(message({Order::by_mask, 1, 64, 64}),
             "groups is 1 for 64 taps, expected at most 32 taps a group");
   EXPECT_EQ(message({Order::by_tap, 2, 64, 64}), "groups is 2, expected one per tap, 64");
-  EXPECT_EQ(message({Order::natural, 2, 64, 64}),
-            "a natural schedule has one group and chunks of one tile, not 2 groups and chunks of 64 "
-            "rows");
+  EXPECT_EQ(
+      message({Order::natural, 2, 64, 64}),
+      "a natural schedule has one group and chunks of one tile, not 2 groups and chunks of 64 "
+      "rows");
   EXPECT_EQ(message({Order::natural, 1, 64, 128}),
             "a natural schedule has one group and chunks of one tile, not 1 groups and chunks of "
             "128 rows");

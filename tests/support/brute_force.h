@@ -15,8 +15,8 @@ struct Pair {
   int tap;
 };
 
-// Straight from the relation in = out * stride - padding + tap * dilation, with nothing of the library's maps.
-// Inverse: the same with the sides exchanged.
+// Straight from the relation in = out * stride - padding + tap * dilation, with nothing of the
+// library's maps. Inverse: the same with the sides exchanged.
 inline std::vector<Pair> brute_force_pairs(const Case& c) {
   using Place = std::array<int64_t, 4>;
   const Geometry& g = c.problem.geometry;

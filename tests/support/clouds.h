@@ -68,8 +68,7 @@ inline Voxels shell_cloud(int resolution) {
   Voxels voxels = full_cloud(resolution);
   std::erase_if(voxels, [&](const Voxel& v) {
     const double half = resolution / 2.0;
-    const double distance =
-        std::hypot(v[1] - half + 0.5, v[2] - half + 0.5, v[3] - half + 0.5);
+    const double distance = std::hypot(v[1] - half + 0.5, v[2] - half + 0.5, v[3] - half + 0.5);
     return distance < half - 1.25 || distance > half;
   });
   return voxels;
@@ -124,7 +123,8 @@ inline Voxels extreme_cloud() {
 
 // The coordinates that a text names:
 //   empty, odd (one voxel), street, extreme, full:N (a cube of N^3), line:N (along x), shell:RES,
-//   random:N:EXTENT[:SEED], gap:N (batch items 0 and 2 of 3), repeat:N (N rows, most voxels more than once).
+//   random:N:EXTENT[:SEED], gap:N (batch items 0 and 2 of 3), repeat:N (N rows, most voxels more
+//   than once).
 inline Voxels cloud(std::string_view text) {
   std::vector<int> numbers;
   std::string_view rest = text;

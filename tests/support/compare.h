@@ -42,11 +42,12 @@ struct Arithmetic {
   Dtype result;
 };
 
-// THE error bound. A sum of n products in arithmetic of relative error u, in any order, each product rounded
-// or fused, is off by at most n u / (1 - n u) times the sum of the absolute products (every product takes
-// part in at most n roundings), plus one smallest normal number per operation where subnormals
-// are flushed. The judge's own sum is off by the same with the u of double. Then one rounding to the
-// result's dtype: it is monotone, so the result lies between the rounded ends of that interval.
+// THE error bound. A sum of n products in arithmetic of relative error u, in any order, each
+// product rounded or fused, is off by at most n u / (1 - n u) times the sum of the absolute
+// products (every product takes part in at most n roundings), plus one smallest normal number per
+// operation where subnormals are flushed. The judge's own sum is off by the same with the u of
+// double. Then one rounding to the result's dtype: it is monotone, so the result lies between the
+// rounded ends of that interval.
 inline double sum_error(const Sums& sums, size_t i, Dtype accumulator) {
   const double terms = sums.terms[i / (sums.values.size() / sums.terms.size())];
   const auto gamma = [&](Dtype dtype) {
@@ -89,8 +90,8 @@ inline ::testing::AssertionResult same_bits(const std::vector<double>& actual,
   }
   for (size_t i = 0; i < actual.size(); ++i) {
     const bool both_nan = std::isnan(actual[i]) && std::isnan(expected[i]);
-    if (both_nan || (actual[i] == expected[i] &&
-                     std::signbit(actual[i]) == std::signbit(expected[i]))) {
+    if (both_nan ||
+        (actual[i] == expected[i] && std::signbit(actual[i]) == std::signbit(expected[i]))) {
       continue;
     }
     return ::testing::AssertionFailure() << "element " << i << " of " << actual.size() << " is "

@@ -31,15 +31,15 @@ struct Strides {
   int64_t size() const { return planes * rows * cols; }
 };
 
-// Float elements in exactly this much memory, all bits set (a NaN) until written, and not aligned to more than one
-// element: a read of what was not written spreads, a write beside the elements shows, and the address
-// sanitizer sees any access past the end.
+// Float elements in exactly this much memory, all bits set (a NaN) until written, and not aligned
+// to more than one element: a read of what was not written spreads, a write beside the elements
+// shows, and the address sanitizer sees any access past the end.
 class Elements {
  public:
   Elements(int64_t count, Dtype dtype)
       : dtype_(dtype),
         bytes_((count + 1) * size_of(dtype)),
-        memory_(static_cast<char*>(::operator new(bytes_, std::align_val_t{64}))) {
+        memory_(static_cast<char*>(::operator new (bytes_, std::align_val_t{64}))) {
     std::memset(memory_.get(), 0xff, bytes_);
   }
 
@@ -47,9 +47,8 @@ class Elements {
 
   void write(const Strides& strides, const std::vector<double>& values) {
     dispatch_float(dtype_, [&]<class T>(Type<T>) {
-      visit(strides, [&](int64_t i, int64_t place) {
-        store(values[i], static_cast<T*>(data())[place]);
-      });
+      visit(strides,
+            [&](int64_t i, int64_t place) { store(values[i], static_cast<T*>(data())[place]); });
     });
   }
   std::vector<double> read(const Strides& strides) const {
@@ -77,7 +76,7 @@ class Elements {
 
  private:
   struct Free {
-    void operator()(char* data) const { ::operator delete(data, std::align_val_t{64}); }
+    void operator()(char* data) const { ::operator delete (data, std::align_val_t{64}); }
   };
 
   template <class Body>
@@ -168,10 +167,7 @@ class Weights {
       ref_.tap_stride = c_in * ref_.in_stride;
     }
   }
-  Weights(const WeightShape& shape,
-          Dtype dtype,
-          Layout layout,
-          const std::vector<double>& values)
+  Weights(const WeightShape& shape, Dtype dtype, Layout layout, const std::vector<double>& values)
       : Weights(shape, dtype, layout) {
     elements_.write(strides(), values);
   }

@@ -75,8 +75,8 @@ inline PlanOptions plan_options(const Problem& problem, const Filter& filter) {
           .filters = {filter, filter, filter}};
 }
 
-// Runs the problem's pass and returns its result as values. Also checks that all elements of the result were
-// written, nothing beside them, and no operand.
+// Runs the problem's pass and returns its result as values. Also checks that all elements of the
+// result were written, nothing beside them, and no operand.
 inline std::vector<double> run(const Context& ctx,
                                const Case& c,
                                const Filter& filter,
@@ -129,7 +129,7 @@ inline std::vector<double> count_terms(const Case& c) {
   const KernelMap& map = c.map;
   const Problem& p = c.problem;
   const bool forward = p.pass == Pass::forward;
-  std::vector<double> terms(forward                       ? map.n_out
+  std::vector<double> terms(forward                      ? map.n_out
                             : p.pass == Pass::grad_input ? map.n_in
                                                          : map.taps());
   if (forward) std::fill(terms.begin(), terms.end(), 1.0);

@@ -79,31 +79,56 @@ inline void multiply_dot(const MultiplyArgs& a, int height) {
       [&](const Rows& r, int rows) { multiply_rows<PairDot>(r, w, rows); });
 }
 
-// Row `pair` of an operand, null past the last pair.
+// The rows of an operand of `outer` by pair; null past the last pair.
+template <class T>
 struct PairRows {
-  const void* data;
+  const T* data;
   int64_t stride;
   const int32_t* rows;
   int pairs;
-  template <class T>
-  const T* at(int pair) const {
-    return pair < pairs ? static_cast<const T*>(data) + rows[pair] * stride : nullptr;
+  int count;  // elements of a row
+  const T* at(int pair) const { return pair < pairs ? data + rows[pair] * stride : nullptr; }
+  void fetch(int pair) const {
+    if (pair >= pairs) return;
+    const T* row = data + rows[pair] * stride;
+    for (int c = 0; c < count; c += cache_line / 2) __builtin_prefetch(row + c);
+  }
+  void interleave_to(int pair, void* words) const {
+    if (pair + 1 < pairs) {
+      interleave<true>(at(pair), at(pair + 1), count, words);
+    } else {
+      interleave<false>(at(pair), at(pair + 1), count, words);
+    }
   }
 };
+template <class T>
+PairRows<T> x_pairs(const OuterArgs& a) {
+  return {static_cast<const T*>(a.x), a.x_stride, a.x_rows, a.pairs, a.k};
+}
+template <class T>
+PairRows<T> dy_pairs(const OuterArgs& a) {
+  return {static_cast<const T*>(a.dy), a.dy_stride, a.dy_rows, a.pairs, a.n};
+}
 
 inline void outer_dot(const OuterArgs& a) {
   Outer o = outer_in_place<Bf16>(a);
   const OuterCopies copies(a.k, a.n, a.scratch);
   copies.use(o);
-  const PairRows x = {a.x, a.x_stride, a.x_rows, a.pairs};
-  const PairRows dy = {a.dy, a.dy_stride, a.dy_rows, a.pairs};
+  const auto x = x_pairs<Bf16>(a);
+  const auto dy = dy_pairs<Bf16>(a);
+  // Rows that a third-level cache holds arrive in time; narrow ones are copied too fast for it to pay.
+  const int ahead = a.k + a.n >= 64 ? 8 : a.pairs;
   for (int first = 0; first < a.pairs; first += 2 * copies.rows) {
     const int words = (a.pairs - first + 1) / 2;
     o.pairs = words < copies.rows ? words : copies.rows;
     for (int w = 0; w < o.pairs; ++w) {
       const int pair = first + 2 * w;
-      interleave<false>(x.at<Bf16>(pair), x.at<Bf16>(pair + 1), a.k, copies.x_row(w));
-      interleave<false>(dy.at<Bf16>(pair), dy.at<Bf16>(pair + 1), a.n, copies.dy_row(w));
+      for (int i = pair + ahead; i < pair + ahead + 2; ++i) {
+        x.fetch(i);
+        dy.fetch(i);
+      }
+      x.interleave_to(pair, copies.x_row(w));
+      dy.interleave_to(pair, copies.dy_row(w));
     }
     outer_rows<PairDot>(o, a.k, a.n);
   }

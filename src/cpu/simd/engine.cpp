@@ -28,8 +28,11 @@ constexpr Engine engine(Dtype dtype) {
   return {.isa = isa,
           .dtype = dtype,
           .panel_cols = lanes,
+          .block_cols = panel_vectors * lanes,
           .gflops = gflops,
           .supported = supported,
+          .begin = [] {},
+          .end = [] {},
           .packed_bytes = [](int k, int n) { return packed_size(k, n); },
           .scratch_bytes =
               [](int k, int n) {
@@ -48,8 +51,11 @@ constexpr Engine dot_engine = {
     .isa = isa,
     .dtype = Dtype::bf16,
     .panel_cols = lanes,
+    .block_cols = panel_vectors * lanes,
     .gflops = 2 * gflops,
     .supported = supported,
+    .begin = [] {},
+    .end = [] {},
     .packed_bytes = [](int k, int n) { return packed_size((k + 1) / 2, n); },
     .scratch_bytes =
         [](int k, int n) {
@@ -68,12 +74,17 @@ constexpr Engine tile_engine(Dtype dtype, bool (*runs)()) {
   return {.isa = isa,
           .dtype = dtype,
           .panel_cols = lanes,
+          .block_cols = panel_vectors * lanes,
           .gflops = 4 * gflops,
           .supported = runs,
+          .begin = begin_tiles,
+          .end = end_tiles,
           .packed_bytes = [](int k, int n) { return packed_size(height_of(k), n); },
           .scratch_bytes =
               [](int k, int n) {
-                return larger(OuterTiles(k, n, nullptr).bytes(), copies_bytes(tile_row_bytes(height_of(k))));
+                const size_t outer = k * n <= narrow_outer ? OuterCopies(k, n, nullptr).bytes()
+                                                           : OuterTiles(k, n, nullptr).bytes();
+                return larger(outer, copies_bytes(tile_row_bytes(height_of(k))));
               },
           .pack = [](const PackArgs& a) { pack_panels<T, PairUnit>(a, height_of(a.k)); },
           .multiply = multiply_amx<T>,

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/kernels.h"
+
+#include "cuda/kernels/naive.h"
+
+namespace voxgemm::cuda {
+
+std::vector<Kernel> kernels() {
+  std::vector<Kernel> rows;
+  for (const Kernel& kernel : naive_kernels()) rows.push_back(kernel);
+  return rows;
+}
+
+}  // namespace voxgemm::cuda

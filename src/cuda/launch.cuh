@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <limits>
+
+#include "cuda/device.h"
+
+namespace voxgemm::cuda {
+
+struct Grid {
+  int64_t blocks = 0;   // none: nothing is launched
+  int64_t columns = 1;  // of blocks, blockIdx.y
+  int threads = 256;
+  size_t shared_bytes = 0;  // dynamic
+};
+
+// The only place that launches: in the context's stream, checked. The context's device is current.
+template <class... Parameters, class... Arguments>
+void launch(const Context& ctx,
+            const Grid& grid,
+            void (*kernel)(Parameters...),
+            const Arguments&... arguments) {
+  if (grid.blocks == 0 || grid.columns == 0) return;
+  constexpr int64_t most_blocks = std::numeric_limits<int32_t>::max();
+  constexpr int64_t most_columns = 65535;
+  check(grid.blocks <= most_blocks && grid.columns <= most_columns, ErrorCode::unsupported,
+        "a launch of ", grid.blocks, " x ", grid.columns, " blocks is larger than ", most_blocks,
+        " x ", most_columns);
+  // What every device gives without being asked.
+  constexpr size_t plain_shared_bytes = size_t{48} << 10;
+  if (grid.shared_bytes > plain_shared_bytes) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(grid.shared_bytes)),
+               "cudaFuncSetAttribute");
+  }
+  const dim3 blocks(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.columns));
+  kernel<<<blocks, grid.threads, grid.shared_bytes, stream_of(ctx)>>>(
+      static_cast<Parameters>(arguments)...);
+  check_cuda(cudaGetLastError(), "a kernel launch");
+}
+
+// The place of this thread among all of the launch.
+__device__ inline int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ inline int64_t thread_count() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+}  // namespace voxgemm::cuda

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Copies from global to shared memory that run beside the thread (sm_80; the tensor copies sm_90).
+
+#include <cstdint>
+
+namespace voxgemm::cuda::ptx {
+
+// 16 bytes, or 16 zero bytes without reading `from` where `present` is false.
+__device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool present) {
+  const int bytes = present ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+
+// Arrives at the barrier once this thread's copies so far have landed; counts as one of its arrivals.
+__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// A box of a three-dimensional tensor; its bytes count towards the barrier.
+__device__ __forceinline__ void copy_box(uint32_t to, const void* tensor_map, uint32_t barrier,
+                                         int3 origin) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
+      "l"(tensor_map), "r"(barrier), "r"(origin.x), "r"(origin.y), "r"(origin.z)
+      : "memory");
+}
+
+// Orders what ordinary stores and cp.async wrote to shared memory before reads by wgmma or tensor copies.
+__device__ __forceinline__ void proxy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+}  // namespace voxgemm::cuda::ptx

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/sorting.h"
+
+#include <cub/device/device_radix_sort.cuh>
+#include <cub/device/device_scan.cuh>
+
+#include "cuda/device.h"
+
+namespace voxgemm::cuda {
+namespace {
+
+// Calls call(memory, bytes) once for the size of its memory and once with it.
+template <class Call>
+void with_memory(const Context& ctx, const char* name, const Call& call) {
+  size_t bytes = 0;
+  check_cuda(call(nullptr, bytes), name);
+  const std::shared_ptr<void> memory = ctx.allocate(bytes);
+  check_cuda(call(memory.get(), bytes), name);
+}
+
+}  // namespace
+
+void sort_by_key(const Context& ctx, const SortArrays& arrays, int64_t count, int bits) {
+  if (count == 0) return;
+  with_memory(ctx, "the radix sort", [&](void* memory, size_t& bytes) {
+    return cub::DeviceRadixSort::SortPairs(memory, bytes, arrays.keys, arrays.sorted_keys,
+                                           arrays.values, arrays.sorted_values, count, 0, bits,
+                                           stream_of(ctx));
+  });
+}
+
+void exclusive_sums(const Context& ctx, const uint32_t* counts, uint32_t* sums, int64_t count) {
+  if (count == 0) return;
+  with_memory(ctx, "the prefix sum", [&](void* memory, size_t& bytes) {
+    return cub::DeviceScan::ExclusiveSum(memory, bytes, counts, sums, count, stream_of(ctx));
+  });
+}
+
+}  // namespace voxgemm::cuda

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "voxgemm/context.h"
+
+namespace voxgemm::cuda {
+
+// The toolkit's radix sort and prefix sum on device memory, in one translation unit because they
+// compile slowly.
+
+// Sorts values by the low `bits` bits of their keys, stable; all four arrays are apart.
+struct SortArrays {
+  const uint64_t* keys;
+  uint64_t* sorted_keys;
+  const uint32_t* values;
+  uint32_t* sorted_values;
+};
+void sort_by_key(const Context& ctx, const SortArrays& arrays, int64_t count, int bits);
+
+// sums[i] = counts[0] + ... + counts[i - 1], in place or not.
+void exclusive_sums(const Context& ctx, const uint32_t* counts, uint32_t* sums, int64_t count);
+
+}  // namespace voxgemm::cuda

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The index of a coordinate set, in four kernels without a wait: measure (16 bytes a row), insert
+// (16 bytes and one atomic a row), rank (24 bytes a block), rows (16 bytes and one atomic a row).
+// Which slot a block takes and which rank it gets depend on timing; what a look-up answers does
+// not.
+#include "cuda/voxel_index.cuh"
+
+#include <algorithm>
+
+namespace voxgemm::cuda {
+namespace {
+
+constexpr unsigned all_lanes = 0xffffffff;
+
+__device__ uint32_t ordered_bits(int32_t value) {
+  return static_cast<uint32_t>(value) ^ 0x80000000;
+}
+__device__ int64_t from_ordered_bits(uint32_t bits) {
+  return static_cast<int32_t>(bits ^ 0x80000000);
+}
+
+__device__ int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
+
+// The frame of the measured box under a rule.
+__device__ void set_frame(const BlockSet& set, const BoxRule& rule) {
+  Frame& frame = set.head->frame;
+  Status status = Status::fine;
+  uint64_t cells = 1;
+  uint64_t steps = 1;
+  for (int axis = 3; axis >= 0; --axis) {
+    int64_t low = from_ordered_bits(~__ldcg(&set.head->counters.largest[4 + axis]));
+    int64_t high = from_ordered_bits(__ldcg(&set.head->counters.largest[axis]));
+    if (axis > 0) {
+      const int64_t stride = rule.stride[axis - 1];
+      low = max(-floor_div(-(low + rule.before[axis - 1]), stride), rule.least[axis - 1]);
+      high = min(floor_div(high + rule.after[axis - 1], stride), rule.most[axis - 1]);
+    }
+    frame.low[axis] = low;
+    frame.high[axis] = high;
+    if (low > high) status = Status::empty;
+    if (status != Status::fine) continue;
+    // A batch item is never shared by bricks: its axis is counted in ones, the others in eights.
+    const int shift = axis == 0 ? 0 : 3;
+    const auto extent = static_cast<uint64_t>((high >> shift) - (low >> shift) + 1);
+    if (__umul64hi(cells, extent) != 0 || cells * extent > uint64_t{1} << 63) {
+      status = Status::too_wide;
+    }
+    cells *= extent;
+    const int64_t first = min(max(low, int64_t{INT32_MIN}), int64_t{INT32_MAX}) >> shift;
+    const int64_t last = min(max(high, int64_t{INT32_MIN}), int64_t{INT32_MAX}) >> shift;
+    frame.origin[axis] = static_cast<int32_t>(first << shift);
+    frame.extent[axis] = static_cast<uint64_t>(last - first + 1);
+    frame.last[axis] = static_cast<uint32_t>((frame.extent[axis] << shift) - 1);
+    frame.step[axis] = steps;
+    steps *= frame.extent[axis];
+  }
+  if (status != Status::fine) report(set, status);
+}
+
+__global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
+  int4 high = make_int4(INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN);
+  int4 low = make_int4(INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX);
+  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
+    const int4 c = coords[row];
+    high = make_int4(max(high.x, c.x), max(high.y, c.y), max(high.z, c.z), max(high.w, c.w));
+    low = make_int4(min(low.x, c.x), min(low.y, c.y), min(low.z, c.z), min(low.w, c.w));
+  }
+  uint32_t largest[8] = {ordered_bits(high.x), ordered_bits(high.y), ordered_bits(high.z),
+                         ordered_bits(high.w), ~ordered_bits(low.x), ~ordered_bits(low.y),
+                         ~ordered_bits(low.z), ~ordered_bits(low.w)};
+  __shared__ uint32_t of_block[8];
+  if (threadIdx.x < 8) of_block[threadIdx.x] = 0;
+  __syncthreads();
+  for (int i = 0; i < 8; ++i) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      largest[i] = max(largest[i], __shfl_xor_sync(all_lanes, largest[i], lanes));
+    }
+    if (threadIdx.x % 32 == 0) atomicMax(&of_block[i], largest[i]);
+  }
+  __syncthreads();
+  if (threadIdx.x < 8) {
+    atomicMax(&set.head->counters.largest[threadIdx.x], of_block[threadIdx.x]);
+    __threadfence();
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  if (atomicAdd(&set.head->counters.done, 1U) != gridDim.x - 1) return;
+  __threadfence();
+  set_frame(set, rule);
+}
+
+__global__ void insert_rows(Coords coords, BlockSet set) {
+  __shared__ NewBlocks added;
+  if (!is_fine(set)) return;
+  added.begin();
+  const Frame frame = set.head->frame;
+  // The threads of a block stay together.
+  for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
+    const int64_t row = first + threadIdx.x;
+    if (row < coords.rows) {
+      const Place place = place_of(frame, coords[row]);
+      const uint32_t slot = insert_block(set, place.key, added);
+      if (slot != no_slot) add_voxels(set, slot, uint64_t{1} << place.bit);
+    }
+    if (added.is_half_full()) added.flush(set);
+  }
+  added.flush(set);
+}
+
+__global__ void rank_occupied(BlockSet set) {
+  if (!is_fine(set)) return;
+  const uint32_t blocks = set.head->counters.blocks;
+  const int lane = threadIdx.x % 32;
+  // The lanes of a warp stay together.
+  for (int64_t first = thread_index() - lane; first < blocks; first += thread_count()) {
+    const bool used = first + lane < blocks;
+    const uint32_t slot = used ? set.occupied[first + lane] : 0;
+    const uint32_t voxels = used ? static_cast<uint32_t>(__popcll(set.slots[slot].mask)) : 0;
+    uint32_t sum = voxels;
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const uint32_t below = __shfl_up_sync(all_lanes, sum, lanes);
+      if (lane >= lanes) sum += below;
+    }
+    uint32_t start = 0;
+    if (lane == 31) {
+      start = static_cast<uint32_t>(
+          atomicAdd(reinterpret_cast<unsigned long long*>(&set.head->counters.voxels),
+                    static_cast<unsigned long long>(sum)));
+    }
+    start = __shfl_sync(all_lanes, start, 31);
+    if (used) set.ranks[slot] = start + sum - voxels;
+  }
+}
+
+__global__ void lowest_rows(Coords coords, IndexView index) {
+  if (!is_fine(index.set)) return;
+  const Frame frame = index.set.head->frame;
+  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
+    const Place place = place_of(frame, coords[row]);
+    const Block block = find_block(index.set, place.key);
+    if (block.slot == no_slot) return;
+    const uint32_t rank = index.set.ranks[block.slot] + block.before(place.bit);
+    atomicMax(&index.rows[rank], ~static_cast<uint32_t>(row));
+  }
+}
+
+__global__ void write_first_rows(Coords coords, IndexView index, int32_t* first) {
+  const bool fine = is_fine(index.set);
+  const Frame frame = index.set.head->frame;
+  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
+    first[row] = fine ? index.first_row(frame, coords[row]) : static_cast<int32_t>(row);
+  }
+}
+
+__global__ void find_row(IndexView index, int4 c, int32_t* result) {
+  const Frame frame = index.set.head->frame;
+  const int32_t values[4] = {c.x, c.y, c.z, c.w};
+  *result = -1;
+  for (int axis = 0; axis < 4; ++axis) {
+    const int64_t offset = static_cast<int64_t>(values[axis]) - frame.origin[axis];
+    if (offset < 0 || offset > frame.last[axis]) return;
+  }
+  const Place place = place_of(frame, c);
+  const Block block = find_block(index.set, place.key);
+  if (block.has(place.bit)) *result = index.row(block, place.bit);
+}
+
+}  // namespace
+
+Grid over(const Context& ctx, int64_t items) {
+  constexpr int threads = 256;
+  // Eight such blocks are all that a multiprocessor holds.
+  return {.blocks = std::min<int64_t>(ceil_div(items, threads), 8 * multiprocessors(ctx)),
+          .threads = threads};
+}
+
+BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t zeroed_words) {
+  // The eight classes of a small set fill unevenly.
+  constexpr int64_t fewest_groups = 512;
+  BlockSetMemory result;
+  BlockSet& set = result.set;
+  set.groups = static_cast<uint32_t>(std::max(fewest_groups, ceil_div(2 * most_blocks, 8)));
+  set.most_blocks = static_cast<uint32_t>(most_blocks);
+  Layout layout;
+  const size_t head = layout.add<SetHead>(1);
+  const size_t slots = layout.add<Slot>(int64_t{8} * set.groups);
+  const size_t words = layout.add<uint32_t>(zeroed_words);
+  const size_t zeroed = layout.bytes();
+  const size_t ranks = layout.add<uint32_t>(int64_t{8} * set.groups);
+  const size_t occupied = layout.add<uint32_t>(most_blocks);
+  result.memory = ctx.allocate(layout.bytes());
+  set.head = Layout::at<SetHead>(result.memory, head);
+  set.slots = Layout::at<Slot>(result.memory, slots);
+  result.words = Layout::at<uint32_t>(result.memory, words);
+  set.ranks = Layout::at<uint32_t>(result.memory, ranks);
+  set.occupied = Layout::at<uint32_t>(result.memory, occupied);
+  fill_bytes(ctx, result.memory.get(), 0, zeroed);
+  return result;
+}
+
+SetHead read_head(const Context& ctx, const BlockSet& set) {
+  const SetHead head = read_back(ctx, set.head);
+  const auto status = static_cast<Status>(head.counters.status);
+  if (status == Status::fine || status == Status::empty || status == Status::full) return head;
+  check(status != Status::not_int32, "row ", ~head.counters.outside,
+        " of the coordinates reaches an output voxel that 32-bit coordinates cannot hold");
+  const Frame& frame = head.frame;
+  const auto bricks = [&](int axis) {
+    return (frame.high[axis] >> 3) - (frame.low[axis] >> 3) + 1;
+  };
+  fail(ErrorCode::invalid_argument, true,
+       join("the coordinates span ", frame.high[0] - frame.low[0] + 1, " batches of ", bricks(1),
+            " x ", bricks(2), " x ", bricks(3),
+            " bricks of 8^3 voxels, expected at most 2^63 bricks in all"));
+}
+
+void measure(const Context& ctx, const Coords& coords, const BoxRule& rule, const BlockSet& set) {
+  launch(ctx, over(ctx, coords.rows), measure_rows, coords, rule, set);
+}
+
+void rank_blocks(const Context& ctx, const BlockSet& set) {
+  launch(ctx, over(ctx, set.most_blocks), rank_occupied, set);
+}
+
+BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix)
+    : ctx_(ctx), rows_(matrix.rows) {
+  const DeviceGuard guard(ctx.device);
+  const Coords coords(matrix);
+  if (rows_ == 0) return;
+  const BlockSetMemory made = make_block_set(ctx, rows_, rows_);
+  memory_ = made.memory;
+  view_ = {made.set, made.words};
+  measure(ctx, coords, {}, view_.set);
+  launch(ctx, over(ctx, rows_), insert_rows, coords, view_.set);
+  rank_blocks(ctx, view_.set);
+  launch(ctx, over(ctx, rows_), lowest_rows, coords, view_);
+}
+
+int64_t BlockIndex::unique_voxels() const {
+  if (rows_ == 0) return 0;
+  const DeviceGuard guard(ctx_.device);
+  const Counters counters = read_head(ctx_, view_.set).counters;
+  check(counters.status == static_cast<uint32_t>(Status::fine), ErrorCode::device, "the table of ",
+        rows_, " rows is full: too many of its coordinates share a hash");
+  return static_cast<int64_t>(counters.voxels);
+}
+
+int32_t BlockIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
+  if (unique_voxels() == 0) return -1;
+  const DeviceGuard guard(ctx_.device);
+  const std::shared_ptr<void> result = ctx_.allocate(sizeof(int32_t));
+  auto* row = static_cast<int32_t*>(result.get());
+  launch(ctx_, {.blocks = 1, .threads = 1}, find_row, view_, make_int4(batch, x, y, z), row);
+  return read_back(ctx_, row);
+}
+
+Matrix BlockIndex::first_rows(const Context& ctx, const MatrixRef& coords) const {
+  Matrix first = make_matrix(ctx, rows_, 1, Dtype::i32);
+  launch(ctx, over(ctx, rows_), write_first_rows, Coords(coords), view_, first.as<int32_t>());
+  return first;
+}
+
+std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords) {
+  return std::make_unique<BlockIndex>(ctx, coords);
+}
+
+}  // namespace voxgemm::cuda

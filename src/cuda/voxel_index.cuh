@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "conv/coords.h"
+#include "cuda/block_set.cuh"
+#include "cuda/launch.cuh"
+
+namespace voxgemm::cuda {
+
+// i32 [n, 4] coordinates for kernels.
+struct Coords {
+  const int32_t* data;
+  int64_t rows;
+  bool aligned;  // for 16-byte loads
+
+  explicit Coords(const MatrixRef& coords)
+      : data(coords.as<int32_t>()),
+        rows(coords.rows),
+        aligned(reinterpret_cast<uintptr_t>(coords.data) % 16 == 0) {}
+  __device__ int4 operator[](int64_t row) const {
+    if (aligned) return reinterpret_cast<const int4*>(data)[row];
+    const int32_t* c = data + 4 * row;
+    return make_int4(c[0], c[1], c[2], c[3]);
+  }
+};
+
+// How the box of a set follows from the box of the coordinates, on each of x, y, z:
+//   low = ceil((low + before) / stride), high = floor((high + after) / stride), then the limits.
+struct BoxRule {
+  int64_t before[3] = {0, 0, 0};
+  int64_t after[3] = {0, 0, 0};
+  int64_t stride[3] = {1, 1, 1};
+  int64_t least[3] = {INT64_MIN, INT64_MIN, INT64_MIN};
+  int64_t most[3] = {INT64_MAX, INT64_MAX, INT64_MAX};
+};
+
+// An empty set, at most half full with this many blocks, and some words beside it.
+struct BlockSetMemory {
+  BlockSet set;
+  uint32_t* words = nullptr;  // [zeroed_words]
+  std::shared_ptr<void> memory;
+};
+BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t zeroed_words);
+
+// Sizes and frame of a set whose voxels were added; throws what went wrong, a full table excepted.
+// Waits for the device.
+SetHead read_head(const Context& ctx, const BlockSet& set);
+
+// Threads for a loop over items: enough to fill the device, so that a block of threads that ends
+// with something costly (a global count) does so rarely.
+Grid over(const Context& ctx, int64_t items);
+
+// Measures the coordinates and sets the frame, or the status.
+void measure(const Context& ctx, const Coords& coords, const BoxRule& rule, const BlockSet& set);
+// Ranks of the blocks once all voxels are in, and their number.
+void rank_blocks(const Context& ctx, const BlockSet& set);
+
+// For look-ups by kernels.
+struct IndexView {
+  BlockSet set;
+  // [n]: complement of the lowest row of every rank, so that zeroed memory is above every row.
+  uint32_t* rows = nullptr;
+
+#ifdef __CUDACC__
+  __device__ int32_t row(const Block& block, int bit) const {
+    return static_cast<int32_t>(~rows[set.ranks[block.slot] + block.before(bit)]);
+  }
+  // The lowest row with coordinates that are in the set, -1 where its building failed.
+  __device__ int32_t first_row(const Frame& frame, const int4& c) const {
+    const Place place = place_of(frame, c);
+    const Block block = find_block(set, place.key);
+    return block.slot == no_slot ? -1 : row(block, place.bit);
+  }
+#endif
+};
+
+// The set of a coordinate matrix and the lowest row of every voxel, about 48 bytes a row. Built
+// without waiting for the device: what goes wrong is found by the first read of a size.
+class BlockIndex final : public VoxelIndex::State {
+ public:
+  BlockIndex(const Context& ctx, const MatrixRef& coords);
+
+  int64_t rows() const override { return rows_; }
+  // Wait for the device.
+  int64_t unique_voxels() const override;
+  int32_t find(int32_t batch, int32_t x, int32_t y, int32_t z) const override;
+
+  const IndexView& view() const { return view_; }
+  // i32 [n, 1]: the lowest row with the same coordinates, of every row.
+  Matrix first_rows(const Context& ctx, const MatrixRef& coords) const;
+
+ private:
+  Context ctx_;
+  int64_t rows_ = 0;
+  std::shared_ptr<void> memory_;
+  IndexView view_;
+};
+
+}  // namespace voxgemm::cuda

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <optional>
+
+#include "support/run.h"
+#include "voxgemm/cuda.h"
+#include "voxgemm/error.h"
+
+namespace voxgemm::test {
+
+// A context on the first CUDA device, or nothing where there is none.
+inline const std::optional<Context>& gpu() {
+  static const std::optional<Context> ctx = []() -> std::optional<Context> {
+    try {
+      return cuda_context(0);
+    } catch (const Error&) {
+      return std::nullopt;
+    }
+  }();
+  return ctx;
+}
+
+// Tests that need a CUDA device; they say so where there is none.
+class OnGpu : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!gpu()) GTEST_SKIP() << "there is no CUDA device";
+  }
+};
+
+inline Matrix to_device(const Context& ctx, const MatrixRef& host) {
+  Matrix device = make_matrix(ctx, host.rows, host.cols, host.dtype);
+  copy(ctx, host, device);
+  return device;
+}
+inline Matrix to_host(const Context& ctx, const MatrixRef& device) {
+  Matrix host = make_matrix(context(), device.rows, device.cols, device.dtype);
+  copy(ctx, device, host);
+  return host;
+}
+
+inline Matrix coords_on_device(const Context& ctx, const Voxels& voxels) {
+  return to_device(ctx, coords_matrix(context(), voxels));
+}
+
+// Of a contiguous matrix of any device.
+template <class T>
+std::vector<T> fetched(const Context& ctx, const MatrixRef& m) {
+  const Matrix host = m.device.kind == DeviceKind::cuda ? to_host(ctx, m) : Matrix{m, {}};
+  return {host.as<T>(), host.as<T>() + host.rows * host.cols};
+}
+
+// Where a map leaves the first rows out because nothing repeats, they are the rows themselves.
+inline std::vector<int32_t> all_first_rows(const Context& ctx,
+                                           const MatrixRef& first,
+                                           int64_t rows) {
+  std::vector<int32_t> list(rows);
+  std::iota(list.begin(), list.end(), 0);
+  return first.rows == 0 ? list : fetched<int32_t>(ctx, first);
+}
+
+}  // namespace voxgemm::test

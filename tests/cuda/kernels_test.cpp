@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every CUDA row of the registry on every problem of support/problems.h, against the CPU's
+// reference; and what a backward pass needs beside a kernel.
+#include "cuda/kernels.h"
+
+#include <map>
+
+#include "cuda/coords.h"
+#include "cuda/gpu.h"
+#include "cuda/grad_bias.h"
+#include "cuda/repeated.h"
+
+namespace voxgemm::test {
+namespace {
+
+MatrixRef as_bytes(void* data, int64_t bytes, const Device& device) {
+  // Every element has two bytes or more.
+  return {.data = data,
+          .rows = 1,
+          .cols = bytes / 2,
+          .stride = bytes / 2,
+          .dtype = Dtype::f16,
+          .device = device};
+}
+
+// The memory of host elements on the device, gaps and odd alignment included.
+class Mirror {
+ public:
+  explicit Mirror(const Elements& elements, Dtype dtype)
+      : host_(static_cast<char*>(elements.data()) - size_of(dtype)),
+        bytes_(static_cast<int64_t>(elements.bytes().size())),
+        memory_(gpu()->allocate(bytes_)),
+        data_(static_cast<char*>(memory_.get()) + size_of(dtype)) {
+    copy(*gpu(), as_bytes(host_, bytes_, {}), as_bytes(memory_.get(), bytes_, gpu()->device));
+  }
+  template <class Ref>
+  Ref moved(Ref ref) const {
+    ref.data = data_;
+    ref.device = gpu()->device;
+    return ref;
+  }
+  void fetch() const {
+    copy(*gpu(), as_bytes(memory_.get(), bytes_, gpu()->device), as_bytes(host_, bytes_, {}));
+  }
+
+ private:
+  char* host_;
+  int64_t bytes_;
+  std::shared_ptr<void> memory_;
+  char* data_;
+};
+
+KernelMap on_device(const KernelMap& map) {
+  KernelMap result = map;
+  const Context& ctx = *gpu();
+  result.neighbours = to_device(ctx, map.neighbours);
+  result.pairs_per_tap = to_device(ctx, map.pairs_per_tap);
+  const auto first = [&](const Matrix& of_side, int64_t rows) {
+    const std::vector<int32_t> list = all_first_rows(ctx, of_side, rows);
+    Matrix host = make_matrix(context(), rows, 1, Dtype::i32);
+    std::copy(list.begin(), list.end(), host.as<int32_t>());
+    return to_device(ctx, host);
+  };
+  result.in_first = first(map.in_first, map.n_in);
+  result.out_first = first(map.out_first, map.n_out);
+  return result;
+}
+
+WeightsRef seen_transposed(WeightsRef w) {
+  std::swap(w.c_in, w.c_out);
+  std::swap(w.in_stride, w.out_stride);
+  return w;
+}
+
+// As run() of support/run.h, with a kernel of the device.
+std::vector<double> run_on_device(const Case& c,
+                                  const Kernel& kernel,
+                                  const Operands& operands,
+                                  const Memory& memory = {}) {
+  const Context& ctx = *gpu();
+  const Problem& p = c.problem;
+  const Buffer x({c.map.n_in, p.c_in, memory.gap}, p.dtype, operands.x);
+  const Buffer dy({c.map.n_out, p.c_out, memory.gap}, p.dtype, operands.dy);
+  const Weights w(weight_shape(c), p.dtype, memory.layout, operands.w);
+  const Buffer bias({1, p.c_out}, p.dtype, operands.bias);
+  const Mirror x_mirror(x.elements(), p.dtype);
+  const Mirror dy_mirror(dy.elements(), p.dtype);
+  const Mirror w_mirror(w.elements(), p.dtype);
+  const Mirror bias_mirror(bias.elements(), p.dtype);
+  const KernelMap map = on_device(c.map);
+  std::vector<double> result;
+  const auto take = [&](const auto& matrix, const Mirror& mirror) {
+    mirror.fetch();
+    result = matrix.values();
+    EXPECT_EQ(matrix.elements().written(), static_cast<int64_t>(result.size()))
+        << "elements written";
+  };
+  if (p.pass == Pass::forward) {
+    const Buffer y({c.map.n_out, p.c_out, memory.gap}, p.dtype);
+    const Mirror mirror(y.elements(), p.dtype);
+    kernel.launch(kernel, ctx, p.pass,
+                  {.map = &map,
+                   .x = x_mirror.moved(x.ref()),
+                   .w = w_mirror.moved(w.ref()),
+                   .bias = bias_mirror.moved(bias.ref()).data,
+                   .y = mirror.moved(y.ref())});
+    take(y, mirror);
+  } else if (p.pass == Pass::grad_input) {
+    const Buffer dx({c.map.n_in, p.c_in, memory.gap}, p.dtype);
+    const Mirror mirror(dx.elements(), p.dtype);
+    const KernelMap backward = map.symmetric ? map : cuda::transpose(ctx, map);
+    const MatrixRef upstream = dy_mirror.moved(dy.ref());
+    const bool repeats = cuda::count_repeated(ctx, map.out_first) > 0;
+    EXPECT_EQ(repeats, !c.map.out_first.empty());
+    Matrix merged;
+    if (repeats) merged = cuda::merge_repeated(ctx, upstream, map.out_first);
+    kernel.launch(kernel, ctx, p.pass,
+                  {.map = &backward,
+                   .x = repeats ? static_cast<const MatrixRef&>(merged) : upstream,
+                   .w = seen_transposed(w_mirror.moved(w.ref())),
+                   .y = mirror.moved(dx.ref()),
+                   .mirror_taps = map.symmetric});
+    cuda::zero_repeated(ctx, mirror.moved(dx.ref()), map.in_first);
+    take(dx, mirror);
+  } else {
+    const Dtype dtype = memory.gradient.value_or(p.dtype);
+    const Weights dw(weight_shape(c), dtype, memory.layout);
+    const Mirror mirror(dw.elements(), dtype);
+    kernel.launch(kernel, ctx, p.pass,
+                  {.map = &map,
+                   .x = x_mirror.moved(x.ref()),
+                   .w = mirror.moved(dw.ref()),
+                   .y = dy_mirror.moved(dy.ref())});
+    take(dw, mirror);
+  }
+  return result;
+}
+
+Dtype sum_dtype(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
+
+// The problem as the device's rows of the registry see it.
+Problem problem_on_device(const Case& c) {
+  Problem p = c.problem;
+  const bool backward = p.pass == Pass::grad_input;
+  p.n_in = backward ? c.map.n_out : c.map.n_in;
+  p.n_out = backward ? c.map.n_in : c.map.n_out;
+  p.pairs = c.map.pairs();
+  p.device = gpu()->device;
+  return p;
+}
+
+class Layers : public OnGpu, public ::testing::WithParamInterface<std::string> {};
+
+INSTANTIATE_TEST_SUITE_P(List, Layers, ::testing::ValuesIn(layers()), [](const auto& info) {
+  std::string name = info.param;
+  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  return name;
+});
+
+TEST_P(Layers, EveryKernelAgreesWithTheReference) {
+  int ran = 0;
+  for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}) {
+    for (const Pass pass : passes) {
+      const Case c = make_case(context(), problem_text(pass, dtype, GetParam()));
+      if (c.map.n_in == 0 || c.map.n_out == 0) continue;
+      for (const Fill fill : {Fill::integers, Fill::reals}) {
+        const Operands operands = make_operands(c, fill);
+        const Sums expected = judge(context(), c, operands);
+        for (const Kernel& kernel : cuda::kernels()) {
+          if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+          SCOPED_TRACE(kernel.name + " on " + c.problem.text());
+          const Memory memory{.layout = layouts[ran++ % std::size(layouts)]};
+          const auto once = run_on_device(c, kernel, operands, memory);
+          EXPECT_TRUE(within_bound(once, expected, {sum_dtype(dtype), dtype}));
+          EXPECT_TRUE(same_bits(run_on_device(c, kernel, operands, memory), once));
+        }
+      }
+    }
+  }
+  const Case c = make_case(context(), problem_text(Pass::forward, Dtype::f32, GetParam()));
+  EXPECT_EQ(ran > 0, c.map.n_in > 0 && c.map.n_out > 0);
+}
+
+using Kernels = OnGpu;
+
+// Rows for several slices of the weight gradient; weights too large for any.
+TEST_F(Kernels, ManyRowsAndWideWeights) {
+  for (const char* layer :
+       {"subm3 6->40 random:9000:26", "conv3s2p1 24->16 random:9000:40", "subm3 600->576 line:3"}) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f64}) {
+      for (const Pass pass : passes) {
+        const Case c = make_case(context(), problem_text(pass, dtype, layer));
+        const Operands operands = make_operands(c, Fill::reals);
+        const Sums expected = judge(context(), c, operands);
+        for (const Kernel& kernel : cuda::kernels()) {
+          if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+          SCOPED_TRACE(kernel.name + " on " + c.problem.text());
+          const auto once = run_on_device(c, kernel, operands);
+          EXPECT_TRUE(within_bound(once, expected, {sum_dtype(dtype), dtype}));
+          EXPECT_TRUE(same_bits(run_on_device(c, kernel, operands), once));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Kernels, WriteWeightGradientsInF32) {
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
+    for (const char* layer : {"conv2s2 16->33 shell:8", "subm3 6->40 random:9000:26"}) {
+      const Case c = make_case(context(), problem_text(Pass::grad_weight, dtype, layer));
+      const Operands operands = make_operands(c, Fill::reals);
+      for (const Kernel& kernel : cuda::kernels()) {
+        if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+        EXPECT_TRUE(within_bound(run_on_device(c, kernel, operands, {.gradient = Dtype::f32}),
+                                 judge(context(), c, operands), {Dtype::f32, Dtype::f32}));
+      }
+    }
+  }
+}
+
+// A line along x has the taps (kx, 1, 1) and no other.
+TEST_F(Kernels, NeverMultiplyAnAbsentNeighbour) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}) {
+    for (const Pass pass : {Pass::forward, Pass::grad_input}) {
+      const Case c = make_case(context(), problem_text(pass, dtype, "subm3 6->17 line:33"));
+      Operands operands = make_operands(c, Fill::reals);
+      Operands poisoned = operands;
+      for (size_t i = 0; i < operands.w.size(); ++i) {
+        const int tap = static_cast<int>(i / (6 * 17));
+        if (tap / 3 % 3 == 1 && tap % 3 == 1) continue;
+        operands.w[i] = 0;
+        poisoned.w[i] = tap % 2 == 0 ? HUGE_VAL : std::nan("");
+      }
+      for (const Kernel& kernel : cuda::kernels()) {
+        if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+        SCOPED_TRACE(kernel.name + " on " + c.problem.text());
+        EXPECT_TRUE(
+            same_bits(run_on_device(c, kernel, poisoned), run_on_device(c, kernel, operands)));
+      }
+    }
+  }
+}
+
+TEST_F(Kernels, SayWhyTheyDoNotRunOnTheCpu) {
+  for (const Kernel& kernel : cuda::kernels()) {
+    EXPECT_EQ(kernel.why_not(kernel, Problem{}), "runs on CUDA only") << kernel.name;
+  }
+}
+
+TEST_F(Kernels, GradBiasIsTheCpus) {
+  Random random("bias");
+  for (const int64_t rows : {0, 1, 2047, 5000}) {
+    for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}) {
+      constexpr int64_t cols = 37;
+      const auto values = draw(rows * cols, Fill::reals, dtype, &random);
+      const Buffer dy({rows, cols, 3}, dtype, values);
+      const Buffer expected({1, cols}, dtype);
+      grad_bias(context(), dy.ref(), expected.ref());
+      const Buffer db({1, cols}, dtype);
+      const Mirror dy_mirror(dy.elements(), dtype);
+      const Mirror db_mirror(db.elements(), dtype);
+      cuda::grad_bias(*gpu(), dy_mirror.moved(dy.ref()), db_mirror.moved(db.ref()));
+      db_mirror.fetch();
+      EXPECT_TRUE(same_bits(db.values(), expected.values())) << rows << " " << name(dtype);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace voxgemm::test
