@@ -119,6 +119,13 @@ void run_layout(const Context& ctx, const MaskedSchedule& schedule, const ConvAr
 
 }  // namespace
 
+bool is_hopper(const Context& ctx) {
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ctx.device.index),
+             "cudaDeviceGetAttribute");
+  return major == 9;
+}
+
 std::string sm90_why_not(const MaskedSchedule& schedule, const ConvArgs& args) {
   const WeightsRef& w = args.w;
   const ScheduleOptions& options = schedule.options;
@@ -142,6 +149,7 @@ std::string sm90_why_not(const MaskedSchedule& schedule, const ConvArgs& args) {
 }
 
 void sm90_convolve(const Context& ctx, const MaskedSchedule& schedule, const ConvArgs& args) {
+  check(is_hopper(ctx), ErrorCode::unsupported, "implicit_gemm_sm90 needs compute capability 9.x");
   const std::string reason = sm90_why_not(schedule, args);
   check(reason.empty(), ErrorCode::unsupported, "implicit_gemm_sm90: ", reason);
   if (args.w.dtype == Dtype::f16) return run_layout<__half>(ctx, schedule, args);

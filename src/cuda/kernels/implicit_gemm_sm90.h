@@ -18,6 +18,9 @@ struct MaskedSchedule {
 // How many rows of a schedule's tile the kernel takes; the columns of its tiles follow from c_out.
 constexpr int sm90_tile_rows = 128;
 
+// Whether the context's device has the kernel's instructions.
+bool is_hopper(const Context& ctx);
+
 // Why the kernel cannot run these operands; empty if it can.
 std::string sm90_why_not(const MaskedSchedule& schedule, const ConvArgs& args);
 
