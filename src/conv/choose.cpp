@@ -21,28 +21,40 @@ std::string outside(const Kernel& kernel, const Filter& filter) {
   return join("the filter leaves out ", name(kernel.algorithm));
 }
 
+std::string reason_against(const Kernel& kernel, const Problem& problem, const Filter& filter) {
+  const std::string reason = outside(kernel, filter);
+  return reason.empty() ? kernel.why_not(kernel, problem) : reason;
+}
+
+// The cheapest kernel that can run; the reference only where nothing else can. Null if none can.
+// Runs in every call of an operator, so it makes no list.
+const Kernel* pick(const Problem& problem, const Filter& filter) {
+  const Kernel* best = nullptr;
+  double best_seconds = 0;
+  for (const Kernel& kernel : registry()) {
+    if (!reason_against(kernel, problem, filter).empty()) continue;
+    const double seconds = kernel.cost(kernel, problem);
+    const bool better = best == nullptr || (best->reference && !kernel.reference) ||
+                        (best->reference == kernel.reference && seconds < best_seconds);
+    if (!better) continue;
+    best = &kernel;
+    best_seconds = seconds;
+  }
+  return best;
+}
+
 }  // namespace
 
 std::vector<Candidate> candidates(const Problem& problem, const Filter& filter) {
+  const Kernel* picked = pick(problem, filter);
   std::vector<Candidate> list;
-  Candidate* best = nullptr;
-  bool best_is_reference = false;
-  list.reserve(registry().size());
   for (const Kernel& kernel : registry()) {
     Candidate& candidate = list.emplace_back();
     candidate.kernel = kernel.name;
-    candidate.reason = outside(kernel, filter);
-    if (candidate.reason.empty()) candidate.reason = kernel.why_not(kernel, problem);
-    if (!candidate.reason.empty()) continue;
-    candidate.seconds = kernel.cost(kernel, problem);
-    const bool better =
-        best == nullptr || (best_is_reference && !kernel.reference) ||
-        (best_is_reference == kernel.reference && candidate.seconds < best->seconds);
-    if (!better) continue;
-    best = &candidate;
-    best_is_reference = kernel.reference;
+    candidate.reason = reason_against(kernel, problem, filter);
+    if (candidate.reason.empty()) candidate.seconds = kernel.cost(kernel, problem);
+    candidate.picked = &kernel == picked;
   }
-  if (best != nullptr) best->picked = true;
   return list;
 }
 
@@ -64,10 +76,7 @@ std::string explain(const Problem& problem, const Filter& filter) {
 }
 
 const Kernel& choose(const Problem& problem, const Filter& filter) {
-  const std::vector<Candidate> list = candidates(problem, filter);
-  for (size_t i = 0; i < list.size(); ++i) {
-    if (list[i].picked) return registry()[i];
-  }
+  if (const Kernel* picked = pick(problem, filter)) return *picked;
   fail(ErrorCode::unsupported, true,
        join("no kernel can run this problem inside the filter:\n", explain(problem, filter)));
 }

@@ -46,7 +46,7 @@ int columns(const Problem& problem) {
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   const Engine& engine = engine_of(kernel);
   if (problem.device.kind != DeviceKind::cpu) return "runs on the CPU only";
-  if (engine.dtype != problem.dtype) return join("takes ", name(engine.dtype));
+  if (engine.dtype != problem.dtype) return std::string("takes ").append(name(engine.dtype));
   return kernel.unavailable;
 }
 

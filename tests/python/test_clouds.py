@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from voxgemm.clouds import InputError, Mesh, PointCloud, cloud, read, street, voxelize
 from voxgemm.clouds.shapes import FORMS
 from voxgemm.clouds.street import LABELS

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from voxgemm.clouds import InputError, PointCloud, read, voxelize
 
 RNG = np.random.RandomState(7)
