@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The inner loops of the CPU passes without their drivers: one thread, a 3^3 submanifold map of a shell of
-// voxels in raster order. FLOP/s are useful ones, 2 * pairs * c_in * c_out per pass. One line per
+// The inner loops of the CPU passes without their drivers: one thread, a 3^3 submanifold map of a
+// shell of voxels in raster order. FLOP/s are useful ones, 2 * pairs * c_in * c_out per pass. One
+// line per
 //   pass/isa/dtype/c_in x c_out/rows of a tile.
 
 #include "cpu/engine.h"
@@ -29,7 +30,9 @@ struct Shell {
   explicit Shell(int size) {
     const int side = size + 2;
     std::vector<int32_t> row_at(static_cast<size_t>(side) * side * side, -1);
-    const auto place = [side](int x, int y, int z) { return (static_cast<size_t>(x) * side + y) * side + z; };
+    const auto place = [side](int x, int y, int z) {
+      return (static_cast<size_t>(x) * side + y) * side + z;
+    };
     std::vector<size_t> places;
     for (int x = 0; x < size; ++x) {
       for (int y = 0; y < size; ++y) {
@@ -55,12 +58,12 @@ struct Shell {
 };
 
 struct Free {
-  void operator()(void* data) const { ::operator delete(data, std::align_val_t{64}); }
+  void operator()(void* data) const { ::operator delete (data, std::align_val_t{64}); }
 };
 using Bytes = std::unique_ptr<void, Free>;
 
 Bytes bytes(size_t size) {
-  Bytes result(::operator new(size, std::align_val_t{64}));
+  Bytes result(::operator new (size, std::align_val_t{64}));
   std::memset(result.get(), 0, size);
   return result;
 }
@@ -107,21 +110,30 @@ struct Layer {
 void forward(Layer& layer, const Bytes& packed, float* acc) {
   const Engine& engine = layer.engine;
   const int channels = layer.channels;
-  const int64_t acc_stride = (channels + engine.panel_cols - 1) / engine.panel_cols * engine.panel_cols;
+  const int64_t acc_stride =
+      (channels + engine.panel_cols - 1) / engine.panel_cols * engine.panel_cols;
   const size_t tap_bytes = engine.packed_bytes(channels, channels);
   for (int first = 0; first < layer.shell.rows; first += layer.tile_rows) {
     const int rows = std::min(layer.tile_rows, layer.shell.rows - first);
     std::memset(acc, 0, rows * acc_stride * sizeof(float));
     for (int tap = 0; tap < taps; ++tap) {
       const int pairs = layer.pairs_of(first, rows, tap, 0);
-      engine.multiply({.x = layer.x.get(), .x_stride = channels, .k = channels, .n = channels,
+      engine.multiply({.x = layer.x.get(),
+                       .x_stride = channels,
+                       .k = channels,
+                       .n = channels,
                        .packed = static_cast<const char*>(packed.get()) + tap * tap_bytes,
-                       .in_rows = layer.in_rows.data(), .acc_rows = layer.positions.data(),
-                       .pairs = pairs, .acc = acc, .acc_stride = acc_stride,
+                       .in_rows = layer.in_rows.data(),
+                       .acc_rows = layer.positions.data(),
+                       .pairs = pairs,
+                       .acc = acc,
+                       .acc_stride = acc_stride,
                        .scratch = layer.scratch.get()});
     }
     for (int row = 0; row < rows; ++row) {
-      engine.store({.acc = acc + row * acc_stride, .bias = nullptr, .y = layer.row(layer.y, first + row),
+      engine.store({.acc = acc + row * acc_stride,
+                    .bias = nullptr,
+                    .y = layer.row(layer.y, first + row),
                     .n = channels});
     }
   }
@@ -133,17 +145,25 @@ void grad_weight(Layer& layer, float* dw) {
     const int rows = std::min(layer.tile_rows, layer.shell.rows - first);
     for (int tap = 0; tap < taps; ++tap) {
       const int pairs = layer.pairs_of(first, rows, tap, first);
-      layer.engine.outer({.x = layer.x.get(), .x_stride = channels, .dy = layer.y.get(),
-                          .dy_stride = channels, .x_rows = layer.in_rows.data(),
-                          .dy_rows = layer.positions.data(), .pairs = pairs, .k = channels,
-                          .n = channels, .dw = dw + int64_t{tap} * channels * channels,
-                          .dw_stride = channels, .scratch = layer.scratch.get()});
+      layer.engine.outer({.x = layer.x.get(),
+                          .x_stride = channels,
+                          .dy = layer.y.get(),
+                          .dy_stride = channels,
+                          .x_rows = layer.in_rows.data(),
+                          .dy_rows = layer.positions.data(),
+                          .pairs = pairs,
+                          .k = channels,
+                          .n = channels,
+                          .dw = dw + int64_t{tap} * channels * channels,
+                          .dw_stride = channels,
+                          .scratch = layer.scratch.get()});
     }
   }
 }
 
 void report(benchmark::State& state, const Layer& layer) {
-  const double flops = 2.0 * static_cast<double>(layer.shell.pairs) * layer.channels * layer.channels;
+  const double flops =
+      2.0 * static_cast<double>(layer.shell.pairs) * layer.channels * layer.channels;
   state.counters["GFLOP/s"] =
       benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
@@ -155,13 +175,18 @@ const Shell& shell(int channels) {
 }
 
 void run_forward(benchmark::State& state, const Engine* engine, int channels, int tile_rows) {
-  Layer layer{.engine = *engine, .channels = channels, .tile_rows = tile_rows, .shell = shell(channels)};
+  Layer layer{
+      .engine = *engine, .channels = channels, .tile_rows = tile_rows, .shell = shell(channels)};
   const size_t tap_bytes = engine->packed_bytes(channels, channels);
   const Bytes weights = features(engine->dtype, int64_t{channels} * channels);
   const Bytes packed = bytes(taps * tap_bytes);
   for (int tap = 0; tap < taps; ++tap) {
-    engine->pack({.weights = weights.get(), .k_stride = 1, .n_stride = channels, .k = channels,
-                  .n = channels, .packed = static_cast<char*>(packed.get()) + tap * tap_bytes});
+    engine->pack({.weights = weights.get(),
+                  .k_stride = 1,
+                  .n_stride = channels,
+                  .k = channels,
+                  .n = channels,
+                  .packed = static_cast<char*>(packed.get()) + tap * tap_bytes});
   }
   const Bytes acc = bytes(tile_rows * (channels + engine->panel_cols) * sizeof(float));
   for (auto _ : state) forward(layer, packed, static_cast<float*>(acc.get()));
@@ -169,7 +194,8 @@ void run_forward(benchmark::State& state, const Engine* engine, int channels, in
 }
 
 void run_grad_weight(benchmark::State& state, const Engine* engine, int channels, int tile_rows) {
-  Layer layer{.engine = *engine, .channels = channels, .tile_rows = tile_rows, .shell = shell(channels)};
+  Layer layer{
+      .engine = *engine, .channels = channels, .tile_rows = tile_rows, .shell = shell(channels)};
   const Bytes dw = bytes(int64_t{taps} * channels * channels * sizeof(float));
   for (auto _ : state) grad_weight(layer, static_cast<float*>(dw.get()));
   report(state, layer);
@@ -179,8 +205,12 @@ void run_pack(benchmark::State& state, const Engine* engine, int channels) {
   const Bytes weights = features(engine->dtype, int64_t{channels} * channels * taps);
   const Bytes packed = bytes(engine->packed_bytes(channels, channels));
   for (auto _ : state) {
-    engine->pack({.weights = weights.get(), .k_stride = 1, .n_stride = int64_t{channels} * taps, .k = channels,
-                  .n = channels, .packed = packed.get()});
+    engine->pack({.weights = weights.get(),
+                  .k_stride = 1,
+                  .n_stride = int64_t{channels} * taps,
+                  .k = channels,
+                  .n = channels,
+                  .packed = packed.get()});
   }
   state.SetItemsProcessed(state.iterations() * channels * channels);
 }
@@ -193,18 +223,18 @@ void register_all() {
                                                        : "f16";
     for (const int channels : {16, 32, 64, 128, 256}) {
       const auto name = [&](const char* pass, int tile_rows) {
-        return std::string(pass) + '/' + engine->isa + '/' + dtype + '/' + std::to_string(channels) + '/' +
-               std::to_string(tile_rows);
+        return std::string(pass) + '/' + engine->isa + '/' + dtype + '/' +
+               std::to_string(channels) + '/' + std::to_string(tile_rows);
       };
       benchmark::RegisterBenchmark(name("pack", 0).c_str(), run_pack, engine, channels);
       for (const int tile_rows : {128, 256}) {
-        benchmark::RegisterBenchmark(name("forward", tile_rows).c_str(), run_forward, engine, channels,
-                                     tile_rows)
+        benchmark::RegisterBenchmark(name("forward", tile_rows).c_str(), run_forward, engine,
+                                     channels, tile_rows)
             ->Unit(benchmark::kMillisecond);
       }
       for (const int tile_rows : {256, 1024}) {
-        benchmark::RegisterBenchmark(name("grad_weight", tile_rows).c_str(), run_grad_weight, engine,
-                                     channels, tile_rows)
+        benchmark::RegisterBenchmark(name("grad_weight", tile_rows).c_str(), run_grad_weight,
+                                     engine, channels, tile_rows)
             ->Unit(benchmark::kMillisecond);
       }
     }

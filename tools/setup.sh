@@ -40,4 +40,4 @@ has_gtest || echo "setup: GoogleTest is missing, the C++ tests will not be built
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip install -q "scikit-build-core>=0.11"
 # Only names and the console command are installed: CMake builds the library, into python/voxgemm/_lib.
-pip install --no-build-isolation -C wheel.cmake=false -C editable.mode=inplace -e ".[dev,test,demo]"
+pip install --no-build-isolation --config-settings=wheel.cmake=false --config-settings=editable.mode=inplace -e ".[dev,test,demo]"

@@ -227,7 +227,7 @@ def _draw_ticks(
         )
     # Past the numbers, which are as long as they are written.
     longest = max((len(f"{value - base:g}") for value in values), default=0)
-    past = 0.045 + 0.013 * longest * abs(outward[0])
+    past = 0.06 + 0.011 * longest * abs(outward[0])
     name = flat_start + along / 2 + past * span * outward
     label = f"{'xyz'[axis]}{f' - {base:,.0f}' if base else ''} [{unit}]"
     turn = np.rad2deg(np.arctan2(along[1], along[0]))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -9,16 +9,18 @@
 
 namespace voxgemm::cpu {
 
-// The arithmetic of one instruction set for one dtype: the only code that is compiled several times. The
-// drivers (convolution.cpp, weight_gradient.cpp) walk schedules, share work among threads and own all memory;
-// an engine multiplies what it is given. All arithmetic of one output element happens in one fixed order,
-// whatever rows and columns stand beside it, so results do not depend on tiles' neighbours or threads.
+// The arithmetic of one instruction set for one dtype: the only code that is compiled several
+// times. The drivers (convolution.cpp, weight_gradient.cpp) walk schedules, share work among
+// threads and own all memory; an engine multiplies what it is given. All arithmetic of one output
+// element happens in one fixed order, whatever rows and columns stand beside it, so results do not
+// depend on tiles' neighbours or threads.
 //
-// The packed form of W [k, n] (k rows of the reduction, n columns) is the engine's own: panels of whole
-// vectors, k padded to the unit of its instructions. Nothing that pads is ever multiplied by anything but zero.
+// The packed form of W [k, n] (k rows of the reduction, n columns) is the engine's own: panels of
+// whole vectors, k padded to the unit of its instructions. Nothing that pads is ever multiplied by
+// anything but zero.
 
 struct PackArgs {
-  const void* weights;  // element (r, c) at weights + (r * k_stride + c * n_stride) * size_of(dtype)
+  const void* weights;  // element (r, c) at weights + r * k_stride + c * n_stride elements
   int64_t k_stride;
   int64_t n_stride;
   int k;
@@ -27,7 +29,7 @@ struct PackArgs {
 };
 
 struct MultiplyArgs {
-  const void* x;            // dtype, row r at x + r * x_stride elements
+  const void* x;  // dtype, row r at x + r * x_stride elements
   int64_t x_stride;
   int k;
   int n;
@@ -35,48 +37,50 @@ struct MultiplyArgs {
   const int32_t* in_rows;   // [pairs]
   const int32_t* acc_rows;  // [pairs], distinct
   int pairs;
-  float* acc;               // row r at acc + r * acc_stride; acc_stride >= n rounded up to panel_cols
+  float* acc;  // row r at acc + r * acc_stride; acc_stride >= n rounded up to panel_cols
   int64_t acc_stride;
-  void* scratch;            // scratch_bytes(k, n), 64-byte aligned, of this worker
-  bool begun = false;       // between begin() and end() of this thread
+  void* scratch;       // scratch_bytes(k, n), 64-byte aligned, of this worker
+  bool begun = false;  // between begin() and end() of this thread
 };
 
 struct OuterArgs {
-  const void* x;            // [.., k]
+  const void* x;  // [.., k]
   int64_t x_stride;
-  const void* dy;           // [.., n]
+  const void* dy;  // [.., n]
   int64_t dy_stride;
-  const int32_t* x_rows;    // [pairs]
-  const int32_t* dy_rows;   // [pairs]
+  const int32_t* x_rows;   // [pairs]
+  const int32_t* dy_rows;  // [pairs]
   int pairs;
   int k;
   int n;
-  float* dw;                // [k, n], row stride dw_stride
+  float* dw;  // [k, n], row stride dw_stride
   int64_t dw_stride;
-  void* scratch;            // as for multiply
+  void* scratch;  // as for multiply
   bool begun = false;
 };
 
 struct StoreArgs {
-  const float* acc;    // [n]
-  const void* bias;    // [n] of dtype, or null
-  void* y;             // [n] of dtype
+  const float* acc;  // [n]
+  const void* bias;  // [n] of dtype, or null
+  void* y;           // [n] of dtype
   int n;
 };
 
 struct Engine {
-  const char* isa;   // "v2", "v3", "v4", "v4bf16", "amx", "portable"
+  const char* isa;  // "v2", "v3", "v4", "v4bf16", "amx", "portable"
   Dtype dtype;
-  // Rows of acc are padded to a multiple of panel_cols, which multiply may write past n. Column blocks that a
-  // driver cuts should be block_cols wide or a multiple: narrower ones leave registers unused.
+  // Rows of acc are padded to a multiple of panel_cols, which multiply may write past n. Column
+  // blocks that a driver cuts should be block_cols wide or a multiple: narrower ones leave
+  // registers unused.
   int panel_cols;
   int block_cols;
   // GFLOP/s of `multiply` on one core at 64 channels, for the cost model.
   double gflops;
   bool (*supported)();  // on the CPU that runs this, and worth its use there
-  // Sets up and gives back what the instructions need of a thread (AMX: tile registers). A thread that calls
-  // both around many calls of multiply and outer says so in their `begun`; each sets up for itself otherwise.
-  // In between it calls nothing else that might use the same, such as another library's matrix product.
+  // Sets up and gives back what the instructions need of a thread (AMX: tile registers). A thread
+  // that calls both around many calls of multiply and outer says so in their `begun`; each sets up
+  // for itself otherwise. In between it calls nothing else that might use the same, such as another
+  // library's matrix product.
   void (*begin)();
   void (*end)();
   size_t (*packed_bytes)(int k, int n);
@@ -88,11 +92,11 @@ struct Engine {
   void (*outer)(const OuterArgs&);
   // y = acc + bias, rounded once.
   void (*store)(const StoreArgs&);
-  // Writes the entries of indices [n] that are >= 0 to in_rows and their positions + first_position to
-  // positions; returns their number. Both outputs have room for n + 16. Fetches the cache lines of the n
-  // indices behind these: the same tap of the next tile, or the next tap.
-  int (*compact)(const int32_t* indices, int n, int32_t first_position, int32_t* in_rows,
-                 int32_t* positions);
+  // Writes the entries of indices [n] that are >= 0 to in_rows and their positions + first_position
+  // to positions; returns their number. Both outputs have room for n + 16. Fetches the cache lines
+  // of the n indices behind these: the same tap of the next tile, or the next tap.
+  int (*compact)(
+      const int32_t* indices, int n, int32_t first_position, int32_t* in_rows, int32_t* positions);
 };
 
 // Engines of this build, best first.

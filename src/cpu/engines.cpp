@@ -35,7 +35,8 @@ unsigned saved_registers() {
   return low;
 }
 
-// Linux saves tile data only for processes that ask; without that the first tile instruction is SIGILL.
+// Linux saves tile data only for processes that ask; without that the first tile instruction is
+// SIGILL.
 bool may_use_tiles() {
 #if defined(__linux__)
   constexpr long request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM
@@ -64,13 +65,15 @@ struct Features {
          has(extended.b, bit(3) | bit(5) | bit(8)) &&            // BMI1, AVX2, BMI2
          has(Cpuid(0x80000001).c, bit(5));                       // LZCNT
     // F, DQ, CD, BW, VL
-    v4 = v3 && has(saved, avx512) && has(extended.b, bit(16) | bit(17) | bit(28) | bit(30) | bit(31));
+    v4 = v3 && has(saved, avx512) &&
+         has(extended.b, bit(16) | bit(17) | bit(28) | bit(30) | bit(31));
     bf16 = v4 && has(more.a, bit(5));
     // AMX-BF16, AMX-TILE
     amx = bf16 && has(extended.d, bit(22) | bit(24)) && has(saved, tiles) && may_use_tiles();
     amx_fp16 = amx && has(more.a, bit(21));
-    // Intel's CPUs before those with AMX-FP16 are faster without vdpbf16ps: it runs at a quarter of the rate of
-    // f32 multiply-adds there, so at half of their FLOP/s (116 to 233 GFLOP/s on Sapphire Rapids).
+    // Intel's CPUs before those with AMX-FP16 are faster without vdpbf16ps: it runs at a quarter of
+    // the rate of f32 multiply-adds there, so at half of their FLOP/s (116 to 233 GFLOP/s on
+    // Sapphire Rapids).
     constexpr unsigned intel = 0x756e6547;  // "Genu"
     fast_bf16 = bf16 && (Cpuid(0).b != intel || has(more.a, bit(21)));
   }
@@ -100,9 +103,22 @@ bool supports_portable() { return true; }
 std::span<const Engine* const> engines() {
   static constexpr const Engine* list[] = {
 #if defined(__x86_64__)
-      &amx::bf16, &amx::f16, &v4bf16::bf16, &v4::f32, &v4::bf16, &v4::f16, &v3::f32, &v3::bf16, &v3::f16, &v2::f32, &v2::bf16, &v2::f16,
+    &amx::bf16,
+    &amx::f16,
+    &v4bf16::bf16,
+    &v4::f32,
+    &v4::bf16,
+    &v4::f16,
+    &v3::f32,
+    &v3::bf16,
+    &v3::f16,
+    &v2::f32,
+    &v2::bf16,
+    &v2::f16,
 #endif
-      &portable::f32, &portable::bf16, &portable::f16,
+    &portable::f32,
+    &portable::bf16,
+    &portable::f16,
   };
   return list;
 }

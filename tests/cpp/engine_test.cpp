@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every engine that this CPU runs. Operands are multiples of 1/64 in [-2, 2]: all dtypes hold them, and sums
-// of up to 129 products are exact in f32, so results must equal the double sums to the bit. Buffers have
-// exactly the promised sizes, so the address sanitizer sees any access past them.
+// Every engine that this CPU runs. Operands are multiples of 1/64 in [-2, 2]: all dtypes hold them,
+// and sums of up to 129 products are exact in f32, so results must equal the double sums to the
+// bit. Buffers have exactly the promised sizes, so the address sanitizer sees any access past them.
 
 #include "cpu/engine.h"
 
@@ -54,7 +54,8 @@ double decode_16(uint16_t bits, Dtype dtype) {
   return dtype == Dtype::bf16 ? float_of(static_cast<uint32_t>(bits) << 16) : decode_f16(bits);
 }
 
-// The nearest 16-bit value, ties to even, by search among all of them: they are ordered like their bits.
+// The nearest 16-bit value, ties to even, by search among all of them: they are ordered like their
+// bits.
 uint16_t nearest_16(double value, Dtype dtype) {
   const double magnitude = std::fabs(value);
   const uint16_t infinity = dtype == Dtype::bf16 ? 0x7f80 : 0x7c00;
@@ -101,10 +102,10 @@ class Elements {
 // Memory as the drivers give it: aligned to 64, and no byte longer than asked for.
 class Aligned {
  public:
-  explicit Aligned(size_t bytes) : data_(::operator new(bytes, std::align_val_t{64})) {
+  explicit Aligned(size_t bytes) : data_(::operator new (bytes, std::align_val_t{64})) {
     std::memset(data_, 0xff, bytes);  // NaN in every dtype
   }
-  ~Aligned() { ::operator delete(data_, std::align_val_t{64}); }
+  ~Aligned() { ::operator delete (data_, std::align_val_t{64}); }
   Aligned(const Aligned&) = delete;
   Aligned& operator=(const Aligned&) = delete;
   void* data() { return data_; }
@@ -146,7 +147,8 @@ struct Shape {
 
 // A matrix of which only `used` rows may be read: all else, gaps between rows too, is NaN.
 struct Operand {
-  Operand(const Shape& shape, Dtype dtype) : cols(shape.cols), stride(shape.stride()), values(dtype, shape.size()) {
+  Operand(const Shape& shape, Dtype dtype)
+      : cols(shape.cols), stride(shape.stride()), values(dtype, shape.size()) {
     for (int64_t i = 0; i < shape.size(); ++i) values.set(i, nan_value);
   }
   void draw(Random& random, Draw value, const std::vector<int32_t>& used) {
@@ -172,8 +174,12 @@ struct Weights {
         packed(engine.packed_bytes(k, n)) {}
   void draw(const Engine& engine, Random& random, Draw value, const Shape& shape) {
     for (int64_t i = 0; i < size; ++i) values.set(i, value(random));
-    engine.pack({.weights = values.data(), .k_stride = k_stride, .n_stride = n_stride,
-                 .k = shape.rows, .n = shape.cols, .packed = packed.data()});
+    engine.pack({.weights = values.data(),
+                 .k_stride = k_stride,
+                 .n_stride = n_stride,
+                 .k = shape.rows,
+                 .n = shape.cols,
+                 .packed = packed.data()});
   }
   double at(int r, int c) const { return values.get(r * k_stride + c * n_stride); }
   int64_t k_stride;
@@ -212,10 +218,18 @@ struct Product {
     const std::vector<int32_t> in(in_rows.begin() + first, in_rows.begin() + end);
     const std::vector<int32_t> out(acc_rows.begin() + first, acc_rows.begin() + end);
     Aligned scratch(engine.scratch_bytes(x.cols, n));
-    engine.multiply({.x = x.values.data(), .x_stride = x.stride, .k = x.cols, .n = n,
-                     .packed = w.packed.data(), .in_rows = in.data(), .acc_rows = out.data(),
-                     .pairs = end - first, .acc = acc.data(), .acc_stride = acc_stride,
-                     .scratch = scratch.data(), .begun = begun});
+    engine.multiply({.x = x.values.data(),
+                     .x_stride = x.stride,
+                     .k = x.cols,
+                     .n = n,
+                     .packed = w.packed.data(),
+                     .in_rows = in.data(),
+                     .acc_rows = out.data(),
+                     .pairs = end - first,
+                     .acc = acc.data(),
+                     .acc_stride = acc_stride,
+                     .scratch = scratch.data(),
+                     .begun = begun});
   }
   double sum(int pair, int col) const {
     double result = 0;
@@ -250,8 +264,9 @@ TEST_P(EngineTest, multiply_equals_double_sums) {
         for (int64_t i = 0; i < std::ssize(acc); ++i) {
           // Padding columns belong to the engine.
           if (i % p.acc_stride >= n) continue;
-          ASSERT_EQ(acc[i], expected[i]) << "k " << k << ", n " << n << ", pairs " << pairs << ", row "
-                                         << i / p.acc_stride << ", column " << i % p.acc_stride;
+          ASSERT_EQ(acc[i], expected[i])
+              << "k " << k << ", n " << n << ", pairs " << pairs << ", row " << i / p.acc_stride
+              << ", column " << i % p.acc_stride;
         }
       }
     }
@@ -271,7 +286,8 @@ TEST_P(EngineTest, wide_reductions_too) {
     for (int i = 0; i < pairs; ++i) {
       const int64_t row = p.acc_rows[i] * p.acc_stride;
       for (int c = 0; c < n; ++c) {
-        ASSERT_EQ(acc[row + c], p.start[row + c] + p.sum(i, c)) << "k " << k << ", pair " << i << ", column " << c;
+        ASSERT_EQ(acc[row + c], p.start[row + c] + p.sum(i, c))
+            << "k " << k << ", pair " << i << ", column " << c;
       }
     }
   }
@@ -292,7 +308,9 @@ TEST_P(EngineTest, a_row_does_not_depend_on_its_neighbours) {
       }
       engine.end();
       for (int row = 0; row < Product::acc_count; ++row) {
-        ASSERT_EQ(std::memcmp(&together[row * p.acc_stride], &apart[row * p.acc_stride], n * sizeof(float)), 0)
+        ASSERT_EQ(std::memcmp(&together[row * p.acc_stride], &apart[row * p.acc_stride],
+                              n * sizeof(float)),
+                  0)
             << "k " << k << ", n " << n << ", row " << row;
       }
     }
@@ -307,21 +325,34 @@ TEST_P(EngineTest, a_column_does_not_depend_on_its_neighbours) {
     Product p(engine, random, any_value, {.rows = most_pairs, .cols = k}, n);
     std::vector<float> together = p.start;
     p.multiply(0, most_pairs, together);
-    for (int first = 0, cols = engine.panel_cols; first < n; first += cols, cols += engine.panel_cols) {
+    for (int first = 0, cols = engine.panel_cols; first < n;
+         first += cols, cols += engine.panel_cols) {
       cols = std::min(cols, n - first);
       const size_t offset = first * p.w.n_stride * size_of(engine.dtype);
       Aligned packed(engine.packed_bytes(k, cols));
-      engine.pack({.weights = static_cast<char*>(p.w.values.data()) + offset, .k_stride = p.w.k_stride,
-                   .n_stride = p.w.n_stride, .k = k, .n = cols, .packed = packed.data()});
+      engine.pack({.weights = static_cast<char*>(p.w.values.data()) + offset,
+                   .k_stride = p.w.k_stride,
+                   .n_stride = p.w.n_stride,
+                   .k = k,
+                   .n = cols,
+                   .packed = packed.data()});
       std::vector<float> acc = p.start;
       Aligned scratch(engine.scratch_bytes(k, cols));
-      engine.multiply({.x = p.x.values.data(), .x_stride = p.x.stride, .k = k, .n = cols,
-                       .packed = packed.data(), .in_rows = p.in_rows.data(),
-                       .acc_rows = p.acc_rows.data(), .pairs = most_pairs, .acc = acc.data() + first,
-                       .acc_stride = p.acc_stride, .scratch = scratch.data()});
+      engine.multiply({.x = p.x.values.data(),
+                       .x_stride = p.x.stride,
+                       .k = k,
+                       .n = cols,
+                       .packed = packed.data(),
+                       .in_rows = p.in_rows.data(),
+                       .acc_rows = p.acc_rows.data(),
+                       .pairs = most_pairs,
+                       .acc = acc.data() + first,
+                       .acc_stride = p.acc_stride,
+                       .scratch = scratch.data()});
       for (const int row : p.acc_rows) {
-        ASSERT_EQ(std::memcmp(&together[row * p.acc_stride + first], &acc[row * p.acc_stride + first],
-                              cols * sizeof(float)), 0)
+        ASSERT_EQ(std::memcmp(&together[row * p.acc_stride + first],
+                              &acc[row * p.acc_stride + first], cols * sizeof(float)),
+                  0)
             << "k " << k << ", columns " << first << " to " << first + cols << ", row " << row;
       }
     }
@@ -332,7 +363,8 @@ TEST_P(EngineTest, infinite_weights_reach_only_their_products) {
   Random random(5);
   const Draw infinity = [](Random&) { return std::numeric_limits<double>::infinity(); };
   Product p(engine, random, infinity, {.rows = most_pairs, .cols = 20}, 40);
-  p.x.draw(random, [](Random&) { return 1.0; }, p.in_rows);
+  p.x.draw(
+      random, [](Random&) { return 1.0; }, p.in_rows);
   const int pairs = 5;
   std::vector<float> acc(p.start.size());
   p.multiply(0, pairs, acc);
@@ -374,14 +406,24 @@ TEST_P(EngineTest, outer_equals_double_sums) {
         Aligned scratch(engine.scratch_bytes(k, n));
         const bool begun = pairs % 2 == 0;
         if (begun) engine.begin();
-        engine.outer({.x = x.values.data(), .x_stride = x.stride, .dy = dy.values.data(),
-                      .dy_stride = dy.stride, .x_rows = x_rows.data(), .dy_rows = dy_rows.data(),
-                      .pairs = pairs, .k = k, .n = n, .dw = dw.data(), .dw_stride = dw_stride,
-                      .scratch = scratch.data(), .begun = begun});
+        engine.outer({.x = x.values.data(),
+                      .x_stride = x.stride,
+                      .dy = dy.values.data(),
+                      .dy_stride = dy.stride,
+                      .x_rows = x_rows.data(),
+                      .dy_rows = dy_rows.data(),
+                      .pairs = pairs,
+                      .k = k,
+                      .n = n,
+                      .dw = dw.data(),
+                      .dw_stride = dw_stride,
+                      .scratch = scratch.data(),
+                      .begun = begun});
         if (begun) engine.end();
         for (int64_t i = 0; i < dw_size; ++i) {
-          ASSERT_EQ(dw[i], expected[i]) << "k " << k << ", n " << n << ", pairs " << pairs << ", row "
-                                        << i / dw_stride << ", column " << i % dw_stride;
+          ASSERT_EQ(dw[i], expected[i])
+              << "k " << k << ", n " << n << ", pairs " << pairs << ", row " << i / dw_stride
+              << ", column " << i % dw_stride;
         }
       }
     }
@@ -390,9 +432,24 @@ TEST_P(EngineTest, outer_equals_double_sums) {
 
 TEST_P(EngineTest, store_adds_the_bias_and_rounds_once) {
   Random random(7);
-  const float special[] = {0.0F, -0.0F, 1e-8F, -3e-6F, 6.1e-5F, 65519.0F, 65520.0F, -1e30F, 3.4e38F, 1e-40F,
-                           std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
-                           1.00390625F, 1.01171875F, 1.00048828125F, 1.00146484375F, 0x1p-25F, 0x1.8p-24F};
+  const float special[] = {0.0F,
+                           -0.0F,
+                           1e-8F,
+                           -3e-6F,
+                           6.1e-5F,
+                           65519.0F,
+                           65520.0F,
+                           -1e30F,
+                           3.4e38F,
+                           1e-40F,
+                           std::numeric_limits<float>::infinity(),
+                           -std::numeric_limits<float>::infinity(),
+                           1.00390625F,
+                           1.01171875F,
+                           1.00048828125F,
+                           1.00146484375F,
+                           0x1p-25F,
+                           0x1.8p-24F};
   for (const int n : widths) {
     for (const bool with_bias : {false, true}) {
       std::vector<float> acc(n);
@@ -401,12 +458,14 @@ TEST_P(EngineTest, store_adds_the_bias_and_rounds_once) {
       for (int round = 0; round < 40; ++round) {
         for (int c = 0; c < n; ++c) {
           // Random exponents reach the subnormal results of f16 too.
-          acc[c] = random() % 4 == 0 ? special[random() % std::size(special)]
-                                     : static_cast<float>(std::ldexp(any_value(random),
-                                                                     static_cast<int>(random() % 40) - 28));
+          acc[c] = random() % 4 == 0
+                       ? special[random() % std::size(special)]
+                       : static_cast<float>(
+                             std::ldexp(any_value(random), static_cast<int>(random() % 40) - 28));
           bias.set(c, any_value(random));
         }
-        engine.store({.acc = acc.data(), .bias = with_bias ? bias.data() : nullptr, .y = y.data(), .n = n});
+        engine.store(
+            {.acc = acc.data(), .bias = with_bias ? bias.data() : nullptr, .y = y.data(), .n = n});
         for (int c = 0; c < n; ++c) {
           const float sum = with_bias ? acc[c] + static_cast<float>(bias.get(c)) : acc[c];
           Elements expected(engine.dtype, 1);
@@ -444,7 +503,8 @@ TEST_P(EngineTest, compact_keeps_present_rows_in_order) {
   for (int n = 0; n <= 200; ++n) {
     for (const unsigned density : {0U, 1U, 4U, 8U}) {
       std::vector<int32_t> indices(n);
-      for (int32_t& index : indices) index = random() % 8 < density ? static_cast<int32_t>(random() >> 1) : -1;
+      for (int32_t& index : indices)
+        index = random() % 8 < density ? static_cast<int32_t>(random() >> 1) : -1;
       std::vector<int32_t> in_rows(n + 16);
       std::vector<int32_t> positions(n + 16);
       const int found = engine.compact(indices.data(), n, 1000, in_rows.data(), positions.data());
@@ -461,9 +521,12 @@ TEST_P(EngineTest, compact_keeps_present_rows_in_order) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(engines, EngineTest, testing::ValuesIn(engines().begin(), engines().end()),
+INSTANTIATE_TEST_SUITE_P(engines,
+                         EngineTest,
+                         testing::ValuesIn(engines().begin(), engines().end()),
                          [](const auto& info) {
-                           return std::string(info.param->isa) + "_" + std::string(dtype_name(info.param->dtype));
+                           return std::string(info.param->isa) + "_" +
+                                  std::string(dtype_name(info.param->dtype));
                          });
 
 TEST(engines, every_dtype_has_one_that_runs_everywhere) {

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// bf16 and f16 by AMX tiles: 16 x 16 f32 sums of products of 16 x 32 by 32 x 16 elements. Two tiles of rows
-// times two of columns make four sums per step of 32 k, so each loaded tile is used twice.
+// bf16 and f16 by AMX tiles: 16 x 16 f32 sums of products of 16 x 32 by 32 x 16 elements. Two tiles
+// of rows times two of columns make four sums per step of 32 k, so each loaded tile is used twice.
 //
-//   multiply: A = rows of x, copied together with zeros up to whole steps; B = the packed panel; sums go
+//   multiply: A = rows of x, copied together with zeros up to whole steps; B = the packed panel;
+//   sums go
 //             through memory, from where they are added to the scattered rows of acc.
-//   outer:    A = x transposed, B = rows of dy, pairs interleaved in words of two; sums are tiles of dw.
+//   outer:    A = x transposed, B = rows of dy, pairs interleaved in words of two; sums are tiles
+//   of dw.
 //
-// Tiles take subnormal operands for zeros. Transposing x costs 64 shuffles per 32 pairs x 16 columns, about a
-// quarter of what the same products cost in f32.
+// Tiles take subnormal operands for zeros. Transposing x costs 64 shuffles per 32 pairs x 16
+// columns, about a quarter of what the same products cost in f32.
 
 #include "cpu/simd/dot_bf16.h"
 
 namespace voxgemm::cpu::VOXGEMM_ISA {
 namespace {
 
-#if defined(__AMX_TILE__)
+#if defined(__AMX_TILE__) || defined(__AMXTILE__)
 
-// Tile numbers: sums 0 to 3 (row tile * 2 + column tile), A 4 and 5, B 6 and 7; all 16 rows of 64 bytes.
+// Tile numbers: sums 0 to 3 (row tile * 2 + column tile), A 4 and 5, B 6 and 7; all 16 rows of 64
+// bytes.
 struct TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -28,9 +31,9 @@ struct TileConfig {
 };
 alignas(64) constexpr TileConfig tile_config;
 
-constexpr int tile = 16;           // rows, and words of a row
-constexpr int step = 2 * tile;     // elements of the reduction in one product
-constexpr int line = 4 * tile;     // bytes of a tile's row
+constexpr int tile = 16;        // rows, and words of a row
+constexpr int step = 2 * tile;  // elements of the reduction in one product
+constexpr int line = 4 * tile;  // bytes of a tile's row
 
 // The compiler does not know that tile loads read memory.
 [[gnu::always_inline]] inline void memory_is_read() { asm volatile("" ::: "memory"); }
@@ -49,11 +52,13 @@ template <class T, int row_tiles, int col_tiles>
     if constexpr (row_tiles == 2) _tile_dpbf16ps(2, 5, 6);
     if constexpr (row_tiles == 2 && col_tiles == 2) _tile_dpbf16ps(3, 5, 7);
   } else {
-    // GCC 12 has no intrinsic for AMX-FP16.
-    asm volatile("tdpfp16ps %tmm6, %tmm4, %tmm0");
-    if constexpr (col_tiles == 2) asm volatile("tdpfp16ps %tmm7, %tmm4, %tmm1");
-    if constexpr (row_tiles == 2) asm volatile("tdpfp16ps %tmm6, %tmm5, %tmm2");
-    if constexpr (row_tiles == 2 && col_tiles == 2) asm volatile("tdpfp16ps %tmm7, %tmm5, %tmm3");
+    // tdpfp16ps sum, A, B in bytes: compilers and assemblers of 2022 do not know AMX-FP16.
+    asm volatile(".byte 0xc4, 0xe2, 0x4b, 0x5c, 0xc4");                                // 0, 4, 6
+    if constexpr (col_tiles == 2) asm volatile(".byte 0xc4, 0xe2, 0x43, 0x5c, 0xcc");  // 1, 4, 7
+    if constexpr (row_tiles == 2) asm volatile(".byte 0xc4, 0xe2, 0x4b, 0x5c, 0xd5");  // 2, 5, 6
+    if constexpr (row_tiles == 2 && col_tiles == 2) {
+      asm volatile(".byte 0xc4, 0xe2, 0x43, 0x5c, 0xdd");  // 3, 5, 7
+    }
   }
 }
 
@@ -72,7 +77,8 @@ template <int row_tiles, int col_tiles>
   _tile_loadd(0, from, stride);
   if constexpr (col_tiles == 2) _tile_loadd(1, from + tile, stride);
   if constexpr (row_tiles == 2) _tile_loadd(2, from + tile * stride / 4, stride);
-  if constexpr (row_tiles == 2 && col_tiles == 2) _tile_loadd(3, from + tile * stride / 4 + tile, stride);
+  if constexpr (row_tiles == 2 && col_tiles == 2)
+    _tile_loadd(3, from + tile * stride / 4 + tile, stride);
 }
 
 template <int row_tiles, int col_tiles>
@@ -80,7 +86,8 @@ template <int row_tiles, int col_tiles>
   _tile_stored(0, to, stride);
   if constexpr (col_tiles == 2) _tile_stored(1, to + tile, stride);
   if constexpr (row_tiles == 2) _tile_stored(2, to + tile * stride / 4, stride);
-  if constexpr (row_tiles == 2 && col_tiles == 2) _tile_stored(3, to + tile * stride / 4 + tile, stride);
+  if constexpr (row_tiles == 2 && col_tiles == 2)
+    _tile_stored(3, to + tile * stride / 4 + tile, stride);
 }
 
 // The operands of a square of up to 2 x 2 sums.
@@ -103,7 +110,8 @@ template <class T, int row_tiles, int col_tiles>
   memory_is_read();
   for (int i = 0; i < s.steps; ++i) {
     if (s.next_step > 0) {
-      for (int64_t byte = 0; byte < fetched; byte += line) __builtin_prefetch(s.next + i * fetched + byte, 0, 2);
+      for (int64_t byte = 0; byte < fetched; byte += line)
+        __builtin_prefetch(s.next + i * fetched + byte, 0, 2);
     }
     _tile_loadd(4, a, s.a_stride);
     _tile_loadd(6, b, s.b_stride);
@@ -128,8 +136,9 @@ struct Target {
   int64_t acc_stride;
 };
 
-// Adding the sums of all squares in a loop of its own, when their stores have left the core, was slower:
-// 60 instead of 105 GFLOP/s at 16 channels, 960 instead of 1270 at 256 (96 pairs, Sapphire Rapids).
+// Adding the sums of all squares in a loop of its own, when their stores have left the core, was
+// slower: 60 instead of 105 GFLOP/s at 16 channels, 960 instead of 1270 at 256 (96 pairs, Sapphire
+// Rapids).
 template <class T, int row_tiles, int col_tiles>
 void multiply_square(const Square& s, const Target& t) {
   alignas(64) float sums[row_tiles * tile][col_tiles * tile];
@@ -149,8 +158,8 @@ void multiply_copied(const Rows& r, const MultiplyArgs& a, int rows) {
   const int height = height_of(a.k);
   const Cut panels(vectors_of(a.n), panel_vectors);
   const int row_blocks = Cut(rows, 2 * tile).pieces;
-  // All taps of narrower weights stay in a second-level cache; fetching them again takes time (a seventh at
-  // 128 channels).
+  // All taps of narrower weights stay in a second-level cache; fetching them again takes time (a
+  // seventh at 128 channels).
   constexpr size_t fetch_from = 64 * 1024;
   const bool fetches = packed_size(height, a.n) > fetch_from;
   const char* panel = r.panel;
@@ -159,16 +168,22 @@ void multiply_copied(const Rows& r, const MultiplyArgs& a, int rows) {
     const int vectors = panels.size(p);
     const int64_t bytes = static_cast<int64_t>(height) * vectors * line;
     const int squares = row_blocks * ((vectors + 1) / 2);
-    Square s = {.a = r.x, .a_stride = r.x_stride, .b = panel, .b_stride = vectors * line,
-                .steps = height / tile, .next = panel + bytes,
+    Square s = {.a = r.x,
+                .a_stride = r.x_stride,
+                .b = panel,
+                .b_stride = vectors * line,
+                .steps = height / tile,
+                .next = panel + bytes,
                 .next_step = fetches ? round_up(static_cast<int>(bytes / squares), line) : 0};
     for (int row = 0; row < rows; row += 2 * tile) {
       const int rest = rows - row;
       s.a = r.x + row * r.x_stride;
       for (int v = 0; v < vectors; v += 2) {
         s.b = panel + v * line;
-        const Target t = {.acc_rows = r.acc_rows + row, .rows = rest < 2 * tile ? rest : 2 * tile,
-                          .acc = acc + v * lanes, .acc_stride = r.acc_stride};
+        const Target t = {.acc_rows = r.acc_rows + row,
+                          .rows = rest < 2 * tile ? rest : 2 * tile,
+                          .acc = acc + v * lanes,
+                          .acc_stride = r.acc_stride};
         if (rest > tile && v + 1 < vectors) multiply_square<T, 2, 2>(s, t);
         if (rest > tile && v + 1 == vectors) multiply_square<T, 2, 1>(s, t);
         if (rest <= tile && v + 1 < vectors) multiply_square<T, 1, 2>(s, t);
@@ -258,7 +273,8 @@ struct OuterTiles {
   int words;     // pairs / 2 at a time
   char* x;
   char* dy;
-  OuterTiles(int k, int n, void* scratch) : k_rows(round_up(k, wide_lanes)), dy_bytes(tile_row_bytes(n)) {
+  OuterTiles(int k, int n, void* scratch)
+      : k_rows(round_up(k, wide_lanes)), dy_bytes(tile_row_bytes(n)) {
     // 512 KB of a second-level cache of 2 MB, which all CPUs with tiles have.
     words = most_words;
     while (words > tile && size(words) > 512 * 1024) words /= 2;
@@ -267,7 +283,8 @@ struct OuterTiles {
     dy = x + static_cast<size_t>(k_rows) * x_bytes;
   }
   size_t size(int count) const {
-    return static_cast<size_t>(k_rows) * tile_row_bytes(count) + static_cast<size_t>(count) * dy_bytes;
+    return static_cast<size_t>(k_rows) * tile_row_bytes(count) +
+           static_cast<size_t>(count) * dy_bytes;
   }
   size_t bytes() const { return size(words); }
 };
@@ -278,8 +295,8 @@ void fill_x(const OuterTiles& o, const PairRows<T>& rows, int first, int word) {
   const T* x[step];
   for (int i = 0; i < step; ++i) x[i] = rows.at(first + i);
   for (int c = 0; c < rows.count; c += wide_lanes) {
-    // Lane l of the interleaved words holds columns 8 l to 8 l + 3 in the first round, the next four in the
-    // second.
+    // Lane l of the interleaved words holds columns 8 l to 8 l + 3 in the first round, the next
+    // four in the second.
     for (int half = 0; half < 2; ++half) {
       U32s square[tile];
 #pragma GCC unroll 16
@@ -321,7 +338,8 @@ int fill(const OuterTiles& o, const OuterArgs& a, int first) {
   return word / tile;
 }
 
-// Up to 16 x 16 elements of dw f32 multiply-adds are faster: half of x's transpose would be padding.
+// Up to 16 x 16 elements of dw f32 multiply-adds are faster: half of x's transpose would be
+// padding.
 constexpr int narrow_outer = tile * tile;
 
 // A square of dw of up to 2 x 2 tiles, of which rows x cols exist.
@@ -341,11 +359,13 @@ void outer_square(const Square& s, const OuterTarget& t) {
     return;
   }
   alignas(64) float sums[row_tiles * tile][col_tiles * tile] = {};
-  for (int i = 0; i < t.rows; ++i) std::memcpy(sums[i], t.dw + i * t.dw_stride, t.cols * sizeof(float));
+  for (int i = 0; i < t.rows; ++i)
+    std::memcpy(sums[i], t.dw + i * t.dw_stride, t.cols * sizeof(float));
   load_sums<row_tiles, col_tiles>(sums[0], sizeof sums[0]);
   add_products<T, row_tiles, col_tiles>(s);
   store_sums<row_tiles, col_tiles>(sums[0], sizeof sums[0]);
-  for (int i = 0; i < t.rows; ++i) std::memcpy(t.dw + i * t.dw_stride, sums[i], t.cols * sizeof(float));
+  for (int i = 0; i < t.rows; ++i)
+    std::memcpy(t.dw + i * t.dw_stride, sums[i], t.cols * sizeof(float));
 }
 
 template <class T>
@@ -362,10 +382,15 @@ void outer_amx(const OuterArgs& a) {
     const int steps = fill<T>(o, a, first);
     for (int n = 0; n < a.n; n += 2 * tile) {
       for (int k = 0; k < a.k; k += 2 * tile) {
-        const Square s = {.a = o.x + k * static_cast<int64_t>(o.x_bytes), .a_stride = o.x_bytes,
-                          .b = o.dy + n * 4, .b_stride = o.dy_bytes, .steps = steps};
-        const OuterTarget t = {.dw = a.dw + k * a.dw_stride + n, .dw_stride = a.dw_stride,
-                               .rows = at_most(a.k - k), .cols = at_most(a.n - n)};
+        const Square s = {.a = o.x + k * static_cast<int64_t>(o.x_bytes),
+                          .a_stride = o.x_bytes,
+                          .b = o.dy + n * 4,
+                          .b_stride = o.dy_bytes,
+                          .steps = steps};
+        const OuterTarget t = {.dw = a.dw + k * a.dw_stride + n,
+                               .dw_stride = a.dw_stride,
+                               .rows = at_most(a.k - k),
+                               .cols = at_most(a.n - n)};
         if (t.rows > tile && t.cols > tile) outer_square<T, 2, 2>(s, t);
         if (t.rows > tile && t.cols <= tile) outer_square<T, 2, 1>(s, t);
         if (t.rows <= tile && t.cols > tile) outer_square<T, 1, 2>(s, t);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// bf16 by vdpbf16ps: a word of the operands is two consecutive k of a row (multiply) or one k of two
-// consecutive pairs (outer), and each step adds both products to an f32 sum. The instruction takes
-// subnormal operands for zeros and gives zeros for subnormal sums, whatever the floating-point environment.
+// bf16 by vdpbf16ps: a word of the operands is two consecutive k of a row (multiply) or one k of
+// two consecutive pairs (outer), and each step adds both products to an f32 sum. The instruction
+// takes subnormal operands for zeros and gives zeros for subnormal sums, whatever the
+// floating-point environment.
 
 #include "cpu/simd/outer.h"
 
@@ -16,8 +17,8 @@ using U16w [[gnu::vector_size(vector_bytes)]] = uint16_t;
 using U64s [[gnu::vector_size(vector_bytes)]] = uint64_t;
 constexpr int wide_lanes = 2 * lanes;
 
-// Elements [first, first + wide_lanes) of a row of `count`, zeros past its end. Unless rows are always there,
-// null stands for a row of zeros.
+// Elements [first, first + wide_lanes) of a row of `count`, zeros past its end. Unless rows are
+// always there, null stands for a row of zeros.
 struct Columns {
   int first;
   int count;
@@ -30,14 +31,17 @@ template <bool always, class T>
   return (U16w)_mm512_maskz_loadu_epi16(inside, row + c.first);
 }
 
-// Words of the same column of two rows, low first: of columns 0 to 3 or 4 to 7 of each 128-bit lane.
+// Words of the same column of two rows, low first: of columns 0 to 3 or 4 to 7 of each 128-bit
+// lane.
 [[gnu::always_inline]] inline U32s low_words(U16w low, U16w high) {
-  return (U32s)__builtin_shufflevector(low, high, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42, 11, 43,
-                                       16, 48, 17, 49, 18, 50, 19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
+  return (U32s)__builtin_shufflevector(low, high, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42,
+                                       11, 43, 16, 48, 17, 49, 18, 50, 19, 51, 24, 56, 25, 57, 26,
+                                       58, 27, 59);
 }
 [[gnu::always_inline]] inline U32s high_words(U16w low, U16w high) {
-  return (U32s)__builtin_shufflevector(low, high, 4, 36, 5, 37, 6, 38, 7, 39, 12, 44, 13, 45, 14, 46, 15,
-                                       47, 20, 52, 21, 53, 22, 54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
+  return (U32s)__builtin_shufflevector(low, high, 4, 36, 5, 37, 6, 38, 7, 39, 12, 44, 13, 45, 14,
+                                       46, 15, 47, 20, 52, 21, 53, 22, 54, 23, 55, 28, 60, 29, 61,
+                                       30, 62, 31, 63);
 }
 
 // Words of two rows of `count` elements, in order, zeros up to whole vectors.
@@ -51,12 +55,12 @@ template <bool always, class T>
     const auto high_part = (U64s)high_words(low_cols, high_cols);
     store(to, __builtin_shufflevector(low_part, high_part, 0, 1, 8, 9, 2, 3, 10, 11));
     if (c + lanes >= count) break;
-    store(to + vector_bytes, __builtin_shufflevector(low_part, high_part, 4, 5, 12, 13, 6, 7, 14, 15));
+    store(to + vector_bytes,
+          __builtin_shufflevector(low_part, high_part, 4, 5, 12, 13, 6, 7, 14, 15));
   }
 }
 
 struct PairDot {
-  using Unit = PairUnit;
   [[gnu::always_inline]] static F32s add(F32s a, F32s b, F32s sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }
@@ -116,7 +120,8 @@ inline void outer_dot(const OuterArgs& a) {
   copies.use(o);
   const auto x = x_pairs<Bf16>(a);
   const auto dy = dy_pairs<Bf16>(a);
-  // Rows that a third-level cache holds arrive in time; narrow ones are copied too fast for it to pay.
+  // Rows that a third-level cache holds arrive in time; narrow ones are copied too fast for it to
+  // pay.
   const int ahead = a.k + a.n >= 64 ? 8 : a.pairs;
   for (int first = 0; first < a.pairs; first += 2 * copies.rows) {
     const int words = (a.pairs - first + 1) / 2;

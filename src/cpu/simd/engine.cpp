@@ -36,7 +36,8 @@ constexpr Engine engine(Dtype dtype) {
           .packed_bytes = [](int k, int n) { return packed_size(k, n); },
           .scratch_bytes =
               [](int k, int n) {
-                return larger(OuterCopies(k, n, nullptr).bytes(), copies_bytes(round_up(k, lanes) * 4));
+                return larger(OuterCopies(k, n, nullptr).bytes(),
+                              copies_bytes(round_up(k, lanes) * 4));
               },
           .pack = [](const PackArgs& a) { pack_panels<T, WideUnit>(a, a.k); },
           .multiply = multiply<T>,
@@ -45,7 +46,7 @@ constexpr Engine engine(Dtype dtype) {
           .compact = compact};
 }
 
-#elif !defined(__AMX_TILE__)
+#elif !defined(__AMX_TILE__) && !defined(__AMXTILE__)
 
 constexpr Engine dot_engine = {
     .isa = isa,
@@ -75,7 +76,7 @@ constexpr Engine tile_engine(Dtype dtype, bool (*runs)()) {
           .dtype = dtype,
           .panel_cols = lanes,
           .block_cols = panel_vectors * lanes,
-          .gflops = 4 * gflops,
+          .gflops = 3 * gflops,
           .supported = runs,
           .begin = begin_tiles,
           .end = end_tiles,
@@ -97,7 +98,7 @@ constexpr Engine tile_engine(Dtype dtype, bool (*runs)()) {
 
 }  // namespace
 
-#if defined(__AMX_TILE__)
+#if defined(__AMX_TILE__) || defined(__AMXTILE__)
 constinit const Engine bf16 = tile_engine<Bf16>(Dtype::bf16, supports_amx);
 constinit const Engine f16 = tile_engine<F16>(Dtype::f16, supports_amx_fp16);
 #elif defined(__AVX512BF16__)

@@ -10,8 +10,9 @@
 //   v4bf16     -march=x86-64-v4 -mavx512bf16
 //   amx        -march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16
 //   portable   -march=x86-64 on x86-64 (so that it is tested), none elsewhere
-// and -DVOXGEMM_ISA=<namespace>, at -O2 or more. engine.cpp is the only source that is compiled per namespace; all that
-// it includes is internal to the namespace, so that no copy for a new CPU can stand in for one of an old.
+// and -DVOXGEMM_ISA=<namespace>, at -O2 or more. engine.cpp is the only source that is compiled per
+// namespace; all that it includes is internal to the namespace, so that no copy for a new CPU can
+// stand in for one of an old.
 namespace voxgemm::cpu {
 
 // Whether CPU and operating system together run the instructions.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// acc[acc_rows[i]] += x[in_rows[i]] W by broadcasts. A block of rows keeps its sums of one panel in registers:
-// loaded from acc, all of a stretch of k added in rising order, stored back. Rows of x are read where they
-// are when their words are what the inner loop broadcasts (f32; pairs of bf16 for dot instructions), else
-// they are converted to f32 in scratch first. All rows pass over one stretch of a panel before the next,
-// which keeps it in the first-level cache.
+// acc[acc_rows[i]] += x[in_rows[i]] W by broadcasts. A block of rows keeps its sums of one panel in
+// registers: loaded from acc, all of a stretch of k added in rising order, stored back. Rows of x
+// are read where they are when their words are what the inner loop broadcasts (f32; pairs of bf16
+// for dot instructions), else they are converted to f32 in scratch first. All rows pass over one
+// stretch of a panel before the next, which keeps it in the first-level cache.
 
 #include <type_traits>
 #include <utility>
@@ -17,7 +17,8 @@ namespace {
 
 constexpr int cache_line = 64;
 
-// Rows of a block by the vectors of its panel: sums, one row of the panel and one broadcast fill the registers.
+// Rows of a block by the vectors of its panel: sums, one row of the panel and one broadcast fill
+// the registers.
 template <int vectors>
 constexpr int block_rows() {
   if constexpr (vector_registers == 32) {
@@ -28,8 +29,9 @@ constexpr int block_rows() {
 
 // What the inner loop does with a broadcast word of x and a vector of words of the panel.
 struct WideDot {
-  using Unit = WideUnit;
-  [[gnu::always_inline]] static F32s add(F32s a, F32s b, F32s sum) { return multiply_add(a, b, sum); }
+  [[gnu::always_inline]] static F32s add(F32s a, F32s b, F32s sum) {
+    return multiply_add(a, b, sum);
+  }
 };
 
 struct Rows {
@@ -41,9 +43,9 @@ struct Rows {
   int units;
   float* acc;
   int64_t acc_stride;
-  // What the panel's memory is followed by is needed next: each block fetches a part of it, `next_step` bytes
-  // from where the one before began. Without this wide weights (256 channels) wait for a third-level cache:
-  // 215 instead of 235 GFLOP/s on Zen 5.
+  // What the panel's memory is followed by is needed next: each block fetches a part of it,
+  // `next_step` bytes from where the one before began. Without this wide weights (256 channels)
+  // wait for a third-level cache: 215 instead of 235 GFLOP/s on Zen 5.
   const char* next;
   int64_t next_step;
 };
@@ -71,7 +73,8 @@ void multiply_blocks(const Rows& r, int first, int blocks) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[i][v] = load<F32s>(acc + v * lanes);
     }
-    // Far enough that the rows come from a third-level cache in time: narrow blocks are done sooner.
+    // Far enough that the rows come from a third-level cache in time: narrow blocks are done
+    // sooner.
     constexpr int ahead = vectors == 1 ? 3 : 1;
     if (blocks > ahead) {
       for (int i = 0; i < rows; ++i) {
@@ -188,8 +191,8 @@ Rows rows_in_place(const MultiplyArgs& a) {
           .next_step = 0};
 }
 
-// Calls multiply_copies(rows, count) for scratch with `count` rows of row_bytes at a time, each filled by
-// copy(x row, scratch row).
+// Calls multiply_copies(rows, count) for scratch with `count` rows of row_bytes at a time, each
+// filled by copy(x row, scratch row).
 template <class T, class Copy, class Multiply>
 void multiply_copies(const MultiplyArgs& a, int row_bytes, Copy copy, Multiply multiply) {
   Rows r = rows_in_place<T>(a);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// dw += sum over pairs of x row^T dy row. A tile of dw stays in registers while all pairs pass: rows of x are
-// broadcast word by word, rows of dy loaded as vectors. Rows are read where they are if they are f32 and dy's
-// are whole vectors, else copied to scratch as f32, dy's with zeros up to whole vectors.
+// dw += sum over pairs of x row^T dy row. A tile of dw stays in registers while all pairs pass:
+// rows of x are broadcast word by word, rows of dy loaded as vectors. Rows are read where they are
+// if they are f32 and dy's are whole vectors, else copied to scratch as f32, dy's with zeros up to
+// whole vectors.
 
 #include "cpu/simd/multiply.h"
 
@@ -20,10 +21,10 @@ constexpr int tile_rows() {
 }
 
 struct Outer {
-  const char* x;  // at the first k of the tile
+  const char* x;     // at the first k of the tile
   int64_t x_stride;  // bytes
   const int32_t* x_rows;
-  const char* dy;  // at the first column of the panel
+  const char* dy;     // at the first column of the panel
   int64_t dy_stride;  // bytes
   const int32_t* dy_rows;
   int pairs;
@@ -44,7 +45,8 @@ void outer_tile(const Outer& o) {
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) __builtin_prefetch(o.dw + (rows + i) * o.dw_stride + v * lanes, 1);
+    for (int v = 0; v < vectors; ++v)
+      __builtin_prefetch(o.dw + (rows + i) * o.dw_stride + v * lanes, 1);
   }
   int p = 0;
   do {
@@ -86,9 +88,11 @@ void outer_panel(Outer o, int k, std::integer_sequence<int, less_one...>) {
       float* const part = o.dw;
       o.dw = whole[0];
       o.dw_stride = width;
-      for (int i = 0; i < rows; ++i) std::memcpy(whole[i], part + i * dw_stride, o.cols * sizeof(float));
+      for (int i = 0; i < rows; ++i)
+        std::memcpy(whole[i], part + i * dw_stride, o.cols * sizeof(float));
       tile[rows - 1](o);
-      for (int i = 0; i < rows; ++i) std::memcpy(part + i * dw_stride, whole[i], o.cols * sizeof(float));
+      for (int i = 0; i < rows; ++i)
+        std::memcpy(part + i * dw_stride, whole[i], o.cols * sizeof(float));
     }
     o.x += rows * 4;
   }
@@ -118,7 +122,8 @@ void outer_block(Outer o, int k, int n) {
   }
 }
 
-// Pairs that pass over all tiles before the next: their rows of x and dy stay in cache between tiles.
+// Pairs that pass over all tiles before the next: their rows of x and dy stay in cache between
+// tiles.
 constexpr int block_pairs = 128;
 
 template <class Dot>
@@ -146,7 +151,8 @@ Outer outer_in_place(const OuterArgs& a) {
           .cols = 0};
 }
 
-// Words of a row so that rows that follow each other lie in different sets of a cache: an odd number of lines.
+// Words of a row so that rows that follow each other lie in different sets of a cache: an odd
+// number of lines.
 constexpr int spread(int words) {
   constexpr int line = 16;
   return words % (2 * line) == 0 ? words + line : words;
@@ -180,8 +186,9 @@ struct OuterCopies {
 template <class T>
 void outer(const OuterArgs& a) {
   Outer o = outer_in_place<T>(a);
-  // Wide rows fall into few sets of the first-level cache and would evict each other: with 256 + 256 columns
-  // copies make up for their cost (198 instead of 167 GFLOP/s on Zen 5), with 128 + 128 they do not.
+  // Wide rows fall into few sets of the first-level cache and would evict each other: with 256 +
+  // 256 columns copies make up for their cost (198 instead of 167 GFLOP/s on Zen 5), with 128 + 128
+  // they do not.
   constexpr int wide = 512;
   if (sizeof(T) == 4 && a.n % lanes == 0 && a.k + a.n < wide) {
     outer_rows<WideDot>(o, a.k, a.n);
@@ -192,7 +199,8 @@ void outer(const OuterArgs& a) {
   for (int first = 0; first < a.pairs; first += copies.rows) {
     o.pairs = a.pairs - first < copies.rows ? a.pairs - first : copies.rows;
     for (int p = 0; p < o.pairs; ++p) {
-      widen_row(static_cast<const T*>(a.x) + a.x_rows[first + p] * a.x_stride, a.k, copies.x_row(p));
+      widen_row(static_cast<const T*>(a.x) + a.x_rows[first + p] * a.x_stride, a.k,
+                copies.x_row(p));
       widen_row(static_cast<const T*>(a.dy) + a.dy_rows[first + p] * a.dy_stride, a.n,
                 copies.dy_row(p));
     }

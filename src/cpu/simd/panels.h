@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Packed weights: the columns are cut into vectors, the vectors into panels of at most `panel_vectors`, as
-// equal as can be. A panel is [units, vectors * lanes] words of 32 bits: one f32, or two consecutive rows of
-// a 16-bit matrix (the operand of dot instructions). Panels follow each other.
+// Packed weights: the columns are cut into vectors, the vectors into panels of at most
+// `panel_vectors`, as equal as can be. A panel is [units, vectors * lanes] words of 32 bits: one
+// f32, or two consecutive rows of a 16-bit matrix (the operand of dot instructions). Panels follow
+// each other.
 
 #include "cpu/engine.h"
 #include "cpu/simd/vector.h"
@@ -11,7 +12,8 @@
 namespace voxgemm::cpu::VOXGEMM_ISA {
 namespace {
 
-// Wide enough that loads are far fewer than multiply-adds, narrow enough for several rows' sums in registers.
+// Wide enough that loads are far fewer than multiply-adds, narrow enough for several rows' sums in
+// registers.
 constexpr int panel_vectors = vector_registers == 32 ? 4 : 2;
 
 constexpr int vectors_of(int n) { return (n + lanes - 1) / lanes; }
@@ -19,7 +21,8 @@ constexpr size_t packed_size(int units, int n) {
   return static_cast<size_t>(units) * vectors_of(n) * vector_bytes;
 }
 
-// The balanced cut of `total` things into pieces of at most `most`: sizes differ by one, larger ones first.
+// The balanced cut of `total` things into pieces of at most `most`: sizes differ by one, larger
+// ones first.
 struct Cut {
   int pieces;
   int small;   // size of the later pieces
@@ -89,7 +92,8 @@ void pack_panels(const PackArgs& a, int units) {
         std::memset(to + u * width + cols, 0, (width - cols) * sizeof(uint32_t));
       }
     }
-    std::memset(to + filled * width, 0, static_cast<size_t>(units - filled) * width * sizeof(uint32_t));
+    std::memset(to + filled * width, 0,
+                static_cast<size_t>(units - filled) * width * sizeof(uint32_t));
     to += static_cast<size_t>(units) * width;
     first += width;
   }

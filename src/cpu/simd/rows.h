@@ -23,20 +23,21 @@ void store_row(const StoreArgs& a) {
   }
 }
 
-int compact(const int32_t* indices, int n, int32_t first_position, int32_t* in_rows,
-            int32_t* positions) {
+int compact(
+    const int32_t* indices, int n, int32_t first_position, int32_t* in_rows, int32_t* positions) {
+  for (int i = 0; i < n; i += 16) __builtin_prefetch(indices + n + i);
   int found = 0;
   int i = 0;
 #if defined(__AVX512F__)
   const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (; i < n; i += 16) {
     const int rest = n - i;
-    __builtin_prefetch(indices + i + n);
     const __mmask16 inside = rest >= 16 ? 0xffff : (1U << rest) - 1;
     const __m512i rows = _mm512_maskz_loadu_epi32(inside, indices + i);
     const __mmask16 present = _mm512_mask_cmpge_epi32_mask(inside, rows, _mm512_setzero_si512());
     const __m512i at = _mm512_add_epi32(steps, _mm512_set1_epi32(first_position + i));
-    // Compressed in a register and stored whole: compressing stores are many times slower on some CPUs.
+    // Compressed in a register and stored whole: compressing stores are many times slower on some
+    // CPUs.
     _mm512_storeu_si512(in_rows + found, _mm512_maskz_compress_epi32(present, rows));
     _mm512_storeu_si512(positions + found, _mm512_maskz_compress_epi32(present, at));
     found += __builtin_popcount(present);

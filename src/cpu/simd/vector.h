@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The widest vector of f32 that the flags allow, and what the engines do with it. GCC's vector extensions say
-// most of it for every instruction set; intrinsics stand where they cannot.
+// The widest vector of f32 that the flags allow, and what the engines do with it. GCC's vector
+// extensions say most of it for every instruction set; intrinsics stand where they cannot.
 
 #include <cstdint>
 #include <cstring>
