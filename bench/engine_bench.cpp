@@ -109,6 +109,7 @@ struct Layer {
 
 void forward(Layer& layer, const Bytes& packed, float* acc) {
   const Engine& engine = layer.engine;
+  engine.begin();
   const int channels = layer.channels;
   const int64_t acc_stride =
       (channels + engine.panel_cols - 1) / engine.panel_cols * engine.panel_cols;
@@ -128,7 +129,8 @@ void forward(Layer& layer, const Bytes& packed, float* acc) {
                        .pairs = pairs,
                        .acc = acc,
                        .acc_stride = acc_stride,
-                       .scratch = layer.scratch.get()});
+                       .scratch = layer.scratch.get(),
+                       .begun = true});
     }
     for (int row = 0; row < rows; ++row) {
       engine.store({.acc = acc + row * acc_stride,
@@ -137,9 +139,11 @@ void forward(Layer& layer, const Bytes& packed, float* acc) {
                     .n = channels});
     }
   }
+  engine.end();
 }
 
 void grad_weight(Layer& layer, float* dw) {
+  layer.engine.begin();
   const int channels = layer.channels;
   for (int first = 0; first < layer.shell.rows; first += layer.tile_rows) {
     const int rows = std::min(layer.tile_rows, layer.shell.rows - first);
@@ -156,9 +160,11 @@ void grad_weight(Layer& layer, float* dw) {
                           .n = channels,
                           .dw = dw + int64_t{tap} * channels * channels,
                           .dw_stride = channels,
-                          .scratch = layer.scratch.get()});
+                          .scratch = layer.scratch.get(),
+                          .begun = true});
     }
   }
+  layer.engine.end();
 }
 
 void report(benchmark::State& state, const Layer& layer) {

@@ -2,8 +2,8 @@
 """Times problems (their text form) beside torch.mm, in interleaved rounds.
 
 A round times, one after the other: ours, the ceiling (a torch.mm whose operands fit the caches, of
-the same dtype) and a torch.mm of the same FLOPs. Only ratios inside a round are steady on a machine
-that has other work; medians are over rounds.
+the same dtype) and a torch.mm of the same FLOPs. On a machine that has other work only ratios
+inside a round are steady, so ratios are medians over rounds, not ratios of medians.
 """
 
 from __future__ import annotations
@@ -264,6 +264,11 @@ def _kernels(problem: Problem, layer: _Layer) -> list[str]:
     return names
 
 
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median over rounds of the ratio inside a round, in which both had the same machine."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
 def measure(problem: Problem, options: Options) -> list[dict[str, Any]]:
     """One row per number of threads."""
     coords = _coords(problem.cloud)
@@ -281,25 +286,28 @@ def measure(problem: Problem, options: Options) -> list[dict[str, Any]]:
     rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
-        median = {name: statistics.median(seconds[threads, name]) for name in contenders}
+        ms = 1e3 * statistics.median(seconds[threads, "ours"])
         row = {
             "problem": problem.text,
             "voxels": len(coords),
             "rows_in": map.n_in,
             "rows_out": map.n_out,
             "pairs": map.pairs,
-            "ms": 1e3 * median["ours"],
+            "ms": ms,
             "ms_all": [1e3 * s for s in seconds[threads, "ours"]],
-            "speed_up": rows[0]["ms"] / (1e3 * median["ours"]) if rows else 1.0,
+            "speed_up": rows[0]["ms"] / ms if rows else 1.0,
         }
         if problem.work != "map":
-            rate = {name: c.flops / median[name] / 1e9 for name, c in contenders.items()}
+            rates = {
+                name: [contender.flops / s / 1e9 for s in seconds[threads, name]]
+                for name, contender in contenders.items()
+            }
             row |= {
-                "gflops": rate["ours"],
-                "ceiling_gflops": rate["ceiling"],
-                "of_ceiling": rate["ours"] / rate["ceiling"],
-                "mm_gflops": rate["mm"],
-                "of_mm": rate["ours"] / rate["mm"],
+                "gflops": statistics.median(rates["ours"]),
+                "ceiling_gflops": statistics.median(rates["ceiling"]),
+                "of_ceiling": _ratio(rates["ours"], rates["ceiling"]),
+                "mm_gflops": statistics.median(rates["mm"]),
+                "of_mm": _ratio(rates["ours"], rates["mm"]),
                 "kernels": kernels,
             }
         if errors:

@@ -199,10 +199,10 @@ class EngineTest : public testing::TestWithParam<const Engine*> {
 
 // x, W and an accumulator, of which any pairs of rows can be multiplied.
 struct Product {
-  Product(const Engine& engine_, Random& random, Draw value, const Shape& x_shape, int n_)
-      : engine(engine_),
-        n(n_),
-        acc_stride(round_up(n, engine.panel_cols)),
+  Product(const Engine& by, Random& random, Draw value, const Shape& x_shape, int cols)
+      : engine(by),
+        n(cols),
+        acc_stride(round_up(cols, by.panel_cols)),
         in_rows(distinct_rows(random, most_pairs, x_shape.rows)),
         acc_rows(distinct_rows(random, most_pairs, acc_count)),
         x(x_shape, engine.dtype),

@@ -147,7 +147,7 @@ void multiply_square(const Square& s, const Target& t) {
   store_sums<row_tiles, col_tiles>(sums[0], sizeof sums[0]);
   for (int i = 0; i < t.rows; ++i) {
     float* acc = t.acc + t.acc_rows[i] * t.acc_stride;
-    for (int v = 0; v < col_tiles; ++v) {
+    for (int64_t v = 0; v < col_tiles; ++v) {
       store(acc + v * lanes, load<F32s>(acc + v * lanes) + load<F32s>(sums[i] + v * lanes));
     }
   }
@@ -160,7 +160,7 @@ void multiply_copied(const Rows& r, const MultiplyArgs& a, int rows) {
   const int row_blocks = Cut(rows, 2 * tile).pieces;
   // All taps of narrower weights stay in a second-level cache; fetching them again takes time (a
   // seventh at 128 channels).
-  constexpr size_t fetch_from = 64 * 1024;
+  constexpr size_t fetch_from = size_t{64} << 10;
   const bool fetches = packed_size(height, a.n) > fetch_from;
   const char* panel = r.panel;
   float* acc = r.acc;
@@ -171,14 +171,14 @@ void multiply_copied(const Rows& r, const MultiplyArgs& a, int rows) {
     Square s = {.a = r.x,
                 .a_stride = r.x_stride,
                 .b = panel,
-                .b_stride = vectors * line,
+                .b_stride = int64_t{vectors} * line,
                 .steps = height / tile,
                 .next = panel + bytes,
                 .next_step = fetches ? round_up(static_cast<int>(bytes / squares), line) : 0};
     for (int row = 0; row < rows; row += 2 * tile) {
       const int rest = rows - row;
       s.a = r.x + row * r.x_stride;
-      for (int v = 0; v < vectors; v += 2) {
+      for (int64_t v = 0; v < vectors; v += 2) {
         s.b = panel + v * line;
         const Target t = {.acc_rows = r.acc_rows + row,
                           .rows = rest < 2 * tile ? rest : 2 * tile,
@@ -192,7 +192,7 @@ void multiply_copied(const Rows& r, const MultiplyArgs& a, int rows) {
       }
     }
     panel += bytes;
-    acc += vectors * lanes;
+    acc += int64_t{vectors} * lanes;
   }
 }
 
@@ -203,65 +203,14 @@ void multiply_amx(const MultiplyArgs& a) {
   multiply_copies<T>(
       a, tile_row_bytes(height_of(a.k)),
       [&](const T* from, char* to) {
-        for (int i = 0; i < a.k; i += step) {
-          const int rest = a.k - i;
+        for (int64_t i = 0; i < a.k; i += step) {
+          const int64_t rest = a.k - i;
           const __mmask32 inside = rest >= step ? ~0U : (1U << rest) - 1;
           store(to + i * 2, _mm512_maskz_loadu_epi16(inside, from + i));
         }
       },
       [&](const Rows& r, int rows) { multiply_copied<T>(r, a, rows); });
   if (!a.begun) end_tiles();
-}
-
-// Words, and pairs of words, of the low and the high halves of each 128-bit lane of two rows.
-[[gnu::always_inline]] inline U32s low_halves(U32s a, U32s b) {
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-}
-[[gnu::always_inline]] inline U32s high_halves(U32s a, U32s b) {
-  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-}
-[[gnu::always_inline]] inline U64s low_pairs(U32s a, U32s b) {
-  return __builtin_shufflevector((U64s)a, (U64s)b, 0, 8, 2, 10, 4, 12, 6, 14);
-}
-[[gnu::always_inline]] inline U64s high_pairs(U32s a, U32s b) {
-  return __builtin_shufflevector((U64s)a, (U64s)b, 1, 9, 3, 11, 5, 13, 7, 15);
-}
-// Lanes 0 and 2, or 1 and 3, of two rows.
-[[gnu::always_inline]] inline U64s even_lanes(U64s a, U64s b) {
-  return __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13);
-}
-[[gnu::always_inline]] inline U64s odd_lanes(U64s a, U64s b) {
-  return __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15);
-}
-
-// 16 x 16 words, in place.
-[[gnu::always_inline]] inline void transpose(U32s (&r)[tile]) {
-  U32s t[tile];
-#pragma GCC unroll 16
-  for (int i = 0; i < tile; i += 2) {
-    t[i] = low_halves(r[i], r[i + 1]);
-    t[i + 1] = high_halves(r[i], r[i + 1]);
-  }
-  // q[4 g + c]: in each lane l, column 4 l + c of rows 4 g to 4 g + 3.
-  U64s q[tile];
-#pragma GCC unroll 16
-  for (int i = 0; i < tile; i += 4) {
-    q[i] = low_pairs(t[i], t[i + 2]);
-    q[i + 1] = high_pairs(t[i], t[i + 2]);
-    q[i + 2] = low_pairs(t[i + 1], t[i + 3]);
-    q[i + 3] = high_pairs(t[i + 1], t[i + 3]);
-  }
-#pragma GCC unroll 16
-  for (int c = 0; c < 4; ++c) {
-    const U64s even_top = even_lanes(q[c], q[4 + c]);
-    const U64s odd_top = odd_lanes(q[c], q[4 + c]);
-    const U64s even_bottom = even_lanes(q[8 + c], q[12 + c]);
-    const U64s odd_bottom = odd_lanes(q[8 + c], q[12 + c]);
-    r[c] = (U32s)even_lanes(even_top, even_bottom);
-    r[4 + c] = (U32s)even_lanes(odd_top, odd_bottom);
-    r[8 + c] = (U32s)odd_lanes(even_top, even_bottom);
-    r[12 + c] = (U32s)odd_lanes(odd_top, odd_bottom);
-  }
 }
 
 // The operands of `outer` in scratch: words of two pairs, zeros past the last pair and column.
@@ -277,7 +226,7 @@ struct OuterTiles {
       : k_rows(round_up(k, wide_lanes)), dy_bytes(tile_row_bytes(n)) {
     // 512 KB of a second-level cache of 2 MB, which all CPUs with tiles have.
     words = most_words;
-    while (words > tile && size(words) > 512 * 1024) words /= 2;
+    while (words > tile && size(words) > size_t{512} << 10) words /= 2;
     x_bytes = tile_row_bytes(words);
     x = static_cast<char*>(scratch);
     dy = x + static_cast<size_t>(k_rows) * x_bytes;
@@ -306,7 +255,7 @@ void fill_x(const OuterTiles& o, const PairRows<T>& rows, int first, int word) {
         square[w] = half == 0 ? low_words(low, high) : high_words(low, high);
       }
       transpose(square);
-      char* const to = o.x + (c + 4 * half) * static_cast<int64_t>(o.x_bytes) + word * 4;
+      char* const to = o.x + (c + 4 * half) * static_cast<int64_t>(o.x_bytes) + int64_t{4} * word;
 #pragma GCC unroll 16
       for (int i = 0; i < tile; ++i) {
         store(to + (i / 4 * 8 + i % 4) * static_cast<int64_t>(o.x_bytes), square[i]);
@@ -384,7 +333,7 @@ void outer_amx(const OuterArgs& a) {
       for (int k = 0; k < a.k; k += 2 * tile) {
         const Square s = {.a = o.x + k * static_cast<int64_t>(o.x_bytes),
                           .a_stride = o.x_bytes,
-                          .b = o.dy + n * 4,
+                          .b = o.dy + int64_t{4} * n,
                           .b_stride = o.dy_bytes,
                           .steps = steps};
         const OuterTarget t = {.dw = a.dw + k * a.dw_stride + n,

@@ -14,7 +14,6 @@ namespace {
 #if defined(__AVX512BF16__)
 
 using U16w [[gnu::vector_size(vector_bytes)]] = uint16_t;
-using U64s [[gnu::vector_size(vector_bytes)]] = uint64_t;
 constexpr int wide_lanes = 2 * lanes;
 
 // Elements [first, first + wide_lanes) of a row of `count`, zeros past its end. Unless rows are
@@ -48,7 +47,7 @@ template <bool always, class T>
 template <bool always, class T>
 [[gnu::always_inline]] inline void interleave(const T* low, const T* high, int count, void* words) {
   auto* to = static_cast<char*>(words);
-  for (int c = 0; c < count; c += wide_lanes, to += 2 * vector_bytes) {
+  for (int c = 0; c < count; c += wide_lanes, to += int64_t{2} * vector_bytes) {
     const U16w low_cols = load_columns<always>(low, {c, count});
     const U16w high_cols = load_columns<always>(high, {c, count});
     const auto low_part = (U64s)low_words(low_cols, high_cols);

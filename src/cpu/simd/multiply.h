@@ -71,7 +71,7 @@ void multiply_blocks(const Rows& r, int first, int blocks) {
       x[i] = x_base + in_rows[i] * x_stride;
       const float* acc = acc_base + acc_rows[i] * acc_stride;
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sum[i][v] = load<F32s>(acc + v * lanes);
+      for (int64_t v = 0; v < vectors; ++v) sum[i][v] = load<F32s>(acc + v * lanes);
     }
     // Far enough that the rows come from a third-level cache in time: narrow blocks are done
     // sooner.
@@ -88,21 +88,21 @@ void multiply_blocks(const Rows& r, int first, int blocks) {
       F32s b[vectors];
       if constexpr (2 * vectors > panel_vectors) __builtin_prefetch(next + u * cache_line, 0, 2);
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) b[v] = load<F32s>(w + v * vector_bytes);
+      for (int64_t v = 0; v < vectors; ++v) b[v] = load<F32s>(w + v * vector_bytes);
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
         const F32s a = broadcast(x[i] + u * 4);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sum[i][v] = Dot::add(a, b[v], sum[i][v]);
+        for (int64_t v = 0; v < vectors; ++v) sum[i][v] = Dot::add(a, b[v], sum[i][v]);
       }
-      w += vectors * vector_bytes;
+      w += int64_t{vectors} * vector_bytes;
     } while (++u < units);
     next += next_step;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       float* acc = acc_base + acc_rows[i] * acc_stride;
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) store(acc + v * lanes, sum[i][v]);
+      for (int64_t v = 0; v < vectors; ++v) store(acc + v * lanes, sum[i][v]);
     }
   }
 }
@@ -158,7 +158,7 @@ void multiply_rows(Rows r, const Panels& w, int pairs) {
       r.x += static_cast<size_t>(r.units) * 4;
     }
     panel += static_cast<size_t>(w.height) * vectors * vector_bytes;
-    r.acc += vectors * lanes;
+    r.acc += int64_t{vectors} * lanes;
   }
 }
 

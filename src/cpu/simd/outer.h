@@ -39,13 +39,14 @@ void outer_tile(const Outer& o) {
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sum[i][v] = load<F32s>(o.dw + i * o.dw_stride + v * lanes);
+    for (int64_t v = 0; v < vectors; ++v)
+      sum[i][v] = load<F32s>(o.dw + i * o.dw_stride + v * lanes);
   }
   // The next tile's part of dw comes from a far cache while this one's pairs pass.
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v)
+    for (int64_t v = 0; v < vectors; ++v)
       __builtin_prefetch(o.dw + (rows + i) * o.dw_stride + v * lanes, 1);
   }
   int p = 0;
@@ -54,18 +55,18 @@ void outer_tile(const Outer& o) {
     const char* dy = o.dy + o.dy_rows[p] * o.dy_stride;
     F32s b[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) b[v] = load<F32s>(dy + v * vector_bytes);
+    for (int64_t v = 0; v < vectors; ++v) b[v] = load<F32s>(dy + v * vector_bytes);
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
+    for (int64_t i = 0; i < rows; ++i) {
       const F32s a = broadcast(x + i * 4);
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sum[i][v] = Dot::add(a, b[v], sum[i][v]);
+      for (int64_t v = 0; v < vectors; ++v) sum[i][v] = Dot::add(a, b[v], sum[i][v]);
     }
   } while (++p < o.pairs);
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(o.dw + i * o.dw_stride + v * lanes, sum[i][v]);
+    for (int64_t v = 0; v < vectors; ++v) store(o.dw + i * o.dw_stride + v * lanes, sum[i][v]);
   }
 }
 
@@ -94,7 +95,7 @@ void outer_panel(Outer o, int k, std::integer_sequence<int, less_one...>) {
       for (int i = 0; i < rows; ++i)
         std::memcpy(part + i * dw_stride, whole[i], o.cols * sizeof(float));
     }
-    o.x += rows * 4;
+    o.x += int64_t{4} * rows;
   }
 }
 
@@ -116,7 +117,7 @@ void outer_block(Outer o, int k, int n) {
       if (vectors == 3) outer_panel<Dot, 3>(o, k);
       if (vectors == 4) outer_panel<Dot, 4>(o, k);
     }
-    o.dy += vectors * vector_bytes;
+    o.dy += int64_t{vectors} * vector_bytes;
     o.dw += width;
     n -= width;
   }
@@ -177,8 +178,8 @@ struct OuterCopies {
   void use(Outer& o) const {
     o.x = reinterpret_cast<const char*>(x);
     o.dy = reinterpret_cast<const char*>(dy);
-    o.x_stride = x_words * 4;
-    o.dy_stride = dy_words * 4;
+    o.x_stride = int64_t{4} * x_words;
+    o.dy_stride = int64_t{4} * dy_words;
     o.x_rows = o.dy_rows = counting.value;
   }
 };
