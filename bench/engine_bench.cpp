@@ -112,7 +112,7 @@ void forward(Layer& layer, const Bytes& packed, float* acc) {
   engine.begin();
   const int channels = layer.channels;
   const int64_t acc_stride =
-      (channels + engine.panel_cols - 1) / engine.panel_cols * engine.panel_cols;
+      int64_t{channels + engine.panel_cols - 1} / engine.panel_cols * engine.panel_cols;
   const size_t tap_bytes = engine.packed_bytes(channels, channels);
   for (int first = 0; first < layer.shell.rows; first += layer.tile_rows) {
     const int rows = std::min(layer.tile_rows, layer.shell.rows - first);
@@ -194,7 +194,7 @@ void run_forward(benchmark::State& state, const Engine* engine, int channels, in
                   .n = channels,
                   .packed = static_cast<char*>(packed.get()) + tap * tap_bytes});
   }
-  const Bytes acc = bytes(tile_rows * (channels + engine->panel_cols) * sizeof(float));
+  const Bytes acc = bytes(int64_t{tile_rows} * (channels + engine->panel_cols) * sizeof(float));
   for (auto _ : state) forward(layer, packed, static_cast<float*>(acc.get()));
   report(state, layer);
 }

@@ -43,17 +43,20 @@ ColumnBlocks cut_columns(const Engine& engine,
                          const ConvArgs& args,
                          int64_t row_tasks) {
   const int n = args.w.c_out;
-  const auto panels = static_cast<int>(ceil_div(n, engine.panel_cols));
+  // Narrower blocks would leave registers unused.
+  const auto unit =
+      static_cast<int>(std::min<int64_t>(round_up(n, engine.panel_cols), engine.block_cols));
+  const auto units = static_cast<int>(ceil_div(n, unit));
   const auto fits = [&](int width) {
     return args.w.taps * engine.packed_bytes(args.w.c_in, width) <= packed_budget;
   };
   // Four tasks a worker even out the differences between chunks.
   const int64_t wanted =
       ctx.threads == 1 ? 1 : ceil_div(4 * ctx.threads, std::max<int64_t>(row_tasks, 1));
-  int panels_per_block = std::max<int64_t>(1, panels / std::clamp<int64_t>(wanted, 1, panels));
-  while (panels_per_block > 1 && !fits(panels_per_block * engine.panel_cols)) --panels_per_block;
+  int units_per_block = std::max<int64_t>(1, units / std::clamp<int64_t>(wanted, 1, units));
+  while (units_per_block > 1 && !fits(units_per_block * unit)) --units_per_block;
   ColumnBlocks blocks;
-  blocks.width = panels_per_block * engine.panel_cols;
+  blocks.width = units_per_block * unit;
   blocks.count = static_cast<int>(ceil_div(n, blocks.width));
   const size_t bytes = args.w.taps * engine.packed_bytes(args.w.c_in, std::min(n, blocks.width));
   blocks.at_once = std::clamp<int>(static_cast<int>(packed_budget / std::max<size_t>(bytes, 1)), 1,
@@ -170,7 +173,8 @@ void accumulate(const Run& run, const Task& task, const Scratch& scratch) {
                            .pairs = pairs,
                            .acc = scratch.acc,
                            .acc_stride = run.blocks.width,
-                           .scratch = scratch.engine});
+                           .scratch = scratch.engine,
+                           .begun = true});
     }
   }
 }
@@ -191,7 +195,9 @@ void run_task(const Run& run, const Task& task, const Scratch& scratch) {
   const int64_t first_row = task.chunk * chunk_rows;
   const int64_t rows = std::min(chunk_rows, run.args.y.rows - first_row);
   std::memset(scratch.acc, 0, sizeof(float) * rows * run.blocks.width);
+  run.engine.begin();
   accumulate(run, task, scratch);
+  run.engine.end();
   for (int64_t row = 0; row < rows; ++row) {
     const float* acc = scratch.acc + row * run.blocks.width;
     if (run.partial == nullptr) {

@@ -16,8 +16,7 @@ namespace voxgemm::cpu {
 // depend on tiles' neighbours or threads.
 //
 // The packed form of W [k, n] (k rows of the reduction, n columns) is the engine's own: panels of
-// whole vectors, k padded to the unit of its instructions. Nothing that pads is ever multiplied by
-// anything but zero.
+// whole vectors, k padded with zeros to the unit of its instructions.
 
 struct PackArgs {
   const void* weights;  // element (r, c) at weights + r * k_stride + c * n_stride elements

@@ -84,7 +84,8 @@ void accumulate(const Run& run, int64_t slice, const TapRange& range, const Scra
                         .n = dw.c_out,
                         .dw = run.sum(slice, block.tap),
                         .dw_stride = dw.c_out,
-                        .scratch = scratch.engine});
+                        .scratch = scratch.engine,
+                        .begun = true});
     }
   }
 }
@@ -138,10 +139,12 @@ void weight_gradient(const Kernel& kernel, const Context& ctx, const ConvArgs& a
       const int64_t range = task % ranges;
       char* memory = static_cast<char*>(workers.get()) + worker * worker_bytes;
       auto* x_rows = reinterpret_cast<int32_t*>(memory);
+      engine.begin();
       accumulate(run, task / ranges,
                  {first + static_cast<int>(range * taps / ranges),
                   first + static_cast<int>((range + 1) * taps / ranges)},
                  {x_rows, x_rows + list, memory + 2 * 4 * list});
+      engine.end();
     });
     add_slices(run);
   }

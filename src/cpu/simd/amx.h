@@ -4,14 +4,13 @@
 // bf16 and f16 by AMX tiles: 16 x 16 f32 sums of products of 16 x 32 by 32 x 16 elements. Two tiles
 // of rows times two of columns make four sums per step of 32 k, so each loaded tile is used twice.
 //
-//   multiply: A = rows of x, copied together with zeros up to whole steps; B = the packed panel;
-//   sums go
-//             through memory, from where they are added to the scattered rows of acc.
-//   outer:    A = x transposed, B = rows of dy, pairs interleaved in words of two; sums are tiles
-//   of dw.
+// multiply: A = rows of x, copied together with zeros up to whole steps; B = the packed panel; sums
+// go through memory, from where they are added to the scattered rows of acc.
 //
-// Tiles take subnormal operands for zeros. Transposing x costs 64 shuffles per 32 pairs x 16
-// columns, about a quarter of what the same products cost in f32.
+// outer: A = x transposed (64 shuffles per 32 pairs x 16 columns), B = rows of dy, pairs
+// interleaved in words of two; sums are tiles of dw.
+//
+// Tiles take subnormal operands for zeros.
 
 #include "cpu/simd/dot_bf16.h"
 
@@ -138,7 +137,7 @@ struct Target {
 
 // Adding the sums of all squares in a loop of its own, when their stores have left the core, was
 // slower: 60 instead of 105 GFLOP/s at 16 channels, 960 instead of 1270 at 256 (96 pairs, Sapphire
-// Rapids).
+// Rapids at 2.75 GHz).
 template <class T, int row_tiles, int col_tiles>
 void multiply_square(const Square& s, const Target& t) {
   alignas(64) float sums[row_tiles * tile][col_tiles * tile];

@@ -15,7 +15,8 @@
 // stand in for one of an old.
 namespace voxgemm::cpu {
 
-// Whether CPU and operating system together run the instructions.
+// Whether CPU and operating system together run the instructions, and no slower than the engine
+// after.
 bool supports_v2();
 bool supports_v3();
 bool supports_v4();
