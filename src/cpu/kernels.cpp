@@ -74,7 +74,7 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const Variant& variant = variant_of(kernel);
   const int k = problem.pass == Pass::grad_input ? problem.c_out : problem.c_in;
   const int n = columns(problem);
-  const double panels = (n + engine.panel_cols - 1) / engine.panel_cols;
+  const int panels = (n + engine.panel_cols - 1) / engine.panel_cols;
   const double arithmetic =
       2.0 * problem.pairs * k * panels * engine.panel_cols / (engine.gflops * 1e9);
   // Seconds a pair (read, add and write a row of n sums) and an index entry take, fitted on a 3 GHz

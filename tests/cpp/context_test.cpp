@@ -90,6 +90,7 @@ std::vector<Context> contexts() {
   Context fresh = Context::cpu(4);
   fresh.run = [](int workers, const std::function<void(int)>& body) {
     std::vector<std::thread> threads;
+    threads.reserve(workers);
     for (int worker = 0; worker < workers; ++worker) threads.emplace_back(body, worker);
     for (std::thread& thread : threads) thread.join();
   };
@@ -164,6 +165,7 @@ TEST(ParallelFor, ManyExceptionsGiveOne) {
 TEST(ParallelFor, TwoHostThreadsShareAContext) {
   const Context ctx = Context::cpu(3);
   std::vector<std::thread> hosts;
+  hosts.reserve(2);
   std::atomic<int64_t> sum = 0;
   for (int host = 0; host < 2; ++host) {
     hosts.emplace_back([&] {

@@ -130,7 +130,7 @@ TEST_P(Kernels, NeverMultiplyAnAbsentNeighbour) {
     Operands operands = make_operands(c, Fill::reals);
     Operands poisoned = operands;
     for (size_t i = 0; i < operands.w.size(); ++i) {
-      const int tap = static_cast<int>(i / (6 * 17));
+      const int tap = static_cast<int>(i / 17 / 6);
       if (on_line(tap)) continue;
       operands.w[i] = 0;
       poisoned.w[i] = tap % 2 == 0 ? HUGE_VAL : std::nan("");

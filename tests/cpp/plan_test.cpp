@@ -26,52 +26,53 @@ std::string message_of(const std::function<void()>& body) {
 class Arguments : public ::testing::Test {
  protected:
   Arguments()
-      : c_(make_case(context(), "forward f32 conv2s2 3->5 line:7")),
-        operands_(make_operands(c_, Fill::integers)),
-        x_({7, 3}, Dtype::f32, operands_.x),
-        dy_({4, 5}, Dtype::f32, operands_.dy),
-        w_(weight_shape(c_), Dtype::f32, Layout::out_tap_in, operands_.w),
-        bias_({1, 5}, Dtype::f32, operands_.bias),
-        y_({4, 5}, Dtype::f32),
-        dx_({7, 3}, Dtype::f32),
-        dw_(weight_shape(c_), Dtype::f32, Layout::out_tap_in),
-        x(x_.ref()),
-        dy(dy_.ref()),
-        y(y_.ref()),
-        dx(dx_.ref()),
-        bias(bias_.ref()),
-        w(w_.ref()),
-        dw(dw_.ref()) {}
+      : layer(make_case(context(), "forward f32 conv2s2 3->5 line:7")),
+        operands(make_operands(layer, Fill::integers)),
+        x_buffer({7, 3}, Dtype::f32, operands.x),
+        dy_buffer({4, 5}, Dtype::f32, operands.dy),
+        w_buffer(weight_shape(layer), Dtype::f32, Layout::out_tap_in, operands.w),
+        bias_buffer({1, 5}, Dtype::f32, operands.bias),
+        y_buffer({4, 5}, Dtype::f32),
+        dx_buffer({7, 3}, Dtype::f32),
+        dw_buffer(weight_shape(layer), Dtype::f32, Layout::out_tap_in),
+        x(x_buffer.ref()),
+        dy(dy_buffer.ref()),
+        y(y_buffer.ref()),
+        dx(dx_buffer.ref()),
+        bias(bias_buffer.ref()),
+        w(w_buffer.ref()),
+        dw(dw_buffer.ref()) {}
 
   std::string forward() {
-    return untouched([&] { plan_.forward(context(), x, w, bias, y); });
+    return untouched([&] { plan.forward(context(), x, w, bias, y); });
   }
   std::string grad_input() {
-    return untouched([&] { plan_.grad_input(context(), dy, w, dx); });
+    return untouched([&] { plan.grad_input(context(), dy, w, dx); });
   }
   std::string grad_weight() {
-    return untouched([&] { plan_.grad_weight(context(), x, dy, dw); });
+    return untouched([&] { plan.grad_weight(context(), x, dy, dw); });
   }
 
   std::string untouched(const std::function<void()>& pass) {
     const auto bytes = [&] {
-      return std::vector{x_.elements().bytes(),    dy_.elements().bytes(), w_.elements().bytes(),
-                         bias_.elements().bytes(), y_.elements().bytes(),  dx_.elements().bytes(),
-                         dw_.elements().bytes()};
+      return std::vector{x_buffer.elements().bytes(), dy_buffer.elements().bytes(),
+                         w_buffer.elements().bytes(), bias_buffer.elements().bytes(),
+                         y_buffer.elements().bytes(), dx_buffer.elements().bytes(),
+                         dw_buffer.elements().bytes()};
     };
     const auto before = bytes();
-    const std::string message = message_of(pass);
+    std::string message = message_of(pass);
     EXPECT_TRUE(before == bytes()) << "memory was written";
     return message;
   }
 
-  Case c_;
-  Operands operands_;
-  Buffer x_, dy_;
-  Weights w_;
-  Buffer bias_, y_, dx_;
-  Weights dw_;
-  Plan plan_ = Plan::make(context(), c_.map, plan_options(c_.problem, {}));
+  Case layer;
+  Operands operands;
+  Buffer x_buffer, dy_buffer;
+  Weights w_buffer;
+  Buffer bias_buffer, y_buffer, dx_buffer;
+  Weights dw_buffer;
+  Plan plan = Plan::make(context(), layer.map, plan_options(layer.problem, {}));
 
   MatrixRef x, dy, y, dx, bias;
   WeightsRef w, dw;
@@ -80,8 +81,8 @@ class Arguments : public ::testing::Test {
 constexpr Device gpu = {DeviceKind::cuda, 1};
 
 TEST_F(Arguments, UnchangedAreTaken) {
-  plan_.forward(context(), x, w, bias, y);
-  EXPECT_EQ(y_.values(), brute_force(c_, operands_));
+  plan.forward(context(), x, w, bias, y);
+  EXPECT_EQ(y_buffer.values(), brute_force(layer, operands));
 }
 
 TEST_F(Arguments, WrongRows) {
@@ -90,11 +91,11 @@ TEST_F(Arguments, WrongRows) {
   EXPECT_EQ(grad_weight(), "x is 6 x 3, expected 7 x 3");
   dy.rows = 5;
   EXPECT_EQ(grad_input(), "dy is 5 x 5, expected 4 x 5");
-  x = x_.ref();
+  x = x_buffer.ref();
   EXPECT_EQ(grad_weight(), "dy is 5 x 5, expected 4 x 5");
   y.rows = 7;
   EXPECT_EQ(forward(), "y is 7 x 5, expected 4 x 5");
-  dy = dy_.ref();
+  dy = dy_buffer.ref();
   dx.rows = 4;
   EXPECT_EQ(grad_input(), "dx is 4 x 3, expected 7 x 3");
 }
@@ -102,17 +103,17 @@ TEST_F(Arguments, WrongRows) {
 TEST_F(Arguments, WrongChannels) {
   x.cols = 4;
   EXPECT_EQ(forward(), "x is 7 x 4, expected 7 x 3");
-  x = x_.ref();
+  x = x_buffer.ref();
   y.cols = 3;
   EXPECT_EQ(forward(), "y is 4 x 3, expected 4 x 5");
-  y = y_.ref();
+  y = y_buffer.ref();
   bias.cols = 4;
   EXPECT_EQ(forward(), "the bias is 1 x 4, expected 1 x 5");
-  bias = bias_.ref();
+  bias = bias_buffer.ref();
   w.c_in = 4;
   EXPECT_EQ(forward(), "the weights have 4 input channels, expected 3");
   EXPECT_EQ(grad_input(), "the weights have 4 input channels, expected 3");
-  w = w_.ref();
+  w = w_buffer.ref();
   w.c_out = 3;
   EXPECT_EQ(forward(), "the weights have 3 output channels, expected 5");
   dw.c_out = 6;
@@ -130,18 +131,18 @@ TEST_F(Arguments, WrongTaps) {
 TEST_F(Arguments, WrongDtypes) {
   x.dtype = Dtype::f16;
   EXPECT_EQ(forward(), "x has dtype f16, expected f32");
-  x = x_.ref();
+  x = x_buffer.ref();
   y.dtype = Dtype::i32;
   EXPECT_EQ(forward(), "y has dtype i32, expected f32");
-  y = y_.ref();
+  y = y_buffer.ref();
   w.dtype = Dtype::f64;
   EXPECT_EQ(forward(), "the weights have dtype f64, expected f32");
-  w = w_.ref();
+  w = w_buffer.ref();
   bias.dtype = Dtype::bf16;
   EXPECT_EQ(forward(), "the bias has dtype bf16, expected f32");
   dy.dtype = Dtype::f64;
   EXPECT_EQ(grad_input(), "dy has dtype f64, expected f32");
-  dy = dy_.ref();
+  dy = dy_buffer.ref();
   dx.dtype = Dtype::f16;
   EXPECT_EQ(grad_input(), "dx has dtype f16, expected f32");
   dw.dtype = Dtype::f16;
@@ -162,7 +163,7 @@ TEST_F(Arguments, WrongDevices) {
   dw.device = gpu;
   EXPECT_EQ(grad_weight(), "the weights are on cuda:1, expected cpu");
   dx.device = gpu;
-  w = w_.ref();
+  w = w_buffer.ref();
   EXPECT_EQ(grad_input(), "dx is on cuda:1, expected cpu");
   dy.device = gpu;
   EXPECT_EQ(grad_input(), "dy is on cuda:1, expected cpu");
@@ -173,7 +174,7 @@ TEST_F(Arguments, RowsThatOverlapTheNext) {
   x.stride = 2;
   EXPECT_EQ(forward(), "x has rows 2 elements apart, expected at least 3");
   EXPECT_EQ(grad_weight(), "x has rows 2 elements apart, expected at least 3");
-  x = x_.ref();
+  x = x_buffer.ref();
   y.stride = 0;
   EXPECT_EQ(forward(), "y has rows 0 elements apart, expected at least 5");
   dy.stride = -5;
@@ -183,10 +184,10 @@ TEST_F(Arguments, RowsThatOverlapTheNext) {
 TEST_F(Arguments, WithoutMemory) {
   x.data = nullptr;
   EXPECT_EQ(forward(), "x has no memory");
-  x = x_.ref();
+  x = x_buffer.ref();
   y.data = nullptr;
   EXPECT_EQ(forward(), "y has no memory");
-  y = y_.ref();
+  y = y_buffer.ref();
   bias.data = nullptr;
   EXPECT_EQ(forward(), "the bias has no memory");
   w.data = nullptr;
@@ -208,23 +209,23 @@ TEST_F(Arguments, OutputsOnInputs) {
   std::swap(x.data, y.data);
   x.data = last(y);
   EXPECT_EQ(forward(), "y shares memory with x");
-  x = x_.ref();
+  x = x_buffer.ref();
   bias.data = input;
   y.data = last(bias);
   EXPECT_EQ(forward(), "y shares memory with the bias");
-  bias = bias_.ref();
+  bias = bias_buffer.ref();
   w.data = input;
-  y.data = input + weight_shape(c_).size() - 1;
+  y.data = input + weight_shape(layer).size() - 1;
   EXPECT_EQ(forward(), "y shares memory with the weights");
   dx.data = y.data;
   EXPECT_EQ(grad_input(), "dx shares memory with the weights");
-  w = w_.ref();
+  w = w_buffer.ref();
   dy.data = input;
   dx.data = last(dy);
   EXPECT_EQ(grad_input(), "dx shares memory with dy");
   dw.data = last(dy);
   EXPECT_EQ(grad_weight(), "the weight gradient shares memory with dy");
-  dy = dy_.ref();
+  dy = dy_buffer.ref();
   x.data = input;
   dw.data = last(x);
   EXPECT_EQ(grad_weight(), "the weight gradient shares memory with x");
@@ -234,38 +235,33 @@ TEST_F(Arguments, OutputsOnInputs) {
 TEST_F(Arguments, OutputsBehindInputs) {
   std::vector<float> memory(1000);
   x.data = memory.data();
-  y.data = x.as<float>() + 7 * 3;
-  for (size_t i = 0; i < operands_.x.size(); ++i) memory[i] = static_cast<float>(operands_.x[i]);
-  plan_.forward(context(), x, w, bias, y);
-  const std::vector<double> expected = brute_force(c_, operands_);
+  y.data = x.row<float>(7);
+  for (size_t i = 0; i < operands.x.size(); ++i) memory[i] = static_cast<float>(operands.x[i]);
+  plan.forward(context(), x, w, bias, y);
+  const std::vector<double> expected = brute_force(layer, operands);
   for (size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(y.as<float>()[i], expected[i]);
 }
 
 // Two column slices of one matrix, as a concatenation has them, share no element.
-TEST_F(Arguments, OutputsBesideInputs) {
+TEST(Plan, OutputsBesideInputs) {
   const Case c = make_case(context(), "forward f32 subm3 3->5 line:7");
   const Operands operands = make_operands(c, Fill::integers);
   const Buffer whole({7, 8}, Dtype::f32);
-  MatrixRef left = whole.ref();
-  left.cols = 3;
-  MatrixRef right = whole.ref();
-  right.cols = 5;
-  right.data = left.as<float>() + 3;
-  for (int64_t r = 0; r < 7; ++r) {
-    for (int64_t k = 0; k < 3; ++k)
-      left.row<float>(r)[k] = static_cast<float>(operands.x[r * 3 + k]);
-  }
+  MatrixRef x = whole.ref();
+  x.cols = 3;
+  MatrixRef y = whole.ref();
+  y.cols = 5;
+  y.data = x.row<float>(0) + 3;
+  for (int64_t i = 0; i < x.rows * x.cols; ++i)
+    x.row<float>(i / 3)[i % 3] = static_cast<float>(operands.x[i]);
   const Weights w(weight_shape(c), Dtype::f32, Layout::out_tap_in, operands.w);
+  const Buffer bias({1, 5}, Dtype::f32, operands.bias);
   Plan plan = Plan::make(context(), c.map, plan_options(c.problem, {}));
-  plan.forward(context(), left, w.ref(), bias_.ref(), right);
-  Operands with_bias = operands;
-  with_bias.bias = operands_.bias;
-  const std::vector<double> expected = brute_force(c, with_bias);
-  for (int64_t r = 0; r < 7; ++r) {
-    for (int64_t n = 0; n < 5; ++n) ASSERT_EQ(right.row<float>(r)[n], expected[r * 5 + n]);
-  }
-  right.data = left.as<float>() + 2;
-  EXPECT_EQ(message_of([&] { plan.forward(context(), left, w.ref(), bias_.ref(), right); }),
+  plan.forward(context(), x, w.ref(), bias.ref(), y);
+  const std::vector<double> expected = brute_force(c, operands);
+  for (int64_t i = 0; i < y.rows * y.cols; ++i) ASSERT_EQ(y.row<float>(i / 5)[i % 5], expected[i]);
+  y.data = x.row<float>(0) + 2;
+  EXPECT_EQ(message_of([&] { plan.forward(context(), x, w.ref(), bias.ref(), y); }),
             "y shares memory with x");
 }
 
@@ -403,22 +399,23 @@ TEST(Plan, TakesTheTransposedMapOfTheCaller) {
 TEST(Plan, IsUsedAgain) {
   const Case c = make_case(context(), "forward f32 subm3 6->6 shell:6");
   Plan first = Plan::make(context(), c.map, plan_options(c.problem, {}));
-  std::optional<Plan> plan;
-  for (int repeat = 0; repeat < 3; ++repeat) {
+  const auto use = [&](Plan* plan, const char* other_operands) {
     Case named = c;
-    named.problem.cloud = std::to_string(repeat);  // other operands
+    named.problem.cloud = other_operands;
     const Operands operands = make_operands(named, Fill::integers);
     const Buffer x({c.map.n_in, 6}, Dtype::f32, operands.x);
     const Weights w(weight_shape(c), Dtype::f32, Layout::out_tap_in, operands.w);
     const Buffer bias({1, 6}, Dtype::f32, operands.bias);
     const Buffer y({c.map.n_out, 6}, Dtype::f32);
     const Buffer dx({c.map.n_in, 6}, Dtype::f32);
-    Plan& used = plan ? *plan : first;
-    used.grad_input(context(), x.ref(), w.ref(), dx.ref());
-    used.forward(context(), x.ref(), w.ref(), bias.ref(), y.ref());
+    plan->grad_input(context(), x.ref(), w.ref(), dx.ref());
+    plan->forward(context(), x.ref(), w.ref(), bias.ref(), y.ref());
     EXPECT_EQ(y.values(), brute_force(c, operands));
-    if (!plan) plan = std::move(first);
-  }
+  };
+  use(&first, "one");
+  use(&first, "two");
+  Plan moved = std::move(first);
+  use(&moved, "three");
 }
 
 // Three rows 2^31 elements and more apart, in address space that is never filled: offsets need 64
@@ -426,7 +423,7 @@ TEST(Plan, IsUsedAgain) {
 TEST(Plan, RowsFarApart) {
   constexpr int64_t stride = (int64_t{1} << 31) + 7;
   const Case c = make_case(context(), "forward f16 subm3 6->17 line:3");
-  const Operands operands = make_operands(c, Fill::integers);
+  Operands operands = make_operands(c, Fill::integers);
   const size_t bytes = 3 * stride * sizeof(Half);
   const auto reserve = [&] {
     return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -443,18 +440,22 @@ TEST(Plan, RowsFarApart) {
   const Weights w(weight_shape(c), Dtype::f16, Layout::out_tap_in, operands.w);
   const Buffer bias({1, 17}, Dtype::f16, operands.bias);
   const std::vector<double> expected = brute_force(c, operands);
+  // y is the dy of the weight gradient; up to 2048 f16 holds all integers.
+  operands.dy = expected;
+  const std::vector<double> expected_dw =
+      brute_force(c.with(Pass::grad_weight, Dtype::f16), operands);
   for (const Kernel& kernel : registry()) {
     if (!why_not(context(), c, kernel).empty()) continue;
     Plan plan = Plan::make(context(), c.map,
                            plan_options(c.problem, {.algorithms = {}, .kernel = kernel.name}));
     for (int64_t r = 0; r < 3; ++r) std::memset(y.row<Half>(r), 0xff, 17 * sizeof(Half));
     plan.forward(context(), x, w.ref(), bias.ref(), y);
-    for (int64_t i = 0; i < 3 * 17; ++i) {
+    for (int64_t i = 0; i < y.rows * y.cols; ++i) {
       ASSERT_EQ(to_float(y.row<Half>(i / 17)[i % 17]), expected[i]) << kernel.name;
     }
     const Weights dw(weight_shape(c), Dtype::f16, Layout::out_tap_in);
     plan.grad_weight(context(), x, y, dw.ref());
-    EXPECT_EQ(dw.elements().written(), weight_shape(c).size());
+    EXPECT_EQ(dw.values(), expected_dw) << kernel.name;
   }
   for (void* part : memory) munmap(part, bytes);
 }
@@ -490,7 +491,7 @@ TEST(GradBias, ChecksItsArguments) {
   const Buffer dy({3, 7}, Dtype::f32, std::vector<double>(21, 1));
   const Buffer db({1, 7}, Dtype::f32);
   const auto message = [&](const MatrixRef& from, const MatrixRef& to) {
-    const std::string text = message_of([&] { grad_bias(context(), from, to); });
+    std::string text = message_of([&] { grad_bias(context(), from, to); });
     EXPECT_EQ(db.elements().written(), 0);
     return text;
   };

@@ -42,14 +42,16 @@ std::vector<double> reordered(const std::vector<double>& values,
 
 class Layers : public ::testing::TestWithParam<std::string> {
  protected:
-  Layers() : c_(make_case(context(), problem_text(Pass::forward, Dtype::f32, GetParam()))) {
-    operands_ = make_operands(c_, Fill::integers);
+  Layers() : layer(make_case(context(), problem_text(Pass::forward, Dtype::f32, GetParam()))) {
+    drawn = make_operands(layer, Fill::integers);
   }
   // The same layer on other coordinates: of `in` or, for an inverse one, of `out`.
-  Voxels voxels() const { return c_.problem.operation == Operation::inverse ? c_.out : c_.in; }
+  Voxels voxels() const {
+    return layer.problem.operation == Operation::inverse ? layer.out : layer.in;
+  }
 
-  Case c_;
-  Operands operands_;
+  Case layer;
+  Operands drawn;
 };
 
 INSTANTIATE_TEST_SUITE_P(List,
@@ -72,51 +74,52 @@ INSTANTIATE_TEST_SUITE_P(List,
 
 // <dy, conv(x)> = <grad_input(dy), x> = <grad_weight(x, dy), w>, for every search space.
 TEST_P(Layers, GradientsAreAdjoint) {
-  operands_.bias.assign(operands_.bias.size(), 0.0);
+  drawn.bias.assign(drawn.bias.size(), 0.0);
   std::vector<Filter> filters(1);
   for (int a = 0; a < algorithm_count; ++a) {
     filters.push_back({.algorithms = {static_cast<Algorithm>(a)}, .kernel = ""});
   }
   filters.push_back({.algorithms = {}, .kernel = "reference_cpu"});
   for (const Filter& filter : filters) {
-    const Results r = results(c_, operands_, filter);
-    const double forward = dot(r.y, operands_.dy);
+    const Results r = results(layer, drawn, filter);
+    const double forward = dot(r.y, drawn.dy);
     EXPECT_NE(forward, 0);
-    EXPECT_EQ(forward, dot(r.dx, operands_.x));
-    EXPECT_EQ(forward, dot(r.dw, operands_.w));
+    EXPECT_EQ(forward, dot(r.dx, drawn.x));
+    EXPECT_EQ(forward, dot(r.dw, drawn.w));
   }
 }
 
 TEST_P(Layers, PermutedRowsPermuteTheResults) {
   Random random("permute");
   // Repeated voxels are looked up at their lowest row, which a permutation changes.
-  if (!c_.map.in_first.empty() || !c_.map.out_first.empty()) GTEST_SKIP() << "repeated voxels";
+  if (!layer.map.in_first.empty() || !layer.map.out_first.empty())
+    GTEST_SKIP() << "repeated voxels";
   const auto shuffled = [&](size_t count) {
     std::vector<int64_t> order(count);
     std::iota(order.begin(), order.end(), 0);
     random.shuffle(&order);
     return order;
   };
-  const std::vector<int64_t> in_order = shuffled(c_.in.size());
-  const bool same_side = c_.problem.operation == Operation::submanifold;
-  const std::vector<int64_t> out_order = same_side ? in_order : shuffled(c_.out.size());
-  Case other = c_;
-  for (size_t i = 0; i < c_.in.size(); ++i) other.in[i] = c_.in[in_order[i]];
-  for (size_t i = 0; i < c_.out.size(); ++i) other.out[i] = c_.out[out_order[i]];
+  const std::vector<int64_t> in_order = shuffled(layer.in.size());
+  const bool same_side = layer.problem.operation == Operation::submanifold;
+  const std::vector<int64_t> out_order = same_side ? in_order : shuffled(layer.out.size());
+  Case other = layer;
+  for (size_t i = 0; i < layer.in.size(); ++i) other.in[i] = layer.in[in_order[i]];
+  for (size_t i = 0; i < layer.out.size(); ++i) other.out[i] = layer.out[out_order[i]];
   const Matrix in = coords_matrix(context(), other.in);
   const Matrix out = coords_matrix(context(), other.out);
-  const Geometry& geometry = c_.problem.geometry;
+  const Geometry& geometry = layer.problem.geometry;
   if (same_side) {
     other.map = build_submanifold_map(context(), in, geometry);
-  } else if (c_.problem.operation == Operation::strided) {
+  } else if (layer.problem.operation == Operation::strided) {
     other.map = build_kernel_map(context(), in, out, geometry);
   } else {
     other.map = transpose(context(), build_kernel_map(context(), out, in, geometry));
   }
-  Operands permuted = operands_;
-  permuted.x = reordered(operands_.x, in_order);
-  permuted.dy = reordered(operands_.dy, out_order);
-  const Results before = results(c_, operands_);
+  Operands permuted = drawn;
+  permuted.x = reordered(drawn.x, in_order);
+  permuted.dy = reordered(drawn.dy, out_order);
+  const Results before = results(layer, drawn);
   const Results after = results(other, permuted);
   EXPECT_EQ(after.y, reordered(before.y, out_order));
   EXPECT_EQ(after.dx, reordered(before.dx, in_order));
@@ -128,12 +131,12 @@ TEST_P(Layers, TranslationByAMultipleOfTheStrideChangesNothing) {
   for (Voxel& v : moved) {
     v[0] += 5;
     for (int axis = 0; axis < 3; ++axis) {
-      v[axis + 1] += c_.problem.geometry.stride[axis] * (axis == 1 ? -70001 : 12345);
+      v[axis + 1] += layer.problem.geometry.stride[axis] * (axis == 1 ? -70001 : 12345);
     }
   }
-  const Case other = make_case(context(), c_.problem, moved);
-  const Results before = results(c_, operands_);
-  const Results after = results(other, operands_);
+  const Case other = make_case(context(), layer.problem, moved);
+  const Results before = results(layer, drawn);
+  const Results after = results(other, drawn);
   EXPECT_EQ(after.y, before.y);
   EXPECT_EQ(after.dx, before.dx);
   EXPECT_EQ(after.dw, before.dw);
@@ -162,12 +165,12 @@ void expect_equal_tables(const KernelMap& a, const KernelMap& b) {
 }
 
 TEST_P(Layers, TransposingTwiceGivesTheMapBack) {
-  const KernelMap once = transpose(context(), c_.map);
-  EXPECT_EQ(once.n_in, c_.map.n_out);
-  EXPECT_EQ(once.n_out, c_.map.n_in);
-  EXPECT_NE(once.is_transposed, c_.map.is_transposed);
-  EXPECT_EQ(once.pairs() > 0, c_.map.pairs() > 0);
-  expect_equal_tables(transpose(context(), once), c_.map);
+  const KernelMap once = transpose(context(), layer.map);
+  EXPECT_EQ(once.n_in, layer.map.n_out);
+  EXPECT_EQ(once.n_out, layer.map.n_in);
+  EXPECT_NE(once.is_transposed, layer.map.is_transposed);
+  EXPECT_EQ(once.pairs() > 0, layer.map.pairs() > 0);
+  expect_equal_tables(transpose(context(), once), layer.map);
 }
 
 // Every batch item alone gives the rows that it has in the whole; only weight gradients are sums
@@ -186,10 +189,10 @@ TEST_P(Layers, BatchItemsDoNotMix) {
   }
   const auto item_case = [&](int item) {
     const size_t first = item == 0 ? 0 : item_rows[item - 1];
-    return make_case(context(), c_.problem,
+    return make_case(context(), layer.problem,
                      Voxels(all.begin() + first, all.begin() + item_rows[item]));
   };
-  const Case whole = make_case(context(), c_.problem, all);
+  const Case whole = make_case(context(), layer.problem, all);
   const Operands operands = make_operands(whole, Fill::integers);
   const Results expected = results(whole, operands);
   Results joined;
@@ -203,8 +206,8 @@ TEST_P(Layers, BatchItemsDoNotMix) {
       return std::vector<double>(first, first + static_cast<int64_t>(count));
     };
     Operands part = operands;
-    part.x = piece(operands.x, &in, alone.in.size() * c_.problem.c_in);
-    part.dy = piece(operands.dy, &out, alone.out.size() * c_.problem.c_out);
+    part.x = piece(operands.x, &in, alone.in.size() * layer.problem.c_in);
+    part.dy = piece(operands.dy, &out, alone.out.size() * layer.problem.c_out);
     const Results r = results(alone, part);
     joined.y.insert(joined.y.end(), r.y.begin(), r.y.end());
     joined.dx.insert(joined.dx.end(), r.dx.begin(), r.dx.end());
@@ -218,15 +221,15 @@ TEST_P(Layers, BatchItemsDoNotMix) {
 
 // conv(a x1 + x2) = a conv(x1) + conv(x2), bias apart.
 TEST_P(Layers, IsLinear) {
-  operands_.bias.assign(operands_.bias.size(), 0.0);
-  Operands second = operands_;
-  Operands sum = operands_;
+  drawn.bias.assign(drawn.bias.size(), 0.0);
+  Operands second = drawn;
+  Operands sum = drawn;
   Random random("linear");
-  second.x = draw(static_cast<int64_t>(operands_.x.size()), Fill::integers, Dtype::f32, &random);
-  for (size_t i = 0; i < sum.x.size(); ++i) sum.x[i] = 2 * operands_.x[i] + second.x[i];
-  const std::vector<double> a = run(context(), c_, Filter{}, operands_);
-  const std::vector<double> b = run(context(), c_, Filter{}, second);
-  const std::vector<double> y = run(context(), c_, Filter{}, sum);
+  second.x = draw(static_cast<int64_t>(drawn.x.size()), Fill::integers, Dtype::f32, &random);
+  for (size_t i = 0; i < sum.x.size(); ++i) sum.x[i] = 2 * drawn.x[i] + second.x[i];
+  const std::vector<double> a = run(context(), layer, Filter{}, drawn);
+  const std::vector<double> b = run(context(), layer, Filter{}, second);
+  const std::vector<double> y = run(context(), layer, Filter{}, sum);
   for (size_t i = 0; i < y.size(); ++i) ASSERT_EQ(y[i], 2 * a[i] + b[i]);
 }
 

@@ -177,8 +177,8 @@ KernelMap copy_of(const KernelMap& map) {
 class Violations : public ::testing::TestWithParam<Order> {
  protected:
   Violations()
-      : c_(case_of("subm3 1->1 random:200:8")),
-        schedule_(Schedule::build(context(), c_.map, options())) {}
+      : layer(case_of("subm3 1->1 random:200:8")),
+        built(Schedule::build(context(), layer.map, options())) {}
 
   static ScheduleOptions options() {
     const Order order = GetParam();
@@ -190,53 +190,53 @@ class Violations : public ::testing::TestWithParam<Order> {
   // Where the first entry is that the predicate accepts, as (tap, row).
   template <class Predicate>
   std::pair<int, int64_t> find(Predicate predicate) const {
-    for (int tap = 0; tap < c_.map.taps(); ++tap) {
-      for (int64_t row = 0; row < c_.map.n_out; ++row) {
-        if (predicate(tap, c_.map.neighbours.row<int32_t>(tap)[row])) return {tap, row};
+    for (int tap = 0; tap < layer.map.taps(); ++tap) {
+      for (int64_t row = 0; row < layer.map.n_out; ++row) {
+        if (predicate(tap, layer.map.neighbours.row<int32_t>(tap)[row])) return {tap, row};
       }
     }
     throw std::logic_error("no such entry");
   }
 
-  Case c_;
-  Schedule schedule_;
+  Case layer;
+  Schedule built;
 };
 
 TEST_P(Violations, AWrongRowIsFound) {
-  KernelMap other = copy_of(c_.map);
+  KernelMap other = copy_of(layer.map);
   const auto [tap, row] = find([](int, int32_t in) { return in >= 0; });
   ++other.neighbours.row<int32_t>(tap)[row];
-  EXPECT_NE(schedule_violation(schedule_, other).find(join("row ", row, " and tap ", tap)),
+  EXPECT_NE(schedule_violation(built, other).find(join("row ", row, " and tap ", tap)),
             std::string::npos)
-      << schedule_violation(schedule_, other);
+      << schedule_violation(built, other);
 }
 
 TEST_P(Violations, APairTheMapLacksIsFound) {
-  KernelMap other = copy_of(c_.map);
+  KernelMap other = copy_of(layer.map);
   const auto [tap, row] = find([](int, int32_t in) { return in >= 0; });
   other.neighbours.row<int32_t>(tap)[row] = -1;
-  EXPECT_NE(schedule_violation(schedule_, other), "");
+  EXPECT_NE(schedule_violation(built, other), "");
 }
 
 TEST_P(Violations, AMissingPairIsFound) {
-  KernelMap other = copy_of(c_.map);
+  KernelMap other = copy_of(layer.map);
   const auto [tap, row] = find([](int, int32_t in) { return in < 0; });
   other.neighbours.row<int32_t>(tap)[row] = 0;
-  EXPECT_NE(schedule_violation(schedule_, other).find(join("row ", row, " and tap ", tap)),
+  EXPECT_NE(schedule_violation(built, other).find(join("row ", row, " and tap ", tap)),
             std::string::npos)
-      << schedule_violation(schedule_, other);
+      << schedule_violation(built, other);
 }
 
 // The last tile has free places behind its rows; an entry there would be executed by whoever reads
 // whole tiles.
 TEST_P(Violations, AnEntryBehindATilesRowsIsFound) {
   if (GetParam() == Order::natural) GTEST_SKIP() << "natural index blocks end with the table";
-  for (int64_t t = 0; t < schedule_.tiles(); ++t) {
-    const Tile tile = schedule_.tile(t);
+  for (int64_t t = 0; t < built.tiles(); ++t) {
+    const Tile tile = built.tile(t);
     if (tile.rows == options().tile_rows || tile.blocks == 0) continue;
     // The schedule's own memory, which only a test writes.
-    const_cast<int32_t*>(schedule_.block(tile, 0).rows)[tile.rows] = 0;
-    EXPECT_NE(schedule_violation(schedule_, c_.map), "");
+    const_cast<int32_t*>(built.block(tile, 0).rows)[tile.rows] = 0;
+    EXPECT_NE(schedule_violation(built, layer.map), "");
     return;
   }
   FAIL() << "no tile is partly filled";
