@@ -38,6 +38,7 @@ inline const std::vector<std::string>& layers() {
       "subm3 16->16 empty",
       "subm3 16->16 full:5",
       "subm3 6->6 street",
+      "subm3 3->6 random:9000:26",
       "subm3 16->16 gap:129",
       "subm3 16->16 repeat:129",
       "subm2 6->3 repeat:31",
