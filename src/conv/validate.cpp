@@ -40,6 +40,11 @@ void validate_plan(const KernelMap& map, const PlanOptions& options) {
             map.neighbours.dtype == Dtype::i32,
         "the map's neighbour table is ", map.neighbours.rows, " x ", map.neighbours.cols, " ",
         name(map.neighbours.dtype), ", expected ", map.taps(), " x ", map.n_out, " i32");
+  if (options.transposed == nullptr) return;
+  const KernelMap& back = *options.transposed;
+  check(back.n_in == map.n_out && back.n_out == map.n_in && back.taps() == map.taps(),
+        "the transposed map has ", back.n_in, " -> ", back.n_out, " rows and ", back.taps(),
+        " taps, expected ", map.n_out, " -> ", map.n_in, " rows and ", map.taps(), " taps");
 }
 
 void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected& expected) {
@@ -70,7 +75,7 @@ void validate_weight_gradient(const Context& ctx,
   validate_weight_shape(ctx, dw, map, options);
   check(dw.dtype == options.dtype || (dw.dtype == Dtype::f32 && options.dtype != Dtype::f64),
         "the weight gradient has dtype ", name(dw.dtype), ", expected ", name(options.dtype),
-        options.dtype == Dtype::f64 ? "" : " or f32");
+        options.dtype == Dtype::f16 || options.dtype == Dtype::bf16 ? " or f32" : "");
 }
 
 Memory memory_of(const MatrixRef& matrix, const char* what) {

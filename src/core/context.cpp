@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "voxgemm/context.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -103,13 +107,21 @@ std::shared_ptr<void> allocate_host(size_t bytes) {
   return {data, std::free};
 }
 
+// The CPUs that the process may run on: a container or taskset leaves fewer than the machine has.
+int usable_cpus() {
+#if defined(__linux__)
+  cpu_set_t cpus;
+  if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) return CPU_COUNT(&cpus);
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
 }  // namespace
 
 Context Context::cpu(int threads) {
   check(threads >= 0, "threads is ", threads, ", expected 0 (all) or more");
   Context ctx;
-  ctx.threads =
-      threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  ctx.threads = threads > 0 ? threads : usable_cpus();
   ctx.run = [pool = std::make_shared<ThreadPool>(ctx.threads)](
                 int workers, const std::function<void(int)>& body) { pool->run(workers, body); };
   ctx.allocate = allocate_host;

@@ -2,6 +2,7 @@
 #include "voxgemm/context.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <stdexcept>
@@ -26,6 +27,19 @@ TEST(ContextCpu, TakesThreads) {
     EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
     EXPECT_STREQ(error.what(), "threads is -2, expected 0 (all) or more");
   }
+}
+
+// A container or taskset leaves a process fewer CPUs than the machine has.
+TEST(ContextCpu, TakesNoMoreThreadsThanTheProcessMayUse) {
+  cpu_set_t before;
+  if (sched_getaffinity(0, sizeof before, &before) != 0) GTEST_SKIP() << "no list of CPUs";
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  EXPECT_EQ(Context::cpu().threads, 1);
+  ASSERT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+  EXPECT_EQ(Context::cpu().threads, CPU_COUNT(&before));
 }
 
 TEST(MakeMatrix, IsAlignedAndContiguous) {
