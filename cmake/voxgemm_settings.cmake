@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Compiler flags of every target. No build path may reach a binary or an error text, hence the prefix map.
-add_compile_options(-Wall -Wextra "-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=")
+set(voxgemm_warnings -Wall -Wextra)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # Seen in g++ 12's own std::string where there is nothing to see (GCC bug 105329).
-  add_compile_options(-Wno-restrict)
+  list(APPEND voxgemm_warnings -Wno-restrict)
 endif()
 if(VOXGEMM_WERROR)
-  add_compile_options(-Werror)
+  list(APPEND voxgemm_warnings -Werror)
 endif()
+foreach(option IN LISTS voxgemm_warnings ITEMS "-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=")
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:${option}> $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${option}>)
+endforeach()
 if(VOXGEMM_SANITIZE)
   add_compile_options("-fsanitize=${VOXGEMM_SANITIZE}" -fno-sanitize-recover=all -fno-omit-frame-pointer)
   add_link_options("-fsanitize=${VOXGEMM_SANITIZE}")
@@ -15,5 +18,5 @@ endif()
 
 # Sums are rounded as written, except in the SIMD kernels, which choose their fused operations.
 function(voxgemm_exact_sums target)
-  target_compile_options(${target} PRIVATE -ffp-contract=off)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
 endfunction()

@@ -8,11 +8,12 @@
 
 namespace voxgemm {
 
-// Where work runs and what it may use: a device, a stream, threads and memory. All of it belongs to
-// the caller (under torch: torch's threads, torch's allocator); the library keeps none of its own.
+// Where work runs and what it may use: a device, a stream, threads and memory. All of it is the
+// caller's to say (under torch: as many threads as torch has, on torch's CPUs, and torch's memory).
 struct VOXGEMM_EXPORT Context {
   // Calls body(worker) once for every worker in [0, workers), on several threads or not, and
-  // returns when all have returned. body does not throw.
+  // returns when all have returned. body does not throw. Several threads may call it at once, and a
+  // body may call it again.
   using Run = std::function<void(int workers, const std::function<void(int worker)>& body)>;
   // Returns `bytes` bytes aligned to 64, or throws.
   using Allocate = std::function<std::shared_ptr<void>(size_t bytes)>;
@@ -24,15 +25,20 @@ struct VOXGEMM_EXPORT Context {
   Allocate allocate;
 
   // A CPU context with `threads` threads of its own (0: as many as the process may use) that sleep
-  // between parallel regions.
+  // between parallel regions. They start when first needed, and anew in a forked child.
   static Context cpu(int threads = 0);
+  // The same on threads that all shared contexts of the process have in common. Worker i's thread
+  // starts inside the body(i) of `start`, from where it has its CPUs and priority; without `start`
+  // inside the calling thread.
+  static Context shared(int threads, const Run& start = nullptr);
 };
 
 // A [rows, cols] matrix of the context's memory, not initialised.
 VOXGEMM_EXPORT Matrix make_matrix(const Context& ctx, int64_t rows, int64_t cols, Dtype dtype);
 
 // Runs body(task, worker) for every task in [0, tasks). Tasks are handed out in rising order to at
-// most ctx.threads workers; the first exception is rethrown once all workers have stopped.
+// most ctx.threads workers; the first exception is rethrown once all workers have stopped. body may
+// call parallel_for itself.
 VOXGEMM_EXPORT void parallel_for(const Context& ctx,
                                  int64_t tasks,
                                  const std::function<void(int64_t task, int worker)>& body);

@@ -5,6 +5,10 @@
 
 namespace voxgemm {
 
+// On a CUDA device nothing here waits: in_first and out_first are always there, since whether
+// coordinates repeat is not known to the host, and a map of coordinates whose index could not be
+// built (too wide a box) has no pairs and negative pairs_per_tap.
+
 // Which input row feeds which output row through which tap, for given coordinates and geometry.
 // Shared by every layer and pass that has them in common.
 struct VOXGEMM_EXPORT KernelMap {
@@ -26,7 +30,8 @@ struct VOXGEMM_EXPORT KernelMap {
   bool is_transposed = false;
 
   int taps() const { return geometry.taps(); }
-  int64_t pairs() const;
+  // The sum of pairs_per_tap. Waits for a CUDA device, and throws where its map could not be built.
+  int64_t pairs(const Context& ctx) const;
 };
 
 // out = in; geometry must have stride 1 (Geometry::submanifold). coords is read. O(n * taps) time,
@@ -45,6 +50,15 @@ VOXGEMM_EXPORT KernelMap build_kernel_map(const Context& ctx,
                                           const MatrixRef& in_coords,
                                           const MatrixRef& out_coords,
                                           const Geometry& geometry);
+
+// Nothing on the CPU. On a CUDA device waits once: throws where the map could not be built, and
+// empties in_first and out_first where nothing repeats, which saves grad_input the merging of
+// repeated rows.
+VOXGEMM_EXPORT void settle(const Context& ctx, KernelMap* map);
+
+// What settle() finds out, i64 [1, 3] on the device and without waiting: pairs of the first tap (negative where the
+// map could not be built), rows of in_first and of out_first that repeat a voxel.
+VOXGEMM_EXPORT Matrix map_status(const Context& ctx, const KernelMap& map);
 
 // The same pairs with the sides exchanged: what a transposed (inverse) convolution runs on, and the
 // backward of any. Transposing twice gives the map back.

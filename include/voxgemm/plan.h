@@ -16,8 +16,8 @@ struct Kernel;
 
 // The search space of a choice. Empty means everything.
 struct Filter {
-  std::vector<Algorithm> algorithms;
-  std::string kernel;  // one kernel by its name
+  std::vector<Algorithm> algorithms = {};
+  std::string kernel = {};  // one kernel by its name
 };
 
 struct PlanOptions {
@@ -25,9 +25,13 @@ struct PlanOptions {
   int c_out = 0;
   Dtype dtype = Dtype::f32;
   Operation operation = Operation::submanifold;
-  std::array<Filter, 3> filters = {};  // by Pass
-  const KernelMap* transposed =
-      nullptr;  // of the map, where the caller has it; else made when needed
+  Precision precision = Precision::ieee;  // of f32
+  std::array<Filter, 3> filters = {};     // by Pass
+  // What the caller has, else made when needed: the transposed map, and by pass a schedule of the
+  // map (for grad_input of the transposed one unless the map is symmetric), used if it is what the
+  // kernel asks for.
+  const KernelMap* transposed = nullptr;
+  std::array<const Schedule*, 3> schedules = {};
 };
 
 // A map with channels and dtype: one kernel and one schedule per pass, chosen when first needed.
@@ -83,6 +87,13 @@ struct Candidate {
   double seconds = 0;  // predicted, if it can run
   bool picked = false;
 };
+// The pick alone, and how it wants its map cut. Throws Error(unsupported) with the table of explain() if none can
+// run.
+struct Choice {
+  std::string kernel;
+  ScheduleOptions schedule;
+};
+VOXGEMM_EXPORT Choice choice(const Problem& problem, const Filter& filter);
 VOXGEMM_EXPORT std::vector<Candidate> candidates(const Problem& problem, const Filter& filter);
 VOXGEMM_EXPORT std::string explain(const Problem& problem, const Filter& filter = {});
 

@@ -27,6 +27,9 @@ struct ScheduleOptions {
   bool operator==(const ScheduleOptions&) const = default;
 };
 
+// chunk_rows for one chunk whatever the number of rows.
+constexpr int one_chunk = 1 << 30;
+
 struct Tile {
   int group = 0;
   int rows = 0;       // <= tile_rows
@@ -40,24 +43,32 @@ struct IndexBlock {
   const int32_t* rows = nullptr;  // [tile.rows] input rows, -1 = absent
 };
 
-// The stored arrays of a schedule, for kernels that read them themselves. Empty for natural order.
-// Positions and blocks are 32-bit: a schedule with 2^31 of either is an error.
+// The stored arrays of a schedule. Empty for natural order. Positions and blocks are 32-bit: a
+// schedule with 2^31 of either is an error. On a CUDA device the number of blocks is not known to
+// the host: block_taps and indices then have room for every tap of every tile, and end where the
+// last tile's blocks do.
 struct ScheduleParts {
-  MatrixRef order;        // i32 [1, positions]: output rows
-  MatrixRef chunk_tiles;  // i64 [1, chunks + 1]: tiles before each chunk
-  MatrixRef tiles;        // i32 [tiles, 4]: first, first_block, rows, group
-  MatrixRef masks;  // i32 [tiles, tile_rows / 64]: taps (bit 0 = the group's first) of each 64 rows
-  MatrixRef block_taps;  // i32 [1, blocks]
-  MatrixRef indices;     // i32 [blocks, tile_rows]
+  Matrix order;        // i32 [1, positions]: output rows
+  Matrix chunk_tiles;  // i64 [1, chunks + 1]: tiles before each chunk
+  Matrix tiles;        // i32 [tiles, 4]: first, first_block, rows, group
+  Matrix masks;  // i32 [tiles, tile_rows / 64]: taps (bit 0 = the group's first) of each 64 rows
+  Matrix block_taps;  // i32 [1, blocks]
+  Matrix indices;     // i32 [blocks, tile_rows]
 };
 
 // by_mask and by_tap leave out the index blocks of taps that no row of the tile has; natural
 // executes all. A natural schedule stores nothing: its index blocks are pieces of the map's
-// neighbour table.
+// neighbour table. A schedule of a CUDA map lives on the device; only rows(), taps(), options() and
+// parts() of it may be called. Building it does not wait, except by_tap, whose size depends on the
+// data.
 class VOXGEMM_EXPORT Schedule {
  public:
   // map.neighbours must outlive the schedule.
   static Schedule build(const Context& ctx, const KernelMap& map, const ScheduleOptions& options);
+  // Of parts that build() made for this map and these options.
+  static Schedule from_parts(const KernelMap& map,
+                             const ScheduleOptions& options,
+                             ScheduleParts parts);
 
   const ScheduleOptions& options() const { return options_; }
   int64_t rows() const { return rows_; }
@@ -71,26 +82,20 @@ class VOXGEMM_EXPORT Schedule {
   IndexBlock block(const Tile& tile, int index) const;
   // The output row at a position of a group's order.
   int64_t row(const Tile& tile, int position) const {
-    return order_.empty() ? tile.first + position : order_.as<int32_t>()[tile.first + position];
+    return parts_.order.empty() ? tile.first + position
+                                : parts_.order.as<int32_t>()[tile.first + position];
   }
   // Index entries that are read, absent ones included: taps * rows for natural order.
   int64_t row_visits() const;
   size_t bytes() const;
-  ScheduleParts parts() const {
-    return {order_, chunk_tiles_, tile_table_, masks_, block_taps_, indices_};
-  }
+  const ScheduleParts& parts() const { return parts_; }
 
  private:
   ScheduleOptions options_;
   int64_t rows_ = 0;
   int taps_ = 0;
   MatrixRef neighbours_;  // i32 [taps, rows], of the map
-  Matrix order_;
-  Matrix chunk_tiles_;
-  Matrix tile_table_;
-  Matrix masks_;
-  Matrix block_taps_;
-  Matrix indices_;
+  ScheduleParts parts_;
 };
 
 // A schedule must satisfy: every (out, tap) pair of the map stands in exactly one index block, at

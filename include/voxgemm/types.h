@@ -28,6 +28,15 @@ constexpr size_t size_of(Dtype dtype) {
   return 0;
 }
 
+// How products of f32 operands are made on tensor cores; sums are f32 in all of them. The other
+// dtypes know one way only, and the CPU treats every mode as ieee, which is at least as exact.
+enum class Precision {
+  ieee,    // f32 products
+  tf32,    // operands rounded to 11 significant bits
+  bf16x3,  // operands split in two bf16 each, three products: about 16 bits
+  bf16x6,  // in three bf16 each, six products: about 24 bits, as ieee
+};
+
 enum class DeviceKind { cpu, cuda };
 
 struct Device {
@@ -97,6 +106,7 @@ constexpr int algorithm_count = 5;
 
 // Names as they stand in problem strings, kernel names and messages.
 VOXGEMM_EXPORT std::string_view name(Dtype dtype);
+VOXGEMM_EXPORT std::string_view name(Precision precision);
 VOXGEMM_EXPORT std::string_view name(Pass pass);
 VOXGEMM_EXPORT std::string_view name(Algorithm algorithm);
 

@@ -31,7 +31,7 @@ std::string reason_against(const Kernel& kernel, const Problem& problem, const F
 const Kernel* pick(const Problem& problem, const Filter& filter) {
   const Kernel* best = nullptr;
   double best_seconds = 0;
-  for (const Kernel& kernel : registry()) {
+  for (const Kernel& kernel : registry(problem.device.kind)) {
     if (!reason_against(kernel, problem, filter).empty()) continue;
     const double seconds = kernel.cost(kernel, problem);
     const bool better = best == nullptr || (best->reference && !kernel.reference) ||
@@ -48,7 +48,7 @@ const Kernel* pick(const Problem& problem, const Filter& filter) {
 std::vector<Candidate> candidates(const Problem& problem, const Filter& filter) {
   const Kernel* picked = pick(problem, filter);
   std::vector<Candidate> list;
-  for (const Kernel& kernel : registry()) {
+  for (const Kernel& kernel : registry(problem.device.kind)) {
     Candidate& candidate = list.emplace_back();
     candidate.kernel = kernel.name;
     candidate.reason = reason_against(kernel, problem, filter);
@@ -79,6 +79,11 @@ const Kernel& choose(const Problem& problem, const Filter& filter) {
   if (const Kernel* picked = pick(problem, filter)) return *picked;
   fail(ErrorCode::unsupported, true,
        join("no kernel can run this problem inside the filter:\n", explain(problem, filter)));
+}
+
+Choice choice(const Problem& problem, const Filter& filter) {
+  const Kernel& picked = choose(problem, filter);
+  return {picked.name, picked.schedule(picked, problem)};
 }
 
 }  // namespace voxgemm

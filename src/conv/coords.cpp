@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conv/coords.h"
 
+#include <algorithm>
 #include <limits>
+#include <numeric>
 
+#include "conv/passes.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
 namespace {
 
-void require_backend(const Context& ctx) {
-  check(ctx.device.kind == DeviceKind::cpu, ErrorCode::unsupported,
-        "the context's device is cuda, but this build of voxgemm has no CUDA backend");
-}
+bool on_device(const Context& ctx) { return ctx.device.kind == DeviceKind::cuda; }
 
 void validate_index(const VoxelIndex& index, const MatrixRef& coords) {
   check(index.rows() == coords.rows, "the voxel index has ", index.rows(),
@@ -24,7 +24,6 @@ void validate_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const std::optional<Int3>& spatial_shape,
                      std::optional<int64_t> batch_size) {
-  require_backend(ctx);
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check(coords.device == ctx.device, "coordinates and context are on different devices");
   check(coords.dtype == Dtype::i32, "coordinates are ", name(coords.dtype), ", expected i32");
@@ -38,9 +37,15 @@ void validate_coords(const Context& ctx,
   if (!spatial_shape && !batch_size) return;
   std::array<std::optional<int64_t>, 4> limits = {batch_size};
   for (int axis = 0; spatial_shape && axis < 3; ++axis) limits[axis + 1] = (*spatial_shape)[axis];
-  const int64_t row = cpu::first_row_outside(ctx, coords, limits);
+  const int64_t row = on_device(ctx) ? cuda::first_row_outside(ctx, coords, limits)
+                                     : cpu::first_row_outside(ctx, coords, limits);
   if (row == coords.rows) return;
-  const auto* c = coords.row<int32_t>(row);
+  std::array<int32_t, 4> c{};
+  if (on_device(ctx)) {
+    c = cuda::coords_of_row(ctx, coords, row);
+  } else {
+    std::copy_n(coords.row<int32_t>(row), 4, c.begin());
+  }
   const std::string expected_batch =
       batch_size ? join("batch 0 to ", *batch_size - 1) : std::string("any batch");
   const std::string expected_shape = spatial_shape
@@ -53,7 +58,7 @@ void validate_coords(const Context& ctx,
 
 VoxelIndex::VoxelIndex(const Context& ctx, const MatrixRef& coords) {
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
-  state_ = cpu::make_index(ctx, coords);
+  state_ = on_device(ctx) ? cuda::make_index(ctx, coords) : cpu::make_index(ctx, coords);
 }
 VoxelIndex::~VoxelIndex() = default;
 VoxelIndex::VoxelIndex(VoxelIndex&&) noexcept = default;
@@ -67,6 +72,7 @@ int32_t VoxelIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  if (on_device(ctx)) return cuda::unique(ctx, coords);
   return cpu::unique(ctx, coords);
 }
 
@@ -77,6 +83,7 @@ Matrix output_coords(const Context& ctx,
                      const std::optional<Int3>& spatial_shape) {
   geometry.validate();
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  if (on_device(ctx)) return cuda::output_coords(ctx, coords, geometry, rule, spatial_shape);
   return cpu::output_coords(ctx, coords, geometry, rule, spatial_shape);
 }
 
@@ -95,7 +102,8 @@ KernelMap build_submanifold_map(const Context& ctx,
         ", expected stride 1");
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
   validate_index(index, coords);
-  return cpu::build_submanifold_map(ctx, index, coords, geometry);
+  if (on_device(ctx)) return cuda::build_submanifold_map(ctx, index.state(), coords, geometry);
+  return cpu::build_submanifold_map(ctx, index.state(), coords, geometry);
 }
 
 KernelMap build_kernel_map(const Context& ctx,
@@ -105,13 +113,33 @@ KernelMap build_kernel_map(const Context& ctx,
   geometry.validate();
   validate_coords(ctx, in_coords, std::nullopt, std::nullopt);
   validate_coords(ctx, out_coords, std::nullopt, std::nullopt);
+  if (on_device(ctx)) return cuda::build_kernel_map(ctx, in_coords, out_coords, geometry);
   return cpu::build_kernel_map(ctx, in_coords, out_coords, geometry);
 }
 
 KernelMap transpose(const Context& ctx, const KernelMap& map) {
-  require_backend(ctx);
   check(map.neighbours.device == ctx.device, "map and context are on different devices");
-  return cpu::transpose(ctx, map);
+  return on_device(ctx) ? cuda::transpose(ctx, map) : cpu::transpose(ctx, map);
+}
+
+int64_t KernelMap::pairs(const Context& ctx) const {
+  check(pairs_per_tap.device == ctx.device, "map and context are on different devices");
+  if (on_device(ctx)) return cuda::count_pairs(ctx, *this);
+  const auto* counts = pairs_per_tap.as<int64_t>();
+  return std::accumulate(counts, counts + pairs_per_tap.cols, int64_t{0});
+}
+
+Matrix map_status(const Context& ctx, const KernelMap& map) {
+  check(on_device(ctx), "a map's status is that of a CUDA map, the context is on the CPU");
+  return cuda::map_status(ctx, map);
+}
+
+void settle(const Context& ctx, KernelMap* map) {
+  if (!on_device(ctx)) return;
+  map->pairs(ctx);
+  const std::array<int64_t, 3> status = cuda::read_status(ctx, map_status(ctx, *map));
+  if (status[1] == 0) map->in_first = {};
+  if (status[2] == 0) map->out_first = {};
 }
 
 }  // namespace voxgemm

@@ -16,7 +16,9 @@ struct VoxelIndex::State {
   virtual int32_t find(int32_t batch, int32_t x, int32_t y, int32_t z) const = 0;
 };
 
-// The public functions of coords.h and kernel_map.h without their argument checks.
+// The public functions of coords.h and kernel_map.h without their argument checks. On a CUDA device
+// results are the CPU's, bit for bit, with one difference: in_first and out_first of a map are
+// always there. src/no_cuda stands for cuda where that is not built.
 namespace cpu {
 
 // The lowest row with a value outside [0, limit) of its column, where that has a limit; n if there
@@ -32,7 +34,7 @@ Matrix output_coords(const Context& ctx,
                      OutputRule rule,
                      const std::optional<Int3>& spatial_shape);
 KernelMap build_submanifold_map(const Context& ctx,
-                                const VoxelIndex& index,
+                                const VoxelIndex::State& index,
                                 const MatrixRef& coords,
                                 const Geometry& geometry);
 KernelMap build_kernel_map(const Context& ctx,
@@ -42,4 +44,41 @@ KernelMap build_kernel_map(const Context& ctx,
 KernelMap transpose(const Context& ctx, const KernelMap& map);
 
 }  // namespace cpu
+namespace cuda {
+
+// Waits for the device.
+int64_t first_row_outside(const Context& ctx,
+                          const MatrixRef& coords,
+                          const std::array<std::optional<int64_t>, 4>& limits);
+// Row `row` of the coordinates. Waits for the device.
+std::array<int32_t, 4> coords_of_row(const Context& ctx, const MatrixRef& coords, int64_t row);
+// Does not wait. unique_voxels() and find() of the index do, and throw what went wrong: a box that
+// is too large, or a full table.
+std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
+// Waits once.
+UniqueCoords unique(const Context& ctx, const MatrixRef& coords);
+// Waits once, a second time where the first table was too small.
+Matrix output_coords(const Context& ctx,
+                     const MatrixRef& coords,
+                     const Geometry& geometry,
+                     OutputRule rule,
+                     const std::optional<Int3>& spatial_shape);
+// These do not wait. Where the index of the input side could not be built, all pairs are absent and
+// every entry of pairs_per_tap is negative; count_pairs() throws then.
+KernelMap build_submanifold_map(const Context& ctx,
+                                const VoxelIndex::State& index,
+                                const MatrixRef& coords,
+                                const Geometry& geometry);
+KernelMap build_kernel_map(const Context& ctx,
+                           const MatrixRef& in_coords,
+                           const MatrixRef& out_coords,
+                           const Geometry& geometry);
+KernelMap transpose(const Context& ctx, const KernelMap& map);
+Matrix map_status(const Context& ctx, const KernelMap& map);
+// Waits for the device.
+std::array<int64_t, 3> read_status(const Context& ctx, const MatrixRef& status);
+// The sum of pairs_per_tap; throws where the map could not be built. Waits for the device.
+int64_t count_pairs(const Context& ctx, const KernelMap& map);
+
+}  // namespace cuda
 }  // namespace voxgemm

@@ -40,8 +40,15 @@ struct Kernel {
   const void* family = nullptr;  // what the functions of the family need, e.g. a cpu::Engine
 };
 
-// All kernels of this build.
-const std::vector<Kernel>& registry();
+// The rows of each backend.
+namespace cpu {
+std::vector<Kernel> kernels();
+}
+namespace cuda {
+std::vector<Kernel> kernels();
+}
+// All kernels of this build for a kind of device; they are asked about no other.
+const std::vector<Kernel>& registry(DeviceKind kind);
 
 // The kernel the filter's picked candidate names; throws Error(unsupported) with the explain table
 // if none can run.

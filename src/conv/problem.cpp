@@ -4,6 +4,7 @@
 #include <charconv>
 #include <vector>
 
+#include "conv/passes.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
@@ -11,9 +12,9 @@ namespace {
 
 constexpr std::string_view grammar =
     "expected \"PASS DTYPE OPERATION C_IN->C_OUT CLOUD\", e.g. \"forward f32 subm3 64->128 "
-    "shell:64\"; PASS is forward, grad_input or grad_weight, DTYPE f16, bf16, f32 or f64, "
-    "OPERATION "
-    "subm3, conv3s2p1 or inv2s2 (subm, conv or inv; size; then s, p, d)";
+    "shell:64\"; PASS is forward, grad_input or grad_weight, DTYPE f16, bf16, f32, f64, "
+    "tf32, bf16x3 or bf16x6, OPERATION subm3, conv3s2p1 or inv2s2 (subm, conv or inv; size; then "
+    "s, p, d)";
 
 [[noreturn]] void reject(std::string_view word, std::string_view what) {
   fail(ErrorCode::invalid_argument, true, join("\"", word, "\" is not ", what, "; ", grammar));
@@ -36,6 +37,17 @@ Enum parse_name(std::string_view word, std::initializer_list<Enum> values, std::
     if (name(value) == word) return value;
   }
   reject(word, what);
+}
+
+void parse_dtype(std::string_view word, Problem* problem) {
+  for (const Precision precision : {Precision::tf32, Precision::bf16x3, Precision::bf16x6}) {
+    if (name(precision) == word) {
+      problem->dtype = Dtype::f32;
+      problem->precision = precision;
+      return;
+    }
+  }
+  problem->dtype = parse_name(word, {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64}, "a dtype");
 }
 
 // Takes a number off the front of `rest`.
@@ -86,9 +98,12 @@ void parse_operation(std::string_view word, Problem* problem) {
   if (!known) reject(word, "an operation");
   Geometry& geometry = problem->geometry;
   geometry.size = take_three(&rest, word);
+  std::string seen;
   while (!rest.empty()) {
     const char key = rest.front();
     rest.remove_prefix(1);
+    if (seen.find(key) != std::string::npos) reject(word, "an operation (a key stands twice)");
+    seen.push_back(key);
     const Int3 values = take_three(&rest, word);
     if (key == 's') {
       geometry.stride = values;
@@ -111,11 +126,18 @@ void parse_operation(std::string_view word, Problem* problem) {
 
 }  // namespace
 
+void Problem::place(const Context& ctx) {
+  device = ctx.device;
+  architecture = device.kind == DeviceKind::cuda ? cuda::architecture(device) : 0;
+  threads = ctx.threads;
+}
+
 std::string Problem::text() const {
   Geometry shown = geometry;
   if (operation == Operation::submanifold) shown.padding = {0, 0, 0};
-  std::string text = join(name(pass), " ", name(dtype), " ", operation_name(operation),
-                          shown.text(), " ", c_in, "->", c_out);
+  std::string text =
+      join(name(pass), " ", precision == Precision::ieee ? name(dtype) : name(precision), " ",
+           operation_name(operation), shown.text(), " ", c_in, "->", c_out);
   return cloud.empty() ? text : text + " " + cloud;
 }
 
@@ -125,8 +147,7 @@ Problem Problem::parse(std::string_view text) {
   Problem problem;
   problem.pass =
       parse_name(words[0], {Pass::forward, Pass::grad_input, Pass::grad_weight}, "a pass");
-  problem.dtype =
-      parse_name(words[1], {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64}, "a dtype");
+  parse_dtype(words[1], &problem);
   parse_operation(words[2], &problem);
   std::string_view channels = words[3];
   problem.c_in = take_number(&channels, words[3], "C_IN->C_OUT");

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "conv/schedule.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
@@ -151,19 +152,11 @@ std::vector<Offsets> running_sums(const std::vector<ChunkPart>& parts) {
   return sums;
 }
 
-}  // namespace
-
-Schedule Schedule::build(const Context& ctx, const KernelMap& map, const ScheduleOptions& options) {
-  validate(options, map.taps());
-  Schedule schedule;
-  schedule.options_ = options;
-  schedule.rows_ = map.n_out;
-  schedule.taps_ = map.taps();
-  schedule.neighbours_ = map.neighbours;
-  if (options.order == Order::natural) return schedule;
-
+ScheduleParts build_parts(const Context& ctx,
+                          const KernelMap& map,
+                          const ScheduleOptions& options) {
   const Builder builder{map, options};
-  const int64_t chunks = schedule.chunks();
+  const int64_t chunks = ceil_div(map.n_out, options.chunk_rows);
   std::vector<ChunkPart> parts(chunks);
   parallel_for(ctx, chunks, [&](int64_t chunk, int) { parts[chunk] = builder.build(chunk); });
   const std::vector<Offsets> sums = running_sums(parts);
@@ -171,47 +164,71 @@ Schedule Schedule::build(const Context& ctx, const KernelMap& map, const Schedul
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check(total.positions <= most && total.blocks <= most, "the schedule has ", total.positions,
         " positions and ", total.blocks, " index blocks, expected at most ", most, " of each");
-  schedule.order_ = make_matrix(ctx, 1, total.positions, Dtype::i32);
-  schedule.chunk_tiles_ = make_matrix(ctx, 1, chunks + 1, Dtype::i64);
-  schedule.tile_table_ = make_matrix(ctx, total.tiles, 4, Dtype::i32);
-  schedule.masks_ = make_matrix(ctx, total.tiles, options.tile_rows / 64, Dtype::i32);
-  schedule.block_taps_ = make_matrix(ctx, 1, total.blocks, Dtype::i32);
-  schedule.indices_ = make_matrix(ctx, total.blocks, options.tile_rows, Dtype::i32);
-  schedule.chunk_tiles_.as<int64_t>()[chunks] = total.tiles;
+  ScheduleParts result;
+  result.order = make_matrix(ctx, 1, total.positions, Dtype::i32);
+  result.chunk_tiles = make_matrix(ctx, 1, chunks + 1, Dtype::i64);
+  result.tiles = make_matrix(ctx, total.tiles, 4, Dtype::i32);
+  result.masks = make_matrix(ctx, total.tiles, options.tile_rows / 64, Dtype::i32);
+  result.block_taps = make_matrix(ctx, 1, total.blocks, Dtype::i32);
+  result.indices = make_matrix(ctx, total.blocks, options.tile_rows, Dtype::i32);
+  result.chunk_tiles.as<int64_t>()[chunks] = total.tiles;
   parallel_for(ctx, chunks, [&](int64_t chunk, int) {
     const ChunkPart& part = parts[chunk];
     const Offsets& before = sums[chunk];
-    schedule.chunk_tiles_.as<int64_t>()[chunk] = before.tiles;
-    std::copy(part.order.begin(), part.order.end(),
-              schedule.order_.as<int32_t>() + before.positions);
+    result.chunk_tiles.as<int64_t>()[chunk] = before.tiles;
+    std::copy(part.order.begin(), part.order.end(), result.order.as<int32_t>() + before.positions);
     std::copy(part.block_taps.begin(), part.block_taps.end(),
-              schedule.block_taps_.as<int32_t>() + before.blocks);
+              result.block_taps.as<int32_t>() + before.blocks);
     for (size_t t = 0; t < part.tiles.size(); ++t) {
       const Tile& tile = part.tiles[t].tile;
       const int64_t number = before.tiles + static_cast<int64_t>(t);
       std::copy(part.tiles[t].masks.begin(), part.tiles[t].masks.end(),
-                schedule.masks_.row<uint32_t>(number));
-      auto* entry = schedule.tile_table_.row<int32_t>(number);
+                result.masks.row<uint32_t>(number));
+      auto* entry = result.tiles.row<int32_t>(number);
       const int64_t first_block = before.blocks + tile.first_block;
       entry[0] = static_cast<int32_t>(before.positions + tile.first);
       entry[1] = static_cast<int32_t>(first_block);
       entry[2] = tile.rows;
       entry[3] = tile.group;
       for (int b = 0; b < tile.blocks; ++b) {
-        auto* indices = schedule.indices_.row<int32_t>(first_block + b);
+        auto* indices = result.indices.row<int32_t>(first_block + b);
         const auto* neighbours = map.neighbours.row<int32_t>(part.block_taps[tile.first_block + b]);
         std::fill_n(indices, options.tile_rows, -1);
         for (int i = 0; i < tile.rows; ++i) indices[i] = neighbours[part.order[tile.first + i]];
       }
     }
   });
+  return result;
+}
+
+}  // namespace
+
+Schedule Schedule::build(const Context& ctx, const KernelMap& map, const ScheduleOptions& options) {
+  validate(options, map.taps());
+  check(map.neighbours.device == ctx.device, "map and context are on different devices");
+  if (options.order == Order::natural) return from_parts(map, options, {});
+  const bool on_device = ctx.device.kind == DeviceKind::cuda;
+  return from_parts(
+      map, options,
+      on_device ? cuda::build_schedule(ctx, map, options) : build_parts(ctx, map, options));
+}
+
+Schedule Schedule::from_parts(const KernelMap& map,
+                              const ScheduleOptions& options,
+                              ScheduleParts parts) {
+  Schedule schedule;
+  schedule.options_ = options;
+  schedule.rows_ = map.n_out;
+  schedule.taps_ = map.taps();
+  schedule.neighbours_ = map.neighbours;
+  schedule.parts_ = std::move(parts);
   return schedule;
 }
 
 int64_t Schedule::chunks() const { return ceil_div(rows_, options_.chunk_rows); }
 
 int64_t Schedule::first_tile(int64_t chunk) const {
-  return options_.order == Order::natural ? chunk : chunk_tiles_.as<int64_t>()[chunk];
+  return options_.order == Order::natural ? chunk : parts_.chunk_tiles.as<int64_t>()[chunk];
 }
 
 Tile Schedule::tile(int64_t t) const {
@@ -223,13 +240,13 @@ Tile Schedule::tile(int64_t t) const {
     tile.blocks = taps_;
     return tile;
   }
-  const auto* entry = tile_table_.row<int32_t>(t);
+  const auto* entry = parts_.tiles.row<int32_t>(t);
   tile.first = entry[0];
   tile.first_block = entry[1];
   tile.rows = entry[2];
   tile.group = entry[3];
   uint32_t mask = 0;
-  for (int64_t i = 0; i < masks_.cols; ++i) mask |= masks_.row<uint32_t>(t)[i];
+  for (int64_t i = 0; i < parts_.masks.cols; ++i) mask |= parts_.masks.row<uint32_t>(t)[i];
   tile.blocks = std::popcount(mask);
   return tile;
 }
@@ -239,7 +256,7 @@ IndexBlock Schedule::block(const Tile& tile, int index) const {
     return {index, neighbours_.row<int32_t>(index) + tile.first};
   }
   const int64_t block = tile.first_block + index;
-  return {block_taps_.as<int32_t>()[block], indices_.row<int32_t>(block)};
+  return {parts_.block_taps.as<int32_t>()[block], parts_.indices.row<int32_t>(block)};
 }
 
 int64_t Schedule::row_visits() const {
@@ -253,7 +270,8 @@ int64_t Schedule::row_visits() const {
 
 size_t Schedule::bytes() const {
   size_t sum = 0;
-  for (const Matrix* m : {&order_, &chunk_tiles_, &tile_table_, &masks_, &block_taps_, &indices_}) {
+  for (const Matrix* m : {&parts_.order, &parts_.chunk_tiles, &parts_.tiles, &parts_.masks,
+                          &parts_.block_taps, &parts_.indices}) {
     sum += static_cast<size_t>(m->rows) * m->cols * size_of(m->dtype);
   }
   return sum;

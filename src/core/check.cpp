@@ -26,6 +26,20 @@ std::string_view name(Dtype dtype) {
   return "?";
 }
 
+std::string_view name(Precision precision) {
+  switch (precision) {
+    case Precision::ieee:
+      return "ieee";
+    case Precision::tf32:
+      return "tf32";
+    case Precision::bf16x3:
+      return "bf16x3";
+    case Precision::bf16x6:
+      return "bf16x6";
+  }
+  return "?";
+}
+
 std::string_view name(Pass pass) {
   switch (pass) {
     case Pass::forward:

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "voxgemm/context.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 
@@ -24,73 +28,179 @@
 namespace voxgemm {
 namespace {
 
-// Threads that sleep between parallel regions; the caller is worker 0. Spinning would win a few
-// microseconds per region on an idle machine and lose milliseconds on a busy one.
-class ThreadPool {
- public:
-  explicit ThreadPool(int threads) {
-    for (int worker = 1; worker < threads; ++worker) {
-      threads_.emplace_back([this, worker] { serve(worker); });
-    }
-  }
+// One call of Context::run: its body's workers are claimed one by one, by whoever is free.
+struct Region {
+  const std::function<void(int)>& body;
+  int workers;
+  std::fenv_t floats = {};       // of the caller
+  int next = 1;                  // the first worker that nobody has claimed; the caller begins as 0
+  std::atomic<int> running = 0;  // claimed by the pool's threads and not done
+  std::condition_variable done = {};
+};
 
-  ~ThreadPool() {
+// How long a thread looks out for work, and a caller for its last worker, before it sleeps. A
+// thread that sleeps needs 5 us of its caller and comes 10 to 60 us later, which small layers feel;
+// more than this is lost beside a busy neighbour, for every region once.
+constexpr std::chrono::microseconds lookout(20);
+
+template <class Condition>
+void look_out_for(Condition condition) {
+  const auto end = std::chrono::steady_clock::now() + lookout;
+  while (!condition() && std::chrono::steady_clock::now() < end) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
+// The threads of a pool in one process.
+class Team {
+ public:
+  Team() : process_(getpid()) {}
+
+  ~Team() {
     {
       const std::scoped_lock lock(mutex_);
       stopping_ = true;
     }
-    start_.notify_all();
+    work_.notify_all();
     for (std::thread& thread : threads_) thread.join();
+  }
+
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  bool alive() const { return process_ == getpid(); }
+
+  // At least `helpers` threads where the system allows, each started inside a worker of `start`.
+  void grow(int helpers, const Context::Run& start) {
+    if (size_.load(std::memory_order_acquire) >= helpers) return;
+    const std::scoped_lock growth(growth_);
+    if (size_.load(std::memory_order_relaxed) >= helpers) return;
+    const auto birth = [this](int worker) {
+      if (worker <= size_.load(std::memory_order_relaxed)) return;
+      const std::scoped_lock lock(mutex_);
+      try {
+        threads_.emplace_back([this] { serve(); });
+      } catch (const std::system_error&) {
+        // No more threads: callers claim the workers that no thread comes for.
+      }
+    };
+    if (start) {
+      start(helpers + 1, birth);
+    } else {
+      for (int worker = 1; worker <= helpers; ++worker) birth(worker);
+    }
+    size_.store(helpers, std::memory_order_release);
+  }
+
+  void run(int workers, const std::function<void(int)>& body) {
+    Region region{.body = body, .workers = workers};
+    std::fegetenv(&region.floats);
+    std::unique_lock lock(mutex_);
+    regions_.push_back(&region);
+    open_ += workers - 1;
+    // Those that look out need no waking.
+    const int woken = std::min(workers - 1 - looking_, sleeping_);
+    lock.unlock();
+    for (int i = 0; i < woken; ++i) work_.notify_one();
+    body(0);
+    lock.lock();
+    // Workers that no thread has come for are not waited for.
+    while (region.next < workers) {
+      const int worker = claim(&region);
+      lock.unlock();
+      body(worker);
+      lock.lock();
+    }
+    if (region.running == 0) return;
+    lock.unlock();
+    look_out_for([&] { return region.running == 0; });
+    lock.lock();
+    region.done.wait(lock, [&] { return region.running == 0; });
+  }
+
+ private:
+  // Under mutex_.
+  int claim(Region* region) {
+    --open_;
+    if (region->next + 1 == region->workers) std::erase(regions_, region);
+    return region->next++;
+  }
+
+  void serve() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      if (open_ == 0) {
+        ++looking_;
+        lock.unlock();
+        look_out_for([this] { return open_ > 0; });
+        lock.lock();
+        --looking_;
+        ++sleeping_;
+        work_.wait(lock, [this] { return stopping_ || open_ > 0; });
+        --sleeping_;
+      }
+      if (stopping_) return;
+      Region& region = *regions_.front();
+      const int worker = claim(&region);
+      ++region.running;
+      lock.unlock();
+      std::fesetenv(&region.floats);
+      region.body(worker);
+      lock.lock();
+      if (--region.running == 0) region.done.notify_one();
+    }
+  }
+
+  const pid_t process_;
+  std::mutex growth_;
+  std::atomic<int> size_ = 0;  // helpers asked for
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::vector<Region*> regions_;  // with unclaimed workers, oldest first
+  std::atomic<int> open_ = 0;     // their unclaimed workers
+  int looking_ = 0;
+  int sleeping_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+// Threads that sleep between parallel regions; the caller of a region is its worker 0. Spinning
+// would win a few microseconds per region on an idle machine and lose milliseconds on a busy one.
+// Any number of threads may call run at once, the pool's own included: a nested region is a region
+// like others.
+class ThreadPool {
+ public:
+  ThreadPool() : team_(new Team) {}
+
+  ~ThreadPool() {
+    Team* team = team_;
+    // The threads of a parent process are not in this one, and nobody can wait for them.
+    if (team->alive()) delete team;
   }
 
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  void run(int workers, const std::function<void(int)>& body) {
-    // One region at a time: two host threads may share a context.
-    const std::scoped_lock region(region_);
-    const int helpers = std::min(workers - 1, static_cast<int>(threads_.size()));
-    {
-      const std::scoped_lock lock(mutex_);
-      body_ = &body;
-      helpers_ = helpers;
-      running_ = helpers;
-      ++generation_;
-    }
-    if (helpers > 0) start_.notify_all();
-    body(0);
-    for (int worker = helpers + 1; worker < workers; ++worker) body(worker);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return running_ == 0; });
+  void run(int workers, const std::function<void(int)>& body, const Context::Run& start) {
+    Team& team = current();
+    team.grow(workers - 1, start);
+    team.run(workers, body);
   }
 
  private:
-  void serve(int worker) {
-    uint64_t seen = 0;
-    std::unique_lock lock(mutex_);
-    while (true) {
-      start_.wait(lock, [&] { return stopping_ || generation_ != seen; });
-      if (stopping_) return;
-      seen = generation_;
-      if (worker > helpers_) continue;
-      const std::function<void(int)>* body = body_;
-      lock.unlock();
-      (*body)(worker);
-      lock.lock();
-      if (--running_ == 0) done_.notify_one();
-    }
+  // After a fork a new team: another thread may have held the old one's mutex, so it is not touched
+  // again.
+  Team& current() {
+    Team* team = team_.load(std::memory_order_acquire);
+    if (team->alive()) return *team;
+    auto fresh = std::make_unique<Team>();
+    if (team_.compare_exchange_strong(team, fresh.get())) return *fresh.release();
+    return *team;
   }
 
-  std::mutex region_;
-  std::mutex mutex_;
-  std::condition_variable start_;
-  std::condition_variable done_;
-  const std::function<void(int)>* body_ = nullptr;
-  uint64_t generation_ = 0;
-  int helpers_ = 0;
-  int running_ = 0;
-  bool stopping_ = false;
-  std::vector<std::thread> threads_;
+  std::atomic<Team*> team_;
 };
 
 std::shared_ptr<void> allocate_host(size_t bytes) {
@@ -122,8 +232,23 @@ Context Context::cpu(int threads) {
   check(threads >= 0, "threads is ", threads, ", expected 0 (all) or more");
   Context ctx;
   ctx.threads = threads > 0 ? threads : usable_cpus();
-  ctx.run = [pool = std::make_shared<ThreadPool>(ctx.threads)](
-                int workers, const std::function<void(int)>& body) { pool->run(workers, body); };
+  ctx.run = [pool = std::make_shared<ThreadPool>()](int workers,
+                                                    const std::function<void(int)>& body) {
+    pool->run(workers, body, nullptr);
+  };
+  ctx.allocate = allocate_host;
+  return ctx;
+}
+
+Context Context::shared(int threads, const Run& start) {
+  check(threads > 0, "threads is ", threads, ", expected 1 or more");
+  // Never destroyed: a thread may still compute while the process exits.
+  static ThreadPool& pool = *new ThreadPool;
+  Context ctx;
+  ctx.threads = threads;
+  ctx.run = [start](int workers, const std::function<void(int)>& body) {
+    pool.run(workers, body, start);
+  };
   ctx.allocate = allocate_host;
   return ctx;
 }

@@ -8,11 +8,6 @@
 
 namespace voxgemm {
 
-int64_t KernelMap::pairs() const {
-  const auto* counts = pairs_per_tap.as<int64_t>();
-  return std::accumulate(counts, counts + pairs_per_tap.cols, int64_t{0});
-}
-
 namespace cpu {
 namespace {
 
@@ -321,10 +316,10 @@ void count_pairs(KernelMap* map, int tap) {
 }  // namespace
 
 KernelMap build_submanifold_map(const Context& ctx,
-                                const VoxelIndex& index,
+                                const VoxelIndex::State& index,
                                 const MatrixRef& coords,
                                 const Geometry& geometry) {
-  const auto& bricks = static_cast<const BrickIndex&>(index.state());
+  const auto& bricks = static_cast<const BrickIndex&>(index);
   KernelMap map;
   map.geometry = geometry;
   map.symmetric = geometry.mirrors();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The registry rows of the CPU: every engine with every way to build a schedule, and the reference.
-#include "cpu/kernels.h"
+#include "conv/kernel.h"
 
 #include <algorithm>
 
@@ -45,7 +45,6 @@ int columns(const Problem& problem) {
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   const Engine& engine = engine_of(kernel);
-  if (problem.device.kind != DeviceKind::cpu) return "runs on the CPU only";
   if (engine.dtype != problem.dtype) return std::string("takes ").append(name(engine.dtype));
   return kernel.unavailable;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/coords.h"
+#include "conv/coords.h"
 
 #include <algorithm>
 #include <bit>
@@ -385,6 +385,11 @@ int64_t first_row_outside(const Context& ctx,
   launch(ctx, over(ctx, coords.rows), find_outside, Coords(coords), plain, lowest);
   return static_cast<int64_t>(
       std::min<uint64_t>(read_back(ctx, lowest), static_cast<uint64_t>(coords.rows)));
+}
+
+std::array<int32_t, 4> coords_of_row(const Context& ctx, const MatrixRef& coords, int64_t row) {
+  const DeviceGuard guard(ctx.device);
+  return read_back(ctx, reinterpret_cast<const std::array<int32_t, 4>*>(coords.row<int32_t>(row)));
 }
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "conv/passes.h"
 #include "voxgemm/cuda.h"
 
 namespace voxgemm {
@@ -35,6 +36,16 @@ bool is_capturing(const Context& ctx) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream_of(ctx), &status), "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;
+}
+
+int architecture(const Device& device) {
+  int major = 0;
+  int minor = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index),
+             "cudaDeviceGetAttribute");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index),
+             "cudaDeviceGetAttribute");
+  return 10 * major + minor;
 }
 
 int multiprocessors(const Context& ctx) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/grad_bias.h"
+#include "conv/passes.h"
 
 #include "cuda/float.cuh"
 #include "cuda/launch.cuh"

@@ -14,7 +14,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "cuda/coords.h"
+#include "conv/coords.h"
 #include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {

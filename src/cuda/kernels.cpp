@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/kernels.h"
-
+#include "conv/kernel.h"
 #include "cuda/kernels/naive.h"
 
 namespace voxgemm::cuda {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/repeated.h"
+#include "conv/passes.h"
 
 #include <algorithm>
 #include <bit>
@@ -37,16 +37,16 @@ __global__ void clear_rows(
 
 __global__ void write_sort_keys(const int32_t* first,
                                 int64_t rows,
-                                uint64_t* keys,
+                                uint32_t* keys,
                                 uint32_t* values) {
   for (int64_t row = thread_index(); row < rows; row += thread_count()) {
-    keys[row] = static_cast<uint64_t>(first[row]);
+    keys[row] = static_cast<uint32_t>(first[row]);
     values[row] = static_cast<uint32_t>(row);
   }
 }
 
 struct Groups {
-  const uint64_t* keys;    // [rows], ascending: the lowest row of the voxel
+  const uint32_t* keys;    // [rows], ascending: the lowest row of the voxel
   const uint32_t* values;  // [rows]: rows, ascending where keys are equal
   int64_t rows;
 };
@@ -57,7 +57,7 @@ __global__ void add_groups(Groups groups, const T* dy, int64_t dy_stride, int64_
   for (int64_t i = thread_index(); i < groups.rows * cols; i += thread_count()) {
     const int64_t start = i / cols;
     const int64_t col = i - start * cols;
-    const uint64_t key = groups.keys[start];
+    const uint32_t key = groups.keys[start];
     if (start > 0 && groups.keys[start - 1] == key) continue;
     int64_t place = start + 1;
     if (place == groups.rows || groups.keys[place] != key) continue;
@@ -89,16 +89,16 @@ Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& 
                                row_bytes, dy.rows, cudaMemcpyDeviceToDevice, stream_of(ctx)),
              "cudaMemcpy2DAsync");
   Layout layout;
-  const size_t keys = layout.add<uint64_t>(dy.rows);
-  const size_t sorted_keys = layout.add<uint64_t>(dy.rows);
+  const size_t keys = layout.add<uint32_t>(dy.rows);
+  const size_t sorted_keys = layout.add<uint32_t>(dy.rows);
   const size_t values = layout.add<uint32_t>(dy.rows);
   const size_t sorted_values = layout.add<uint32_t>(dy.rows);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-  const SortArrays arrays = {
-      Layout::at<uint64_t>(memory, keys), Layout::at<uint64_t>(memory, sorted_keys),
+  const SortArrays<uint32_t> arrays = {
+      Layout::at<uint32_t>(memory, keys), Layout::at<uint32_t>(memory, sorted_keys),
       Layout::at<uint32_t>(memory, values), Layout::at<uint32_t>(memory, sorted_values)};
   launch(ctx, over(ctx, dy.rows), write_sort_keys, first.as<int32_t>(), dy.rows,
-         Layout::at<uint64_t>(memory, keys), Layout::at<uint32_t>(memory, values));
+         Layout::at<uint32_t>(memory, keys), Layout::at<uint32_t>(memory, values));
   const int bits =
       std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(dy.rows - 1))));
   sort_by_key(ctx, arrays, dy.rows, bits);

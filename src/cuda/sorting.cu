@@ -18,15 +18,23 @@ void with_memory(const Context& ctx, const char* name, const Call& call) {
   check_cuda(call(memory.get(), bytes), name);
 }
 
-}  // namespace
-
-void sort_by_key(const Context& ctx, const SortArrays& arrays, int64_t count, int bits) {
+template <class Key>
+void sort(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits) {
   if (count == 0) return;
   with_memory(ctx, "the radix sort", [&](void* memory, size_t& bytes) {
     return cub::DeviceRadixSort::SortPairs(memory, bytes, arrays.keys, arrays.sorted_keys,
                                            arrays.values, arrays.sorted_values, count, 0, bits,
                                            stream_of(ctx));
   });
+}
+
+}  // namespace
+
+void sort_by_key(const Context& ctx, const SortArrays<uint32_t>& arrays, int64_t count, int bits) {
+  sort(ctx, arrays, count, bits);
+}
+void sort_by_key(const Context& ctx, const SortArrays<uint64_t>& arrays, int64_t count, int bits) {
+  sort(ctx, arrays, count, bits);
 }
 
 void exclusive_sums(const Context& ctx, const uint32_t* counts, uint32_t* sums, int64_t count) {

@@ -9,13 +9,15 @@ namespace voxgemm::cuda {
 // compile slowly.
 
 // Sorts values by the low `bits` bits of their keys, stable; all four arrays are apart.
+template <class Key>
 struct SortArrays {
-  const uint64_t* keys;
-  uint64_t* sorted_keys;
+  const Key* keys;
+  Key* sorted_keys;
   const uint32_t* values;
   uint32_t* sorted_values;
 };
-void sort_by_key(const Context& ctx, const SortArrays& arrays, int64_t count, int bits);
+void sort_by_key(const Context& ctx, const SortArrays<uint32_t>& arrays, int64_t count, int bits);
+void sort_by_key(const Context& ctx, const SortArrays<uint64_t>& arrays, int64_t count, int bits);
 
 // sums[i] = counts[0] + ... + counts[i - 1], in place or not.
 void exclusive_sums(const Context& ctx, const uint32_t* counts, uint32_t* sums, int64_t count);

@@ -68,7 +68,7 @@ void expect_same(const KernelMap& map, const Expected& expected) {
   ASSERT_EQ(elements<int32_t>(map.out_first), expected.out_first);
   int64_t pairs = 0;
   for (const int64_t count : expected.pairs) pairs += count;
-  ASSERT_EQ(map.pairs(), pairs);
+  ASSERT_EQ(map.pairs(Context::cpu(1)), pairs);
 }
 
 // The map, its transpose and the transpose of that.

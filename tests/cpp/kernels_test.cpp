@@ -32,7 +32,7 @@ TEST_P(Problems, EveryKernelAgreesWithTheReference) {
   for (const Fill fill : {Fill::integers, Fill::reals}) {
     const Operands operands = make_operands(c, fill);
     const Sums expected = judge(context(), c, operands);
-    for (const Kernel& kernel : registry()) {
+    for (const Kernel& kernel : registry(DeviceKind::cpu)) {
       if (!why_not(context(), c, kernel).empty()) continue;
       SCOPED_TRACE(kernel.name + " on " + GetParam());
       // The layout changes from kernel to kernel, so that each meets all of them over the list.
@@ -69,7 +69,7 @@ class Kernels : public ::testing::TestWithParam<std::string> {
 
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
-  for (const Kernel& kernel : registry()) names.push_back(kernel.name);
+  for (const Kernel& kernel : registry(DeviceKind::cpu)) names.push_back(kernel.name);
   return names;
 }
 
@@ -178,7 +178,7 @@ TEST(Engines, GiveTheSameBitsForEveryScheduleWithoutSlices) {
         const Case c = make_case(context(), problem_text(pass, dtype, layer));
         const Operands operands = make_operands(c, Fill::reals);
         std::map<const void*, std::vector<double>> of_engine;
-        for (const Kernel& kernel : registry()) {
+        for (const Kernel& kernel : registry(DeviceKind::cpu)) {
           if (kernel.slices > 1 || !why_not(context(), c, kernel).empty()) continue;
           SCOPED_TRACE(kernel.name + " on " + c.problem.text());
           const std::vector<double> result = run(context(), c, kernel.name, operands);
@@ -197,7 +197,7 @@ TEST(Engines, TakeWeightsThatDoNotFitTheirBudgets) {
     const Case c = make_case(context(), problem_text(pass, Dtype::f32, "subm3 600->576 line:3"));
     const Operands operands = make_operands(c, Fill::integers);
     const Sums expected = judge(context(), c, operands);
-    for (const Kernel& kernel : registry()) {
+    for (const Kernel& kernel : registry(DeviceKind::cpu)) {
       const bool first = kernel.algorithm == Algorithm::implicit_gemm && !kernel.reference;
       if (!first || !why_not(context(), c, kernel).empty()) continue;
       EXPECT_TRUE(within_bound(run(context(), c, kernel.name, operands), expected,
@@ -212,7 +212,7 @@ TEST(Engines, TakeRowsThatDoNotFitTheirBudgets) {
   const Case c = make_case(context(), "forward f32 subm3x1x1 3->192 line:12000");
   const Operands operands = make_operands(c, Fill::integers);
   const Sums expected = judge(context(), c, operands);
-  for (const Kernel& kernel : registry()) {
+  for (const Kernel& kernel : registry(DeviceKind::cpu)) {
     if (kernel.slices == 1 || !why_not(context(), c, kernel).empty()) continue;
     EXPECT_TRUE(within_bound(run(context(), c, kernel.name, operands), expected,
                              {accumulator(kernel), Dtype::f32}))
@@ -222,7 +222,8 @@ TEST(Engines, TakeRowsThatDoNotFitTheirBudgets) {
 
 TEST(Registry, NamesAreDistinct) {
   std::map<std::string, int> counts;
-  for (const Kernel& kernel : registry()) EXPECT_EQ(++counts[kernel.name], 1) << kernel.name;
+  for (const Kernel& kernel : registry(DeviceKind::cpu))
+    EXPECT_EQ(++counts[kernel.name], 1) << kernel.name;
 }
 
 TEST(Reference, AgreesWithTheRelationBetweenCoordinates) {

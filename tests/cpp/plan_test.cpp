@@ -327,7 +327,7 @@ TEST(PlanKernel, IsTheChosenOne) {
   EXPECT_EQ(problem.text(), "grad_weight f16 conv3s2p1 16->33");
   EXPECT_EQ(problem.n_in, c.map.n_in);
   EXPECT_EQ(problem.n_out, c.map.n_out);
-  EXPECT_EQ(problem.pairs, c.map.pairs());
+  EXPECT_EQ(problem.pairs, c.map.pairs(context()));
   EXPECT_EQ(problem.threads, context().threads);
   // The backward convolution's sides are exchanged.
   EXPECT_EQ(plan.problem(context(), Pass::grad_input).n_in, c.map.n_out);
@@ -374,7 +374,7 @@ TEST(Plan, NoRowsAtAll) {
 }
 
 TEST(Plan, BiasIsOptional) {
-  for (const Kernel& kernel : registry()) {
+  for (const Kernel& kernel : registry(DeviceKind::cpu)) {
     for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
       const Case c =
           make_case(context(), problem_text(Pass::forward, dtype, "subm3 6->17 line:33"));
@@ -457,7 +457,7 @@ TEST(Plan, RowsFarApart) {
   operands.dy = expected;
   const std::vector<double> expected_dw =
       brute_force(c.with(Pass::grad_weight, Dtype::f16), operands);
-  for (const Kernel& kernel : registry()) {
+  for (const Kernel& kernel : registry(DeviceKind::cpu)) {
     if (!why_not(context(), c, kernel).empty()) continue;
     Plan plan = Plan::make(context(), c.map,
                            plan_options(c.problem, {.algorithms = {}, .kernel = kernel.name}));

@@ -62,7 +62,7 @@ void check_problem(const std::string& text, Random* random) {
   const Case c = make_case(context(), text);
   // Enough for every size above, and no single problem takes the whole time.
   if (Problem measured = c.problem; true) {
-    measured.pairs = c.map.pairs();
+    measured.pairs = c.map.pairs(context());
     if (measured.useful_flops() > 2e7) return;
   }
   const Operands integers = make_operands(c, Fill::integers);
@@ -71,7 +71,7 @@ void check_problem(const std::string& text, Random* random) {
   const Sums expected_reals = judge(context(), c, reals);
   EXPECT_TRUE(same_bits(expected_integers.values, brute_force(c, integers)));
   std::vector<const Kernel*> able;
-  for (const Kernel& kernel : registry()) {
+  for (const Kernel& kernel : registry(DeviceKind::cpu)) {
     if (why_not(context(), c, kernel).empty()) able.push_back(&kernel);
   }
   for (int repeat = 0; repeat < 2; ++repeat) {

@@ -9,6 +9,7 @@
 #include "support/run.h"
 #include "voxgemm/cuda.h"
 #include "voxgemm/error.h"
+#include "voxgemm/schedule.h"
 
 namespace voxgemm::test {
 
@@ -45,6 +46,20 @@ inline Matrix to_host(const Context& ctx, const MatrixRef& device) {
 
 inline Matrix coords_on_device(const Context& ctx, const Voxels& voxels) {
   return to_device(ctx, coords_matrix(context(), voxels));
+}
+
+// The schedule of a map whose twin on the host is `host`, built there.
+inline Schedule device_schedule(const Context& ctx,
+                                const KernelMap& host,
+                                const KernelMap& device,
+                                const ScheduleOptions& options) {
+  const Schedule built = Schedule::build(context(), host, options);
+  ScheduleParts parts = built.parts();
+  for (Matrix* part : {&parts.order, &parts.chunk_tiles, &parts.tiles, &parts.masks,
+                       &parts.block_taps, &parts.indices}) {
+    if (!part->empty()) *part = to_device(ctx, *part);
+  }
+  return Schedule::from_parts(device, options, std::move(parts));
 }
 
 // Of a contiguous matrix of any device.

@@ -2,7 +2,7 @@
 // The Hopper kernel against the CPU's reference, over schedules that the CPU builds.
 #include "cuda/kernels/implicit_gemm_sm90.h"
 
-#include "cuda/coords.h"
+#include "conv/coords.h"
 #include "cuda/gpu.h"
 
 namespace voxgemm::test {

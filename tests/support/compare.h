@@ -35,6 +35,29 @@ struct Sums {
   bool exact = false;
   // Relative error of an operand that was itself rounded (repeated rows of dy are added first).
   double operand_error = 0;
+
+  // The same sums in another precision of f32: operands are rounded or split, and a product becomes
+  // several.
+  Sums in(Precision precision) const {
+    Sums other = *this;
+    if (precision == Precision::ieee) return other;
+    // tf32 has 11 significant bits. Of k bf16 pieces of 8 bits the rest is below 2^-8k of the
+    // operand; what bf16x3 and bf16x6 leave out is one, or two and a smaller, product of that size.
+    const double rest = std::ldexp(1.0, precision == Precision::tf32     ? -11
+                                        : precision == Precision::bf16x3 ? -16
+                                                                         : -24);
+    const double left_out = precision == Precision::tf32     ? 0
+                            : precision == Precision::bf16x3 ? 1
+                                                             : 2.01;
+    const double products = precision == Precision::tf32     ? 1
+                            : precision == Precision::bf16x3 ? 3
+                                                             : 6;
+    const double error = (1 + rest) * (1 + rest) - 1 + left_out * rest;
+    other.operand_error = (1 + operand_error) * (1 + error) - 1;
+    for (double& n : other.terms) n *= products;
+    other.exact = exact && precision != Precision::tf32;
+    return other;
+  }
 };
 
 struct Arithmetic {

@@ -176,7 +176,7 @@ inline Dtype accumulator(const Kernel& kernel) {
 }
 
 inline const Kernel& kernel_named(const std::string& name) {
-  return *std::find_if(registry().begin(), registry().end(),
+  return *std::find_if(registry(DeviceKind::cpu).begin(), registry(DeviceKind::cpu).end(),
                        [&](const Kernel& kernel) { return kernel.name == name; });
 }
 

@@ -69,7 +69,6 @@ void grad_weight(const Context& ctx, const ConvArgs& args) {
 }
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
-  if (problem.device.kind != DeviceKind::cuda) return "runs on CUDA only";
   const auto& dtype = *static_cast<const Dtype*>(kernel.family);
   return dtype == problem.dtype ? "" : join("takes ", name(dtype));
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Coordinates and maps on the device, against the CPU's: the same bits.
-#include "cuda/coords.h"
+#include "conv/coords.h"
 #include "cuda/device.h"
 #include "cuda/gpu.h"
 #include "support/random_coords.h"
@@ -30,7 +30,7 @@ void expect_same_map(const KernelMap& map, const KernelMap& expected) {
   ASSERT_EQ(fetched<int32_t>(ctx, map.neighbours), fetched<int32_t>(ctx, expected.neighbours));
   ASSERT_EQ(fetched<int64_t>(ctx, map.pairs_per_tap),
             fetched<int64_t>(ctx, expected.pairs_per_tap));
-  ASSERT_EQ(cuda::count_pairs(ctx, map), expected.pairs());
+  ASSERT_EQ(cuda::count_pairs(ctx, map), expected.pairs(context()));
   ASSERT_EQ(fetched<int32_t>(ctx, map.in_first),
             all_first_rows(ctx, expected.in_first, expected.n_in));
   ASSERT_EQ(fetched<int32_t>(ctx, map.out_first),

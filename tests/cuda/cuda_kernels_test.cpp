@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every CUDA row of the registry on every problem of support/problems.h, against the CPU's
 // reference; and what a backward pass needs beside a kernel.
-#include "cuda/kernels.h"
 
 #include <map>
 
-#include "cuda/coords.h"
+#include "conv/coords.h"
+#include "conv/passes.h"
 #include "cuda/gpu.h"
-#include "cuda/grad_bias.h"
-#include "cuda/repeated.h"
 
 namespace voxgemm::test {
 namespace {
@@ -72,6 +70,18 @@ WeightsRef seen_transposed(WeightsRef w) {
   return w;
 }
 
+// The problem as the device's rows of the registry see it.
+Problem problem_on_device(const Case& c) {
+  Problem p = c.problem;
+  const bool backward = p.pass == Pass::grad_input;
+  p.n_in = backward ? c.map.n_out : c.map.n_in;
+  p.n_out = backward ? c.map.n_in : c.map.n_out;
+  p.pairs = c.map.pairs(context());
+  p.device = gpu()->device;
+  p.architecture = cuda::architecture(p.device);
+  return p;
+}
+
 // As run() of support/run.h, with a kernel of the device.
 std::vector<double> run_on_device(const Case& c,
                                   const Kernel& kernel,
@@ -88,6 +98,7 @@ std::vector<double> run_on_device(const Case& c,
   const Mirror w_mirror(w.elements(), p.dtype);
   const Mirror bias_mirror(bias.elements(), p.dtype);
   const KernelMap map = on_device(c.map);
+  const Problem problem = problem_on_device(c);
   std::vector<double> result;
   const auto take = [&](const auto& matrix, const Mirror& mirror) {
     mirror.fetch();
@@ -98,8 +109,10 @@ std::vector<double> run_on_device(const Case& c,
   if (p.pass == Pass::forward) {
     const Buffer y({c.map.n_out, p.c_out, memory.gap}, p.dtype);
     const Mirror mirror(y.elements(), p.dtype);
+    const Schedule schedule = device_schedule(ctx, c.map, map, kernel.schedule(kernel, problem));
     kernel.launch(kernel, ctx, p.pass,
-                  {.map = &map,
+                  {.schedule = &schedule,
+                   .map = &map,
                    .x = x_mirror.moved(x.ref()),
                    .w = w_mirror.moved(w.ref()),
                    .bias = bias_mirror.moved(bias.ref()).data,
@@ -114,8 +127,12 @@ std::vector<double> run_on_device(const Case& c,
     EXPECT_EQ(repeats, !c.map.out_first.empty());
     Matrix merged;
     if (repeats) merged = cuda::merge_repeated(ctx, upstream, map.out_first);
+    const KernelMap host = map.symmetric ? c.map : transpose(context(), c.map);
+    const Schedule schedule =
+        device_schedule(ctx, host, backward, kernel.schedule(kernel, problem));
     kernel.launch(kernel, ctx, p.pass,
-                  {.map = &backward,
+                  {.schedule = &schedule,
+                   .map = &backward,
                    .x = repeats ? static_cast<const MatrixRef&>(merged) : upstream,
                    .w = seen_transposed(w_mirror.moved(w.ref())),
                    .y = mirror.moved(dx.ref()),
@@ -126,8 +143,10 @@ std::vector<double> run_on_device(const Case& c,
     const Dtype dtype = memory.gradient.value_or(p.dtype);
     const Weights dw(weight_shape(c), dtype, memory.layout);
     const Mirror mirror(dw.elements(), dtype);
+    const Schedule schedule = device_schedule(ctx, c.map, map, kernel.schedule(kernel, problem));
     kernel.launch(kernel, ctx, p.pass,
-                  {.map = &map,
+                  {.schedule = &schedule,
+                   .map = &map,
                    .x = x_mirror.moved(x.ref()),
                    .w = mirror.moved(dw.ref()),
                    .y = dy_mirror.moved(dy.ref())});
@@ -136,18 +155,13 @@ std::vector<double> run_on_device(const Case& c,
   return result;
 }
 
-Dtype sum_dtype(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
-
-// The problem as the device's rows of the registry see it.
-Problem problem_on_device(const Case& c) {
-  Problem p = c.problem;
-  const bool backward = p.pass == Pass::grad_input;
-  p.n_in = backward ? c.map.n_out : c.map.n_in;
-  p.n_out = backward ? c.map.n_in : c.map.n_out;
-  p.pairs = c.map.pairs();
-  p.device = gpu()->device;
-  return p;
+// A dtype and, for f32, the ways its products can be made.
+std::vector<Precision> precisions(Dtype dtype) {
+  if (dtype != Dtype::f32) return {Precision::ieee};
+  return {Precision::ieee, Precision::tf32, Precision::bf16x3, Precision::bf16x6};
 }
+
+Dtype sum_dtype(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 
 class Layers : public OnGpu, public ::testing::WithParamInterface<std::string> {};
 
@@ -166,13 +180,17 @@ TEST_P(Layers, EveryKernelAgreesWithTheReference) {
       for (const Fill fill : {Fill::integers, Fill::reals}) {
         const Operands operands = make_operands(c, fill);
         const Sums expected = judge(context(), c, operands);
-        for (const Kernel& kernel : cuda::kernels()) {
-          if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
-          SCOPED_TRACE(kernel.name + " on " + c.problem.text());
-          const Memory memory{.layout = layouts[ran++ % std::size(layouts)]};
-          const auto once = run_on_device(c, kernel, operands, memory);
-          EXPECT_TRUE(within_bound(once, expected, {sum_dtype(dtype), dtype}));
-          EXPECT_TRUE(same_bits(run_on_device(c, kernel, operands, memory), once));
+        for (const Precision precision : precisions(dtype)) {
+          Case precise = c;
+          precise.problem.precision = precision;
+          for (const Kernel& kernel : cuda::kernels()) {
+            if (!kernel.why_not(kernel, problem_on_device(precise)).empty()) continue;
+            SCOPED_TRACE(kernel.name + " on " + precise.problem.text());
+            const Memory memory{.layout = layouts[ran++ % std::size(layouts)]};
+            const auto once = run_on_device(precise, kernel, operands, memory);
+            EXPECT_TRUE(within_bound(once, expected.in(precision), {sum_dtype(dtype), dtype}));
+            EXPECT_TRUE(same_bits(run_on_device(precise, kernel, operands, memory), once));
+          }
         }
       }
     }
@@ -238,12 +256,6 @@ TEST_F(Kernels, NeverMultiplyAnAbsentNeighbour) {
             same_bits(run_on_device(c, kernel, poisoned), run_on_device(c, kernel, operands)));
       }
     }
-  }
-}
-
-TEST_F(Kernels, SayWhyTheyDoNotRunOnTheCpu) {
-  for (const Kernel& kernel : cuda::kernels()) {
-    EXPECT_EQ(kernel.why_not(kernel, Problem{}), "runs on CUDA only") << kernel.name;
   }
 }
 

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+# Whether the CUDA backend is built (VOXGEMM_HAS_CUDA), with which runtime and for which devices.
+set(VOXGEMM_CUDA_ARCHITECTURES AUTO CACHE STRING
+  "Devices as in sm_NN; AUTO: those of this machine, without any 80 and 90")
+set(VOXGEMM_HAS_CUDA OFF)
+if(VOXGEMM_CUDA STREQUAL "OFF")
+  return()
+endif()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(VOXGEMM_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "voxgemm: VOXGEMM_CUDA=ON, but no nvcc was found (CUDACXX or PATH)")
+  endif()
+  message(STATUS "voxgemm: no nvcc was found, building for the CPU only")
+  return()
+endif()
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+find_package(Python COMPONENTS Interpreter REQUIRED)
+# The static runtime is the one thing that is linked: it is at home with any driver of its generation.
+get_target_property(VOXGEMM_CUDART CUDA::cudart_static IMPORTED_LOCATION)
+if(NOT VOXGEMM_CUDART)
+  find_library(VOXGEMM_CUDART cudart_static HINTS "${CUDAToolkit_LIBRARY_DIR}" REQUIRED)
+endif()
+set(VOXGEMM_HAS_CUDA ON)
+
+if(VOXGEMM_CUDA_ARCHITECTURES STREQUAL "AUTO")
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+    OUTPUT_VARIABLE present ERROR_QUIET RESULT_VARIABLE failed)
+  string(REGEX REPLACE "[^0-9\n]" "" present "${present}")
+  string(REGEX MATCHALL "[0-9]+" present "${present}")
+  if(failed OR NOT present)
+    set(present 80 90)
+  endif()
+  list(REMOVE_DUPLICATES present)
+  list(SORT present COMPARE NATURAL)
+  set(VOXGEMM_CUDA_ARCHITECTURES ${present})
+endif()
+message(STATUS "voxgemm: CUDA ${CUDAToolkit_VERSION}, architectures ${VOXGEMM_CUDA_ARCHITECTURES}")

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "voxgemm/kernel_map.h"
+
+// What the passes need beside a kernel, once per backend: results are the same bits on both.
+namespace voxgemm {
+namespace cpu {
+
+// dy with the rows of every voxel added to the voxel's lowest row, in double and in row order: the
+// adjoint of giving every repeated row a copy of the output. first, i32 [n, 1], is the lowest row
+// with the same coordinates.
+Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first);
+// Sets the rows that are not their voxel's lowest to zero.
+void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& first);
+void fill_zero(const Context& ctx, const WeightsRef& w);
+// db [1, channels] = sum of the rows of dy, in double: blocks of 2048 rows, then the blocks in
+// order.
+void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
+
+}  // namespace cpu
+namespace cuda {
+
+Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first);
+void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& first);
+void fill_zero(const Context& ctx, const WeightsRef& w);
+void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
+// The rows r with first[r] != r. Waits for the device.
+int64_t count_repeated(const Context& ctx, const MatrixRef& first);
+// Ten times the compute capability of a device, e.g. 90.
+int architecture(const Device& device);
+
+}  // namespace cuda
+}  // namespace voxgemm

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stands for src/cuda in builds without it: every entry says so.
+#include "conv/coords.h"
+#include "conv/kernel.h"
+#include "conv/passes.h"
+#include "conv/schedule.h"
+#include "voxgemm/cuda.h"
+#include "voxgemm/error.h"
+
+namespace voxgemm {
+namespace {
+
+[[noreturn]] void absent() {
+  fail(ErrorCode::unsupported, true,
+       "this build of voxgemm has no CUDA backend, expected a CPU context");
+}
+
+}  // namespace
+
+Context cuda_context(int) { absent(); }
+void synchronize(const Context&) { absent(); }
+void copy(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
+
+namespace cuda {
+
+std::vector<Kernel> kernels() { return {}; }
+
+int64_t first_row_outside(const Context&,
+                          const MatrixRef&,
+                          const std::array<std::optional<int64_t>, 4>&) {
+  absent();
+}
+std::array<int32_t, 4> coords_of_row(const Context&, const MatrixRef&, int64_t) { absent(); }
+std::unique_ptr<VoxelIndex::State> make_index(const Context&, const MatrixRef&) { absent(); }
+UniqueCoords unique(const Context&, const MatrixRef&) { absent(); }
+Matrix output_coords(
+    const Context&, const MatrixRef&, const Geometry&, OutputRule, const std::optional<Int3>&) {
+  absent();
+}
+KernelMap build_submanifold_map(const Context&,
+                                const VoxelIndex::State&,
+                                const MatrixRef&,
+                                const Geometry&) {
+  absent();
+}
+KernelMap build_kernel_map(const Context&, const MatrixRef&, const MatrixRef&, const Geometry&) {
+  absent();
+}
+KernelMap transpose(const Context&, const KernelMap&) { absent(); }
+Matrix map_status(const Context&, const KernelMap&) { absent(); }
+std::array<int64_t, 3> read_status(const Context&, const MatrixRef&) { absent(); }
+int64_t count_pairs(const Context&, const KernelMap&) { absent(); }
+ScheduleParts build_schedule(const Context&, const KernelMap&, const ScheduleOptions&) { absent(); }
+
+Matrix merge_repeated(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
+void zero_repeated(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
+void fill_zero(const Context&, const WeightsRef&) { absent(); }
+void grad_bias(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
+int64_t count_repeated(const Context&, const MatrixRef&) { absent(); }
+int architecture(const Device&) { absent(); }
+
+}  // namespace cuda
+}  // namespace voxgemm
