@@ -53,19 +53,26 @@ inline Dtype dtype_of(const Tensor& tensor, std::string_view what) {
   return Dtype::f32;
 }
 
-// A CPU tensor, not initialised. Torch aligns its memory to 64 bytes.
-inline Tensor empty_tensor(const Ints& sizes, ScalarType type) {
+// Not initialised. Torch aligns the memory to 64 bytes.
+inline Tensor empty_tensor(const Device& device, const Ints& sizes, ScalarType type) {
   Ints strides(sizes.size(), 1);
   for (size_t d = sizes.size(); d-- > 1;) {
     strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
   }
   const auto shim_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  const bool on_device = device.kind == DeviceKind::cuda;
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError status =
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               shim_type, aoti_torch_device_type_cpu(), 0, &handle);
+  const AOTITorchError status = aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), shim_type,
+      on_device ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), device.index,
+      &handle);
   if (status != AOTI_TORCH_SUCCESS) throw std::bad_alloc();
   return Tensor(handle);
+}
+
+inline Device device_of(const Tensor& tensor) {
+  if (!tensor.is_cuda()) return {};
+  return {DeviceKind::cuda, static_cast<int>(tensor.get_device_index())};
 }
 
 // `tensor` itself, or a contiguous copy. Torch's own contiguous() would report exhausted memory on
@@ -73,7 +80,7 @@ inline Tensor empty_tensor(const Ints& sizes, ScalarType type) {
 inline Tensor contiguous_tensor(const Tensor& tensor) {
   if (tensor.is_contiguous()) return tensor;
   const auto sizes = tensor.sizes();
-  Tensor copy = empty_tensor({sizes.begin(), sizes.end()}, tensor.scalar_type());
+  Tensor copy = empty_tensor(device_of(tensor), {sizes.begin(), sizes.end()}, tensor.scalar_type());
   return torch::stable::copy_(copy, tensor);
 }
 
@@ -83,22 +90,18 @@ struct TensorOwner {
   void operator()(void*) const {}
 };
 
-inline Context torch_context() {
-  Context ctx;
-  ctx.threads = static_cast<int>(torch::stable::get_num_threads());
-  ctx.run = [](int workers, const std::function<void(int)>& body) {
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t worker = begin; worker < end; ++worker) body(static_cast<int>(worker));
-    });
-  };
-  ctx.allocate = [](size_t bytes) {
+// Memory for a context that torch's allocator of its device gives.
+inline Context::Allocate torch_memory(const Device& device) {
+  return [device](size_t bytes) {
     // At least one byte: an empty tensor has no address.
     const Tensor tensor =
-        empty_tensor({static_cast<int64_t>(std::max<size_t>(bytes, 1))}, ScalarType::Byte);
+        empty_tensor(device, {static_cast<int64_t>(std::max<size_t>(bytes, 1))}, ScalarType::Byte);
     return std::shared_ptr<void>(tensor.mutable_data_ptr(), TensorOwner{tensor});
   };
-  return ctx;
 }
+
+// Where the operators of a tensor run; cpu.cpp and cuda.cpp each have their own.
+Context context_of(const Tensor& tensor);
 
 // A tensor and its view; the tensor is a copy where the argument's layout has no view.
 struct HeldMatrix {
@@ -119,19 +122,25 @@ inline HeldMatrix held_matrix(const Tensor& argument, std::string_view what) {
                  .rows = rows,
                  .cols = cols,
                  .stride = rows <= 1 ? cols : held.tensor.stride(0),
-                 .dtype = dtype_of(argument, what)};
+                 .dtype = dtype_of(argument, what),
+                 .device = device_of(argument)};
   return held;
 }
 
 inline MatrixRef matrix_ref(const Tensor& tensor, int64_t rows, int64_t cols, Dtype dtype) {
-  return {.data = tensor.data_ptr(), .rows = rows, .cols = cols, .stride = cols, .dtype = dtype};
+  return {.data = tensor.data_ptr(),
+          .rows = rows,
+          .cols = cols,
+          .stride = cols,
+          .dtype = dtype,
+          .device = device_of(tensor)};
 }
 
 // A matrix of the context's memory as the tensor that owns it: no copy. Empty sizes: [rows, cols].
 inline Tensor tensor_of(const Matrix& matrix, Ints sizes = {}) {
   if (sizes.empty()) sizes = {matrix.rows, matrix.cols};
   const ScalarType type = scalar_type(matrix.dtype);
-  if (matrix.empty()) return empty_tensor(sizes, type);
+  if (matrix.empty()) return empty_tensor(matrix.device, sizes, type);
   const auto* owner = std::get_deleter<TensorOwner>(matrix.storage);
   if (owner == nullptr || matrix.stride != matrix.cols) {
     throw std::logic_error("a result is not contiguous memory of torch");
@@ -149,7 +158,7 @@ inline Tensor tensor_of(const Matrix& matrix, Ints sizes = {}) {
 }
 
 inline Tensor text_tensor(std::string_view text) {
-  Tensor tensor = empty_tensor({static_cast<int64_t>(text.size())}, ScalarType::Byte);
+  Tensor tensor = empty_tensor({}, {static_cast<int64_t>(text.size())}, ScalarType::Byte);
   std::copy(text.begin(), text.end(), static_cast<char*>(tensor.mutable_data_ptr()));
   return tensor;
 }
@@ -176,14 +185,16 @@ inline Geometry geometry_of(const Ints& values, size_t first = 0) {
 }
 
 // What a pass must know beyond its tensors, as the numbers that cross the boundary:
-//   n_in, operation, symmetric, is_transposed, geometry (12), algorithms, and after a -1 the bytes
-//   of a kernel's name.
+//   n_in, operation, symmetric, is_transposed, geometry (12), precision, schedule (4), algorithms,
+//   and after a -1 the bytes of a kernel's name.
 struct Layer {
   int64_t n_in = 0;
   Operation operation = Operation::submanifold;
   bool symmetric = false;
   bool is_transposed = false;
   Geometry geometry;
+  Precision precision = Precision::ieee;
+  ScheduleOptions schedule;
   Filter filter;
 };
 
@@ -201,14 +212,29 @@ inline Filter filter_of(const Ints& values, size_t first) {
   return filter;
 }
 
+// order, groups, tile_rows, chunk_rows: four numbers.
+inline ScheduleOptions schedule_options_of(const Ints& values, size_t first) {
+  check(values.size() >= first + 4, "got ", values.size(), " numbers, expected ", first + 4);
+  return {.order = static_cast<ScheduleOptions::Order>(values[first]),
+          .groups = static_cast<int>(values[first + 1]),
+          .tile_rows = static_cast<int>(values[first + 2]),
+          .chunk_rows = static_cast<int>(values[first + 3])};
+}
+inline Ints numbers_of(const ScheduleOptions& options) {
+  return {static_cast<int64_t>(options.order), options.groups, options.tile_rows,
+          options.chunk_rows};
+}
+
 inline Layer layer_of(const Ints& values) {
-  constexpr size_t numbers = 16;
+  constexpr size_t numbers = 21;
   check(values.size() >= numbers, "a layer has ", values.size(), " numbers, expected ", numbers);
   return {.n_in = values[0],
           .operation = static_cast<Operation>(values[1]),
           .symmetric = values[2] != 0,
           .is_transposed = values[3] != 0,
           .geometry = geometry_of(values, 4),
+          .precision = static_cast<Precision>(values[16]),
+          .schedule = schedule_options_of(values, 17),
           .filter = filter_of(values, numbers)};
 }
 
@@ -235,6 +261,29 @@ inline KernelMap map_of(const Tensors& parts, const Layer& layer) {
   static_cast<MatrixRef&>(map.in_first) = matrix_ref(parts[2], parts[2].size(0), 1, Dtype::i32);
   static_cast<MatrixRef&>(map.out_first) = matrix_ref(parts[3], parts[3].size(0), 1, Dtype::i32);
   return map;
+}
+
+// The six tensors of ScheduleParts, as build_schedule gave them, or none: then nothing is returned.
+inline std::optional<Schedule> schedule_of(const Tensors& parts,
+                                           const KernelMap& map,
+                                           const ScheduleOptions& options) {
+  if (parts.empty()) return std::nullopt;
+  check(parts.size() == 6, "a schedule has ", parts.size(), " tensors, expected 6");
+  std::array<Matrix, 6> matrices;
+  for (size_t p = 0; p < parts.size(); ++p) {
+    const Tensor& part = parts[p];
+    check(part.is_contiguous() && part.dim() == 2, "tensor ", p,
+          " of the schedule has another layout than build_schedule gave it");
+    static_cast<MatrixRef&>(matrices[p]) =
+        matrix_ref(part, part.size(0), part.size(1), dtype_of(part, "a part of a schedule"));
+  }
+  return Schedule::from_parts(map, options,
+                              {.order = matrices[0],
+                               .chunk_tiles = matrices[1],
+                               .tiles = matrices[2],
+                               .masks = matrices[3],
+                               .block_taps = matrices[4],
+                               .indices = matrices[5]});
 }
 
 // A tensor [c_out, Kx, Ky, Kz, c_in] as weights; the tensor is a copy where its taps are not evenly
@@ -278,7 +327,8 @@ inline HeldWeights held_weights(const Tensor& argument, const Geometry& geometry
                   .tap_stride = tap_stride(held.tensor),
                   .in_stride = held.tensor.stride(4),
                   .out_stride = held.tensor.stride(0),
-                  .dtype = dtype_of(argument, "weight")};
+                  .dtype = dtype_of(argument, "weight"),
+                  .device = device_of(argument)};
   return held;
 }
 

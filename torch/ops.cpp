@@ -1,72 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The operators on CPU tensors. A failure leaves as a runtime_error "[voxgemm CODE] SENTENCE",
-// which crosses torch without a word on stderr and which voxgemm.errors turns into the Python type
-// of the code; under torch.compile, where no Python of ours stands around the operator, it is a
-// RuntimeError with that text.
-#include <tuple>
+// The operators, for tensors of either kind of device.
+#include "ops.h"
 
-#include "convert.h"
+#include <tuple>
 
 namespace voxgemm {
 namespace {
-
-std::runtime_error crossing(std::string_view code, std::string_view sentence) {
-  return std::runtime_error(join("[voxgemm ", code, "] ", sentence));
-}
-
-std::string_view name(ErrorCode code) {
-  switch (code) {
-    case ErrorCode::invalid_argument:
-      return "invalid_argument";
-    case ErrorCode::unsupported:
-      return "unsupported";
-    case ErrorCode::out_of_memory:
-      return "out_of_memory";
-    case ErrorCode::device:
-      return "device";
-  }
-  return "?";
-}
-
-template <auto op, class Signature = decltype(op)>
-struct Guarded;
-template <auto op, class Result, class... Args>
-struct Guarded<op, Result (*)(Args...)> {
-  static Result call(Args... args) {
-    try {
-      return op(args...);
-    } catch (const Error& error) {
-      throw crossing(name(error.code()), error.what());
-    } catch (const std::bad_alloc&) {
-      throw crossing("out_of_memory", "memory ran out");
-    }
-  }
-};
 
 std::optional<Int3> shape_of(const std::optional<Ints>& values) {
   return values ? std::optional(int3(*values)) : std::nullopt;
 }
 
 // i32 [rows], of a matrix [rows, 1] that is left empty where it has nothing to say.
-Tensor row_numbers(const Matrix& matrix) {
-  return matrix.empty() ? empty_tensor({0}, ScalarType::Int) : tensor_of(matrix, {matrix.rows});
+Tensor row_numbers(const Matrix& matrix, const Device& device) {
+  return matrix.empty() ? empty_tensor(device, {0}, ScalarType::Int)
+                        : tensor_of(matrix, {matrix.rows});
 }
 
 Tensor check_coords(const Tensor& coords,
                     const std::optional<Ints>& spatial_shape,
                     std::optional<int64_t> batch_size) {
-  validate_coords(torch_context(), held_matrix(coords, "coords").matrix, shape_of(spatial_shape),
-                  batch_size);
-  Tensor zero = empty_tensor({1}, ScalarType::Int);
-  *static_cast<int32_t*>(zero.mutable_data_ptr()) = 0;
-  return zero;
+  const Context ctx = context_of(coords);
+  validate_coords(ctx, held_matrix(coords, "coords").matrix, shape_of(spatial_shape), batch_size);
+  Tensor zero = empty_tensor(ctx.device, {1}, ScalarType::Int);
+  return torch::stable::zero_(zero);
 }
 
 std::tuple<Tensor, Tensor, Tensor> unique_coords(const Tensor& coords) {
   const HeldMatrix held = held_matrix(coords, "coords");
-  const UniqueCoords result = unique(torch_context(), held.matrix);
-  return {tensor_of(result.coords), row_numbers(result.first_row), row_numbers(result.inverse)};
+  const UniqueCoords result = unique(context_of(coords), held.matrix);
+  return {tensor_of(result.coords), row_numbers(result.first_row, held.matrix.device),
+          row_numbers(result.inverse, held.matrix.device)};
 }
 
 Tensor strided_coords(const Tensor& coords,
@@ -74,15 +39,16 @@ Tensor strided_coords(const Tensor& coords,
                       int64_t rule,
                       const std::optional<Ints>& spatial_shape) {
   const HeldMatrix held = held_matrix(coords, "coords");
-  return tensor_of(output_coords(torch_context(), held.matrix, geometry_of(geometry),
+  return tensor_of(output_coords(context_of(coords), held.matrix, geometry_of(geometry),
                                  static_cast<OutputRule>(rule), shape_of(spatial_shape)));
 }
 
 std::tuple<Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords, const Ints& geometry) {
   const HeldMatrix held = held_matrix(coords, "coords");
-  const KernelMap map = build_submanifold_map(torch_context(), held.matrix, geometry_of(geometry));
+  const KernelMap map =
+      build_submanifold_map(context_of(coords), held.matrix, geometry_of(geometry));
   return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first)};
+          row_numbers(map.in_first, held.matrix.device)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
@@ -91,20 +57,82 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
   const HeldMatrix in = held_matrix(in_coords, "in_coords");
   const HeldMatrix out = held_matrix(out_coords, "out_coords");
   const KernelMap map =
-      build_kernel_map(torch_context(), in.matrix, out.matrix, geometry_of(geometry));
+      build_kernel_map(context_of(in_coords), in.matrix, out.matrix, geometry_of(geometry));
   return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first), row_numbers(map.out_first)};
+          row_numbers(map.in_first, in.matrix.device),
+          row_numbers(map.out_first, in.matrix.device)};
 }
 
 std::tuple<Tensor, Tensor> transposed_map(const Tensors& map, const Ints& layer) {
-  const KernelMap transposed = transpose(torch_context(), map_of(map, layer_of(layer)));
+  const KernelMap transposed = transpose(context_of(map.at(0)), map_of(map, layer_of(layer)));
   return {tensor_of(transposed.neighbours),
           tensor_of(transposed.pairs_per_tap, {transposed.taps()})};
 }
 
+Tensor status_of_map(const Tensors& map, const Ints& layer) {
+  return tensor_of(map_status(context_of(map.at(0)), map_of(map, layer_of(layer))), {3});
+}
+
+// i64 [1] on the host; throws where the map could not be built.
+Tensor pairs_of_map(const Tensors& map, const Ints& layer) {
+  const int64_t pairs = map_of(map, layer_of(layer)).pairs(context_of(map.at(0)));
+  Tensor result = empty_tensor({}, {1}, ScalarType::Long);
+  *static_cast<int64_t*>(result.mutable_data_ptr()) = pairs;
+  return result;
+}
+
+Tensor host_numbers(const Ints& numbers) {
+  Tensor result = empty_tensor({}, {static_cast<int64_t>(numbers.size())}, ScalarType::Long);
+  std::copy(numbers.begin(), numbers.end(), static_cast<int64_t*>(result.mutable_data_ptr()));
+  return result;
+}
+
+// Of the numbers pass, dtype, c_in, c_out.
+Problem problem_of(const Context& ctx,
+                   const KernelMap& map,
+                   const Layer& layer,
+                   const Ints& numbers) {
+  check(numbers.size() == 4, "a problem has ", numbers.size(), " numbers, expected 4");
+  PlanOptions options{.c_in = static_cast<int>(numbers[2]),
+                      .c_out = static_cast<int>(numbers[3]),
+                      .dtype = static_cast<Dtype>(numbers[1]),
+                      .operation = layer.operation,
+                      .precision = layer.precision};
+  return Plan::make(ctx, map, options).problem(ctx, static_cast<Pass>(numbers[0]));
+}
+
+// The schedule's four numbers, then the bytes of the kernel's name.
+Tensor choice_of_pass(const Tensors& map_parts, const Ints& layer_numbers, const Ints& problem) {
+  const Layer layer = layer_of(layer_numbers);
+  const KernelMap map = map_of(map_parts, layer);
+  const Context ctx = context_of(map_parts.at(0));
+  const Choice picked = choice(problem_of(ctx, map, layer, problem), layer.filter);
+  Ints numbers = numbers_of(picked.schedule);
+  numbers.insert(numbers.end(), picked.kernel.begin(), picked.kernel.end());
+  return host_numbers(numbers);
+}
+
+// The six tensors of ScheduleParts; none for natural order.
+Tensors schedule_parts(const Tensors& map_parts, const Ints& layer_numbers, const Ints& options) {
+  const KernelMap map = map_of(map_parts, layer_of(layer_numbers));
+  const Schedule schedule =
+      Schedule::build(context_of(map_parts.at(0)), map, schedule_options_of(options, 0));
+  if (schedule.options().order == ScheduleOptions::Order::natural) return {};
+  const ScheduleParts& parts = schedule.parts();
+  Tensors tensors;
+  for (const Matrix* part : {&parts.order, &parts.chunk_tiles, &parts.tiles, &parts.masks,
+                             &parts.block_taps, &parts.indices}) {
+    tensors.push_back(tensor_of(*part));
+  }
+  return tensors;
+}
+
 PlanOptions options_of(const Layer& layer, Pass pass, const WeightsRef& w) {
-  PlanOptions options{
-      .c_in = w.c_in, .c_out = w.c_out, .dtype = w.dtype, .operation = layer.operation};
+  PlanOptions options{.c_in = w.c_in,
+                      .c_out = w.c_out,
+                      .dtype = w.dtype,
+                      .operation = layer.operation,
+                      .precision = layer.precision};
   options.filters[static_cast<size_t>(pass)] = layer.filter;
   return options;
 }
@@ -113,13 +141,17 @@ Tensor forward(const Tensor& x,
                const Tensor& weight,
                const std::optional<Tensor>& bias,
                const Tensors& map_parts,
+               const Tensors& schedule_parts,
                const Ints& layer_numbers) {
-  const Context ctx = torch_context();
+  const Context ctx = context_of(x);
   const Layer layer = layer_of(layer_numbers);
   const KernelMap map = map_of(map_parts, layer);
   const HeldMatrix in = held_matrix(x, "x");
   const HeldWeights w = held_weights(weight, map.geometry);
-  Plan plan = Plan::make(ctx, map, options_of(layer, Pass::forward, w.weights));
+  const std::optional<Schedule> schedule = schedule_of(schedule_parts, map, layer.schedule);
+  PlanOptions options = options_of(layer, Pass::forward, w.weights);
+  if (schedule) options.schedules[0] = &*schedule;
+  Plan plan = Plan::make(ctx, map, options);
   std::optional<MatrixRef> bias_row;
   Tensor held_bias;
   if (bias) {
@@ -127,18 +159,20 @@ Tensor forward(const Tensor& x,
     held_bias = contiguous_tensor(*bias);
     bias_row = matrix_ref(held_bias, 1, held_bias.size(0), dtype_of(held_bias, "bias"));
   }
-  Tensor y = empty_tensor({map.n_out, w.weights.c_out}, scalar_type(w.weights.dtype));
+  Tensor y = empty_tensor(ctx.device, {map.n_out, w.weights.c_out}, scalar_type(w.weights.dtype));
   plan.forward(ctx, in.matrix, w.weights, bias_row,
                matrix_ref(y, map.n_out, w.weights.c_out, w.weights.dtype));
   return y;
 }
 
+// The schedule is the transposed map's, or the map's where it is symmetric.
 Tensor grad_input(const Tensor& dy,
                   const Tensor& weight,
                   const Tensors& map_parts,
                   const Tensors& transposed_parts,
+                  const Tensors& schedule_parts,
                   const Ints& layer_numbers) {
-  const Context ctx = torch_context();
+  const Context ctx = context_of(dy);
   const Layer layer = layer_of(layer_numbers);
   const KernelMap map = map_of(map_parts, layer);
   const HeldMatrix out = held_matrix(dy, "dy");
@@ -152,8 +186,11 @@ Tensor grad_input(const Tensor& dy,
     transposed = map_of(transposed_parts, flipped);
     options.transposed = &transposed;
   }
+  const std::optional<Schedule> schedule =
+      schedule_of(schedule_parts, transposed_parts.empty() ? map : transposed, layer.schedule);
+  if (schedule) options.schedules[1] = &*schedule;
   Plan plan = Plan::make(ctx, map, options);
-  Tensor dx = empty_tensor({map.n_in, w.weights.c_in}, scalar_type(w.weights.dtype));
+  Tensor dx = empty_tensor(ctx.device, {map.n_in, w.weights.c_in}, scalar_type(w.weights.dtype));
   plan.grad_input(ctx, out.matrix, w.weights,
                   matrix_ref(dx, map.n_in, w.weights.c_in, w.weights.dtype));
   return dx;
@@ -162,24 +199,29 @@ Tensor grad_input(const Tensor& dy,
 std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
                                        const Tensor& dy,
                                        const Tensors& map_parts,
+                                       const Tensors& schedule_parts,
                                        const Ints& layer_numbers,
                                        const std::vector<bool>& wanted) {
-  const Context ctx = torch_context();
+  const Context ctx = context_of(x);
   const Layer layer = layer_of(layer_numbers);
   const KernelMap map = map_of(map_parts, layer);
   const HeldMatrix in = held_matrix(x, "x");
   const HeldMatrix out = held_matrix(dy, "dy");
   const ScalarType type = scalar_type(out.matrix.dtype);
   check(wanted.size() == 2, "got ", wanted.size(), " flags, expected 2");
-  Tensor dw = empty_tensor({0}, type);
+  Tensor dw = empty_tensor(ctx.device, {0}, type);
   if (wanted[0]) {
     const Int3& size = map.geometry.size;
-    dw = empty_tensor({out.matrix.cols, size[0], size[1], size[2], in.matrix.cols}, type);
+    dw = empty_tensor(ctx.device, {out.matrix.cols, size[0], size[1], size[2], in.matrix.cols},
+                      type);
     const HeldWeights w = held_weights(dw, map.geometry);
-    Plan plan = Plan::make(ctx, map, options_of(layer, Pass::grad_weight, w.weights));
+    const std::optional<Schedule> schedule = schedule_of(schedule_parts, map, layer.schedule);
+    PlanOptions options = options_of(layer, Pass::grad_weight, w.weights);
+    if (schedule) options.schedules[2] = &*schedule;
+    Plan plan = Plan::make(ctx, map, options);
     plan.grad_weight(ctx, in.matrix, out.matrix, w.weights);
   }
-  const Tensor db = empty_tensor({wanted[1] ? out.matrix.cols : 0}, type);
+  const Tensor db = empty_tensor(ctx.device, {wanted[1] ? out.matrix.cols : 0}, type);
   if (wanted[1]) {
     grad_bias(ctx, out.matrix, matrix_ref(db, 1, out.matrix.cols, out.matrix.dtype));
   }
@@ -187,63 +229,41 @@ std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
 }
 
 Tensor explain_pass(const Tensors& map_parts, const Ints& layer_numbers, const Ints& problem) {
-  check(problem.size() == 4, "a problem has ", problem.size(), " numbers, expected 4");
   const Layer layer = layer_of(layer_numbers);
   const KernelMap map = map_of(map_parts, layer);
-  const auto pass = static_cast<Pass>(problem[0]);
-  const WeightsRef w{.c_in = static_cast<int>(problem[2]),
-                     .c_out = static_cast<int>(problem[3]),
-                     .dtype = static_cast<Dtype>(problem[1])};
-  const Context ctx = torch_context();
-  const Plan plan = Plan::make(ctx, map, options_of(layer, pass, w));
-  return text_tensor(explain(plan.problem(ctx, pass), layer.filter));
-}
-
-std::tuple<Tensor, Tensor> parse_problem(const Tensor& text) {
-  const Problem problem = Problem::parse(text_of(text));
-  Ints numbers = {static_cast<int64_t>(problem.pass), static_cast<int64_t>(problem.dtype),
-                  static_cast<int64_t>(problem.operation)};
-  const Geometry& geometry = problem.geometry;
-  for (const Int3& values : {geometry.size, geometry.stride, geometry.padding, geometry.dilation}) {
-    numbers.insert(numbers.end(), values.begin(), values.end());
-  }
-  numbers.insert(numbers.end(), {problem.c_in, problem.c_out});
-  const Tensor result = empty_tensor({static_cast<int64_t>(numbers.size())}, ScalarType::Long);
-  std::copy(numbers.begin(), numbers.end(), static_cast<int64_t*>(result.mutable_data_ptr()));
-  return {result, text_tensor(problem.cloud)};
-}
-
-// The version, then a line "DTYPE KERNEL" per kernel that this machine can run.
-Tensor info() {
-  std::string text = VOXGEMM_VERSION;
-  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64}) {
-    Problem problem = Problem::parse("forward f32 subm3 64->64");
-    problem.dtype = dtype;
-    for (const Candidate& candidate : candidates(problem, {})) {
-      if (candidate.reason.empty()) text += join("\n", name(dtype), " ", candidate.kernel);
-    }
-  }
-  return text_tensor(text);
+  return text_tensor(
+      explain(problem_of(context_of(map_parts.at(0)), map, layer, problem), layer.filter));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(voxgemm, CPU, m) {
+void add_operators(StableLibrary& m) {
   m.impl("_check_coords", TORCH_BOX(&Guarded<&check_coords>::call));
   m.impl("_unique", TORCH_BOX(&Guarded<&unique_coords>::call));
   m.impl("_output_coords", TORCH_BOX(&Guarded<&strided_coords>::call));
   m.impl("_submanifold_map", TORCH_BOX(&Guarded<&submanifold_map>::call));
   m.impl("_kernel_map", TORCH_BOX(&Guarded<&kernel_map>::call));
   m.impl("_transpose", TORCH_BOX(&Guarded<&transposed_map>::call));
+  m.impl("_map_status", TORCH_BOX(&Guarded<&status_of_map>::call));
+  m.impl("_pairs", TORCH_BOX(&Guarded<&pairs_of_map>::call));
+  m.impl("_choice", TORCH_BOX(&Guarded<&choice_of_pass>::call));
+  m.impl("_schedule", TORCH_BOX(&Guarded<&schedule_parts>::call));
   m.impl("_forward", TORCH_BOX(&Guarded<&forward>::call));
   m.impl("_grad_input", TORCH_BOX(&Guarded<&grad_input>::call));
   m.impl("_grad_weight", TORCH_BOX(&Guarded<&grad_weight>::call));
   m.impl("_explain", TORCH_BOX(&Guarded<&explain_pass>::call));
-  m.impl("_parse_problem", TORCH_BOX(&Guarded<&parse_problem>::call));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(voxgemm, CompositeExplicitAutograd, m) {
-  m.impl("_info", TORCH_BOX(&Guarded<&info>::call));
+Tensor info(const Context& ctx) {
+  std::string text = VOXGEMM_VERSION;
+  for (const char* dtype : {"f16", "bf16", "f32", "f64"}) {
+    Problem problem = Problem::parse(join("forward ", dtype, " subm3 64->64"));
+    problem.place(ctx);
+    for (const Candidate& candidate : candidates(problem, {})) {
+      if (candidate.reason.empty()) text += join("\n", dtype, " ", candidate.kernel);
+    }
+  }
+  return text_tensor(text);
 }
 
 }  // namespace voxgemm

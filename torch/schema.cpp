@@ -16,16 +16,27 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
         "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first)");
   m.def("_transpose(Tensor[] map, SymInt[] layer) -> (Tensor neighbours, Tensor pairs_per_tap)");
 
-  m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, SymInt[] layer) -> Tensor");
-  // transposed: the transposed map's tensors, or none.
-  m.def("_grad_input(Tensor dy, Tensor weight, Tensor[] map, Tensor[] transposed, SymInt[] layer) -> Tensor");
-  // A gradient that is not wanted is an empty tensor.
-  m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, SymInt[] layer, bool[] wanted) -> (Tensor dw, Tensor db)");
+  // int64 [3] of a CUDA map: see map_status().
+  m.def("_map_status(Tensor[] map, SymInt[] layer) -> Tensor");
+  m.def("_pairs(Tensor[] map, SymInt[] layer) -> Tensor");
 
-  // problem: pass, dtype, c_in, c_out.
+  // problem: pass, dtype, c_in, c_out. Gives order, groups, tile_rows, chunk_rows and the bytes of a kernel's name.
+  m.def("_choice(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
+  // options: order, groups, tile_rows, chunk_rows. None for natural order, else the six tensors of ScheduleParts.
+  m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options) -> Tensor[]");
+
+  // schedule: what _schedule gave for the options that stand in the layer's numbers, or none.
+  m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, Tensor[] schedule, SymInt[] layer) -> Tensor");
+  // transposed: the transposed map's tensors, or none.
+  m.def("_grad_input(Tensor dy, Tensor weight, Tensor[] map, Tensor[] transposed, Tensor[] schedule, SymInt[] layer) -> Tensor");
+  // A gradient that is not wanted is an empty tensor.
+  m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, Tensor[] schedule, SymInt[] layer, bool[] wanted) -> "
+        "(Tensor dw, Tensor db)");
+
   m.def("_explain(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
-  // The numbers are pass, dtype, operation, geometry (12), c_in and c_out.
+  // The numbers are pass, dtype, precision, operation, geometry (12), c_in and c_out.
   m.def("_parse_problem(Tensor text) -> (Tensor numbers, Tensor cloud)");
   m.def("_info() -> Tensor");
+  m.def("_cuda_info() -> Tensor");
   // clang-format on
 }

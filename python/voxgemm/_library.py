@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the operators of libvoxgemm_torch_cpu.so and tells torch their shapes."""
+"""Loads the operators' libraries and tells torch their shapes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from . import errors
 
 LIBRARY = "libvoxgemm_torch_cpu.so"
+CUDA_LIBRARY = "libvoxgemm_torch_cuda.so"
 OLDEST_TORCH = (2, 10)
 
 
@@ -82,6 +83,8 @@ def text_of(tensor: torch.Tensor) -> str:
 def version_and_kernels() -> tuple[str, dict[str, list[str]]]:
     """The library's version, and by dtype the names of the kernels that run on this machine."""
     version, *lines = text_of(ops._info()).split("\n")
+    if HAS_CUDA and torch.cuda.is_available():
+        lines += text_of(ops._cuda_info()).split("\n")[1:]
     kernels: dict[str, list[str]] = {}
     for line in lines:
         dtype, name = line.split(" ")
@@ -92,6 +95,11 @@ def version_and_kernels() -> tuple[str, dict[str, list[str]]]:
 PATH = find(sys.modules[__package__].__path__)
 load(PATH)
 ops = torch.ops.voxgemm
+# A torch without CUDA lacks what the second library links to. Whether there is a device is not
+# asked here.
+HAS_CUDA = torch.version.cuda is not None and PATH.with_name(CUDA_LIBRARY).is_file()
+if HAS_CUDA:
+    load(PATH.with_name(CUDA_LIBRARY))
 
 
 def _int32(like: torch.Tensor, *shape: Any) -> torch.Tensor:
@@ -143,18 +151,23 @@ def _(map, layer):
     return _int32(map[0], map[0].shape[0], layer[0]), torch.empty_like(map[1])
 
 
+@torch.library.register_fake("voxgemm::_map_status")
+def _(map, layer):
+    return map[1].new_empty((3,))
+
+
 @torch.library.register_fake("voxgemm::_forward")
-def _(x, weight, bias, map, layer):
+def _(x, weight, bias, map, schedule, layer):
     return x.new_empty((map[0].shape[1], weight.shape[0]))
 
 
 @torch.library.register_fake("voxgemm::_grad_input")
-def _(dy, weight, map, transposed, layer):
+def _(dy, weight, map, transposed, schedule, layer):
     return dy.new_empty((layer[0], weight.shape[4]))
 
 
 @torch.library.register_fake("voxgemm::_grad_weight")
-def _(x, dy, map, layer, wanted):
+def _(x, dy, map, schedule, layer, wanted):
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = dy.new_empty((c_out, *layer[4:7], c_in) if wanted[0] else (0,))
     return dw, dy.new_empty((c_out if wanted[1] else 0,))

@@ -8,6 +8,7 @@ inside a round are steady, so ratios are medians over rounds, not ratios of medi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -21,7 +22,7 @@ import torch
 from . import functional
 from ._library import call, ops, text_of, text_tensor
 from .clouds import cloud
-from .functional import DTYPES, OPERATIONS, PASSES, Filters, Geometry, KernelMap
+from .functional import DTYPES, OPERATIONS, PASSES, Asked, Filters, Geometry, KernelMap
 from .machine import provenance
 from .table import table
 
@@ -64,6 +65,7 @@ class Problem:
     text: str
     work: str  # one of PASSES, "step" or "map"
     dtype: torch.dtype
+    precision: int  # of PRECISIONS
     operation: str  # of OPERATIONS
     geometry: Geometry
     c_in: int
@@ -82,15 +84,16 @@ def parse(text: str) -> Problem:
     inner = " ".join(["forward", *words[1:]]) if work else text
     numbers, where = call(ops._parse_problem.default, text_tensor(inner))
     values = numbers.tolist()
-    triples = [tuple(values[i : i + 3]) for i in range(3, 15, 3)]
+    triples = [tuple(values[i : i + 3]) for i in range(4, 16, 3)]
     return Problem(
         " ".join(words),
         work or PASSES[values[0]],
         DTYPES[values[1]],
-        OPERATIONS[values[2]],
+        values[2],
+        OPERATIONS[values[3]],
         Geometry(*triples),
-        values[15],
         values[16],
+        values[17],
         text_of(where),
     )
 
@@ -162,7 +165,7 @@ class _Layer:
         def random(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=draw).to(problem.dtype)
 
-        self.map, self.filters = map, filters
+        self.problem, self.map, self.filters = problem, map, filters
         self.x = random(map.n_in, problem.c_in)
         self.dy = random(map.n_out, problem.c_out)
         shape = (problem.c_out, *problem.geometry.size, problem.c_in)
@@ -171,19 +174,24 @@ class _Layer:
             map.backward_tensors()  # built once and kept, like the map
 
     def run(self, work: str) -> torch.Tensor:
-        map, layer = self.map.tensors(), self.map.layer(self.filters[PASSES.index(work)])
+        map, choice = self.map.tensors(), self.map.choice(self.asked(work))
         if work == "forward":
-            return call(ops._forward.default, self.x, self.weight, None, map, layer)
+            return call(ops._forward.default, self.x, self.weight, None, map, *choice)
         if work == "grad_input":
             back = self.map.backward_tensors()
-            return call(ops._grad_input.default, self.dy, self.weight, map, back, layer)
+            return call(ops._grad_input.default, self.dy, self.weight, map, back, *choice)
         wanted = [True, False]
-        return call(ops._grad_weight.default, self.x, self.dy, map, layer, wanted)[0]
+        return call(ops._grad_weight.default, self.x, self.dy, map, *choice, wanted)[0]
+
+    def asked(self, work: str) -> Asked:
+        p, number = self.problem, PASSES.index(work)
+        return Asked(number, p.c_in, p.c_out, p.dtype, p.precision, self.filters[number])
 
     def error(self, work: str) -> float:
         """Largest difference from the reference for the same operands, over its largest value."""
         found = self.run(work).double()
         judge = object.__new__(_Layer)
+        judge.problem = dataclasses.replace(self.problem, dtype=torch.float64, precision=0)
         judge.map, judge.filters = self.map, functional.filters_of(None)
         judge.x, judge.dy, judge.weight = self.x.double(), self.dy.double(), self.weight.double()
         expected = judge.run(work)
@@ -253,15 +261,9 @@ def _time(
 
 
 def _kernels(problem: Problem, layer: _Layer) -> list[str]:
-    """The kernel of each pass that is run: the line that its explanation marks."""
-    names = []
-    for work in problem.passes:
-        number = PASSES.index(work)
-        numbers = [number, DTYPES.index(problem.dtype), problem.c_in, problem.c_out]
-        flags = layer.map.layer(layer.filters[number])
-        lines = text_of(call(ops._explain.default, layer.map.tensors(), flags, numbers)).split("\n")
-        names += [line.split()[1] for line in lines if line.startswith(" > ")]
-    return names
+    """The kernel of each pass that is run."""
+    choices = [layer.map.choice(layer.asked(work)) for work in problem.passes]
+    return [choice.kernel for choice in choices]
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ Triple = tuple[int, int, int]
 Filters = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
-# The order of these three is that of the C++ enumerations.
+# The order of these is that of the C++ enumerations.
 class Algorithm(str, enum.Enum):
     """The search spaces of a layer's choice of kernels; without one, all of them."""
 
@@ -35,13 +36,15 @@ PASSES = ("forward", "grad_input", "grad_weight")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERATIONS = ("submanifold", "strided", "inverse")
 OUTPUT_RULES = ("reached", "floor")
+PRECISIONS = ("ieee", "tf32", "bf16x3", "bf16x6")
 _NUMBERS = {algorithm.value: number for number, algorithm in enumerate(Algorithm)}
 _ANYTHING: Filters = ((), (), ())
 
 
-def index_in(names: tuple[str, ...], name: object, what: str) -> int:
+def index_in(names: tuple[object, ...], name: object, what: str) -> int:
     if name not in names:
-        raise ArgumentError(f"{what} is {name!r}, expected one of {', '.join(names)}")
+        known = ", ".join(map(str, names))
+        raise ArgumentError(f"{what} is {name!r}, expected one of {known}")
     return names.index(name)
 
 
@@ -72,6 +75,15 @@ def filters_of(algorithm: object) -> Filters:
             index_in(PASSES, name, "a pass of algorithm")
         return tuple(_filter(algorithm.get(name)) for name in PASSES)
     return (_filter(algorithm),) * 3
+
+
+def precision_of(name: str | None, features: Tensor) -> int:
+    """The number of a precision; None: torch's own switch for float32 products on CUDA."""
+    if name is not None:
+        return index_in(PRECISIONS, name, "precision")
+    if features.dtype != torch.float32 or not features.is_cuda:
+        return 0
+    return int(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def triple(value: int | Iterable[int], what: str) -> Triple:
@@ -106,6 +118,52 @@ class Geometry(NamedTuple):
         return tuple(max((n + 2 * p - d * (k - 1) - 1) // s + 1, 0) for n, k, s, p, d in axes)
 
 
+class Asked(NamedTuple):
+    """A pass of a layer on a map, without the map."""
+
+    number: int  # of PASSES
+    c_in: int
+    c_out: int
+    dtype: torch.dtype
+    precision: int
+    filter: tuple[int, ...]
+
+
+class Choice(NamedTuple):
+    """What an operator of a pass takes beside its tensors and those of the map."""
+
+    schedule: list[Tensor]
+    layer: list[int]
+
+    @property
+    def kernel(self) -> str:
+        return bytes(self.layer[self.layer.index(-1) + 1 :]).decode()
+
+
+class _Status:
+    """Three numbers on their way from a CUDA device."""
+
+    def __init__(self, status: Tensor):
+        self.in_place, self.out_place = 1, 2
+        self.host = torch.empty(3, dtype=torch.int64, pin_memory=True)
+        self.host.copy_(status, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(status.device))
+
+    def transposed(self) -> _Status:
+        """The same numbers, for the map with the sides exchanged."""
+        other = copy.copy(self)
+        other.in_place, other.out_place = self.out_place, self.in_place
+        return other
+
+    def arrived(self, wait: bool) -> bool:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        if wait:
+            self._event.synchronize()
+        return self._event.query()
+
+
 @dataclasses.dataclass(eq=False)
 class KernelMap:
     """Which input row feeds which output row through which tap; what every convolution runs on.
@@ -124,6 +182,10 @@ class KernelMap:
     symmetric: bool  # transposing only mirrors the taps
     is_transposed: bool
     _transposed: KernelMap | None = dataclasses.field(default=None, repr=False)
+    # By options the tensors of a schedule; by what is asked for what runs.
+    _schedules: dict[tuple[int, ...], list[Tensor]] = dataclasses.field(default_factory=dict)
+    _choices: dict[Asked, Choice] = dataclasses.field(default_factory=dict)
+    _status: _Status | None = None
 
     @property
     def n_out(self) -> int:
@@ -135,15 +197,71 @@ class KernelMap:
 
     @property
     def pairs(self) -> int:
-        return int(self.pairs_per_tap.sum())
+        """The sum of pairs_per_tap. Waits for a CUDA device."""
+        return int(call(ops._pairs.default, self.tensors(), self.layer()))
 
     def tensors(self) -> list[Tensor]:
         return [getattr(self, name) for name in _TENSORS]
 
-    def layer(self, filter: tuple[int, ...] = ()) -> list[int]:
+    def layer(
+        self,
+        precision: int = 0,
+        schedule: tuple[int, ...] = (0, 1, 128, 128),
+        filter: tuple[int, ...] = (),
+    ) -> list[int]:
         """The numbers that cross to C++ beside the tensors (struct Layer)."""
         flags = [self.n_in, self.operation, int(self.symmetric), int(self.is_transposed)]
-        return [*flags, *self.geometry.numbers(), *filter]
+        return [*flags, *self.geometry.numbers(), precision, *schedule, *filter]
+
+    def choice(self, asked: Asked) -> Choice:
+        """What a pass runs, found once: while a graph is traced, the operator finds it itself."""
+        if torch.compiler.is_compiling():
+            return Choice([], self.layer(asked.precision, filter=asked.filter))
+        if asked not in self._choices:
+            layer = self.layer(asked.precision, filter=asked.filter)
+            dtype = index_in(DTYPES, asked.dtype, "the dtype")
+            problem = [asked.number, dtype, asked.c_in, asked.c_out]
+            order, groups, tile_rows, chunk_rows, *name = call(
+                ops._choice.default, self.tensors(), layer, problem
+            ).tolist()
+            options = (order, groups, tile_rows, chunk_rows)
+            backward = asked.number == 1 and not self.symmetric
+            parts = (self.transposed() if backward else self).schedule(options)
+            layer = self.layer(asked.precision, options, (-1, *name))
+            self._choices[asked] = Choice(parts, layer)
+        return self._choices[asked]
+
+    def schedule(self, options: tuple[int, ...]) -> list[Tensor]:
+        """The tensors of a schedule with these options, built once."""
+        if options not in self._schedules:
+            parts = call(ops._schedule.default, self.tensors(), self.layer(), list(options))
+            self._schedules[options] = parts
+        return self._schedules[options]
+
+    def watch(self) -> KernelMap:
+        """Asks a CUDA device, without waiting, for what settle() must know."""
+        if not self.neighbours.is_cuda or torch.compiler.is_compiling():
+            return self
+        if not torch.cuda.is_current_stream_capturing():
+            self._status = _Status(call(ops._map_status.default, self.tensors(), self.layer()))
+        return self
+
+    def settle(self, wait: bool) -> None:
+        """Raises if a CUDA map could not be built; forgets the first rows if nothing repeats.
+
+        Unless it is to wait, only where the device has already answered.
+        """
+        status = self._status
+        if status is None or torch.compiler.is_compiling() or not status.arrived(wait):
+            return
+        self._status = None
+        numbers = status.host.tolist()
+        if numbers[0] < 0:
+            self.pairs  # noqa: B018  raises with the reason
+        if numbers[status.in_place] == 0:
+            self.in_first = self.in_first[:0]
+        if numbers[status.out_place] == 0:
+            self.out_first = self.out_first[:0]
 
     def transposed(self) -> KernelMap:
         """The same pairs with the sides exchanged: for inverse convolutions and gradients."""
@@ -163,6 +281,7 @@ class KernelMap:
                 symmetric=self.symmetric,
                 is_transposed=not self.is_transposed,
                 _transposed=dataclasses.replace(self, **views),
+                _status=self._status and self._status.transposed(),
             )
         return self._transposed
 
@@ -245,46 +364,47 @@ def build_map(
 def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
     table, pairs, first = call(ops._submanifold_map.default, coords, geometry.numbers())
     odd = all(k % 2 == 1 for k in geometry.size)
-    return KernelMap(table, pairs, first, first, coords.shape[0], geometry, 0, odd, False)
+    map = KernelMap(table, pairs, first, first, coords.shape[0], geometry, 0, odd, False)
+    return map.watch()
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
     parts = call(ops._kernel_map.default, coords, out_coords, geometry.numbers())
-    return KernelMap(*parts, coords.shape[0], geometry, 1, False, False)
+    return KernelMap(*parts, coords.shape[0], geometry, 1, False, False).watch()
 
 
 # The passes are bilinear and each other's gradients: derivatives of any order stay among them.
+# `how` is the filters of the three passes and the precision.
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, map, filters):
+    def forward(ctx, x, weight, bias, map, how):
         ctx.save_for_backward(x, weight)
-        ctx.map, ctx.filters = map, filters
-        return call(ops._forward.default, x, weight, bias, map.tensors(), map.layer(filters[0]))
+        ctx.map, ctx.how = map, how
+        map.settle(wait=False)
+        choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
+        return call(ops._forward.default, x, weight, bias, map.tensors(), *choice)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = _GradInput.apply(dy, weight, ctx.map, ctx.filters)
+            dx = _GradInput.apply(dy, weight, ctx.map, ctx.how)
         wanted = list(ctx.needs_input_grad[1:3])
         if any(wanted):
-            dw, db = _GradWeight.apply(x, dy, ctx.map, ctx.filters, wanted)
+            dw, db = _GradWeight.apply(x, dy, ctx.map, ctx.how, wanted)
         return dx, dw if wanted[0] else None, db if wanted[1] else None, None, None
 
 
 class _GradInput(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, dy, weight, map, filters):
+    def forward(ctx, dy, weight, map, how):
         ctx.save_for_backward(dy, weight)
-        ctx.map, ctx.filters = map, filters
+        ctx.map, ctx.how = map, how
+        map.settle(wait=True)
+        choice = map.choice(_asked(1, *_channels(weight), weight.dtype, how))
         return call(
-            ops._grad_input.default,
-            dy,
-            weight,
-            map.tensors(),
-            map.backward_tensors(),
-            map.layer(filters[1]),
+            ops._grad_input.default, dy, weight, map.tensors(), map.backward_tensors(), *choice
         )
 
     @staticmethod
@@ -292,33 +412,48 @@ class _GradInput(torch.autograd.Function):
         dy, weight = ctx.saved_tensors
         d_dy = dw = None
         if ctx.needs_input_grad[0]:
-            d_dy = _Forward.apply(g, weight, None, ctx.map, ctx.filters)
+            d_dy = _Forward.apply(g, weight, None, ctx.map, ctx.how)
         if ctx.needs_input_grad[1]:
-            dw, _ = _GradWeight.apply(g, dy, ctx.map, ctx.filters, [True, False])
+            dw, _ = _GradWeight.apply(g, dy, ctx.map, ctx.how, [True, False])
         return d_dy, dw, None, None
 
 
 class _GradWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dy, map, filters, wanted):
+    def forward(ctx, x, dy, map, how, wanted):
         ctx.save_for_backward(x, dy)
-        ctx.map, ctx.filters, ctx.wanted = map, filters, wanted
-        return call(ops._grad_weight.default, x, dy, map.tensors(), map.layer(filters[2]), wanted)
+        ctx.map, ctx.how, ctx.wanted = map, how, wanted
+        choice = map.choice(_asked(2, x.shape[1], dy.shape[1], dy.dtype, how))
+        return call(ops._grad_weight.default, x, dy, map.tensors(), *choice, wanted)
 
     @staticmethod
     def backward(ctx, g, g_bias):
         x, dy = ctx.saved_tensors
         dx = d_dy = None
         if ctx.needs_input_grad[0] and ctx.wanted[0]:
-            dx = _GradInput.apply(dy, g, ctx.map, ctx.filters)
+            dx = _GradInput.apply(dy, g, ctx.map, ctx.how)
         if ctx.needs_input_grad[1]:
             # <g, dw> + <g_bias, db> is <conv(x, g) + g_bias, dy>.
             if ctx.wanted[0]:
                 bias = g_bias if ctx.wanted[1] else None
-                d_dy = _Forward.apply(x, g, bias, ctx.map, ctx.filters)
+                d_dy = _Forward.apply(x, g, bias, ctx.map, ctx.how)
             else:
                 d_dy = g_bias.expand_as(dy)
         return dx, d_dy, None, None, None
+
+
+class _How(NamedTuple):
+    filters: Filters
+    precision: int
+
+
+def _channels(weight: Tensor) -> tuple[int, int]:
+    """c_in and c_out; of no weights at all, which the operator will say, anything."""
+    return (weight.shape[4], weight.shape[0]) if weight.ndim == 5 else (1, 1)
+
+
+def _asked(number: int, c_in: int, c_out: int, dtype: torch.dtype, how: _How) -> Asked:
+    return Asked(number, c_in, c_out, dtype, how.precision, how.filters[number])
 
 
 def conv3d(
@@ -327,11 +462,14 @@ def conv3d(
     bias: Tensor | None,
     map: KernelMap,
     algorithm: object = None,
+    precision: str | None = None,
 ) -> Tensor:
     """Sparse convolution: [n_out, c_out] from features [n_in, c_in] on a map of any kind.
 
     weight [c_out, Kx, Ky, Kz, c_in], bias [c_out] or None, all of one dtype (under autocast: any).
-    `algorithm`: see `Algorithm`; a name, a list of them, or a dict by pass.
+    `algorithm`: see `Algorithm`; a name, a list of them, or a dict by pass. `precision` of float32
+    products on CUDA: 'ieee', 'tf32', 'bf16x3' (about 16 bits) or 'bf16x6' (about 24); without, as
+    `torch.backends.cuda.matmul.fp32_precision` says.
     """
     kind = features.device.type
     if torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
@@ -341,7 +479,8 @@ def conv3d(
     if not map.symmetric and features.requires_grad and torch.is_grad_enabled():
         # For the backward: made here, where the map can keep it, also while a graph is traced.
         map.transposed()
-    return _Forward.apply(features, weight, bias, map, filters_of(algorithm))
+    how = _How(filters_of(algorithm), precision_of(precision, features))
+    return _Forward.apply(features, weight, bias, map, how)
 
 
 def inverse_conv3d(
@@ -350,9 +489,10 @@ def inverse_conv3d(
     bias: Tensor | None,
     map: KernelMap,
     algorithm: object = None,
+    precision: str | None = None,
 ) -> Tensor:
     """Back through a strided convolution's map: [n_in, c_out] from features [n_out, c_in]."""
-    return conv3d(features, weight, bias, map.transposed(), algorithm)
+    return conv3d(features, weight, bias, map.transposed(), algorithm, precision)
 
 
 def explain(
@@ -371,6 +511,6 @@ def explain(
     for number, filter in enumerate(filters_of(algorithm)):
         problem = [number, DTYPES.index(dtype), c_in, c_out]
         tables.append(
-            text_of(call(ops._explain.default, map.tensors(), map.layer(filter), problem))
+            text_of(call(ops._explain.default, map.tensors(), map.layer(filter=filter), problem))
         )
     return "\n".join(tables)

@@ -12,6 +12,8 @@ struct Grid {
   int64_t columns = 1;  // of blocks, blockIdx.y
   int threads = 256;
   size_t shared_bytes = 0;  // dynamic
+  // May start while the launch before it ends, and waits for it itself (ptx::wait_for_last_launch).
+  bool overlaps = false;
 };
 
 // The only place that launches: in the context's stream, checked. The context's device is current.
@@ -33,10 +35,18 @@ void launch(const Context& ctx,
                                     static_cast<int>(grid.shared_bytes)),
                "cudaFuncSetAttribute");
   }
-  const dim3 blocks(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.columns));
-  kernel<<<blocks, grid.threads, grid.shared_bytes, stream_of(ctx)>>>(
-      static_cast<Parameters>(arguments)...);
-  check_cuda(cudaGetLastError(), "a kernel launch");
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.columns));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream_of(ctx);
+  config.attrs = &overlap;
+  config.numAttrs = grid.overlaps ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+             "a kernel launch");
 }
 
 // The place of this thread among all of the launch.

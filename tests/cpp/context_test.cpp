@@ -3,8 +3,14 @@
 
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cfenv>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -109,6 +115,7 @@ std::vector<Context> contexts() {
     for (std::thread& thread : threads) thread.join();
   };
   list.push_back(fresh);
+  list.push_back(Context::shared(3));
   return list;
 }
 
@@ -195,6 +202,175 @@ TEST(ParallelFor, TwoHostThreadsShareAContext) {
   }
   for (std::thread& host : hosts) host.join();
   EXPECT_EQ(sum, 2 * 200 * 190);
+}
+
+// All workers wait for each other, so each has a thread.
+void run_at_once(const Context& ctx, int workers, const std::function<void(int)>& body) {
+  std::atomic<int> inside = 0;
+  ctx.run(workers, [&](int worker) {
+    body(worker);
+    ++inside;
+    while (inside < workers) std::this_thread::yield();
+  });
+}
+
+std::set<std::thread::id> threads_of(const Context& ctx, int workers) {
+  std::set<std::thread::id> ids;
+  std::mutex mutex;
+  run_at_once(ctx, workers, [&](int) {
+    const std::scoped_lock lock(mutex);
+    ids.insert(std::this_thread::get_id());
+  });
+  return ids;
+}
+
+// Sums 1 to 10 in a region of each task of a region.
+int64_t nested_sum(const Context& ctx) {
+  std::atomic<int64_t> sum = 0;
+  parallel_for(ctx, 20, [&](int64_t, int) {
+    parallel_for(ctx, 11, [&](int64_t task, int worker) {
+      EXPECT_LT(worker, ctx.threads);
+      sum += task;
+    });
+  });
+  return sum;
+}
+
+TEST(ParallelFor, MayBeNested) {
+  for (const Context& ctx : contexts()) {
+    SCOPED_TRACE(join(ctx.threads, " threads"));
+    for (int repeat = 0; repeat < 20; ++repeat) ASSERT_EQ(nested_sum(ctx), 20 * 55);
+  }
+}
+
+TEST(ParallelFor, MayBeNestedByTwoHostThreads) {
+  const Context ctx = Context::cpu(3);
+  std::vector<std::thread> hosts;
+  hosts.reserve(2);
+  for (int host = 0; host < 2; ++host) {
+    hosts.emplace_back([&] {
+      for (int repeat = 0; repeat < 50; ++repeat) EXPECT_EQ(nested_sum(ctx), 20 * 55);
+    });
+  }
+  for (std::thread& host : hosts) host.join();
+}
+
+// The only helper is held by another thread's region; this one must not wait for it.
+TEST(ParallelFor, DoesNotWaitForAThreadThatDoesNotCome) {
+  const Context ctx = Context::cpu(2);
+  std::atomic<int> held = 0;
+  std::atomic<bool> release = false;
+  std::thread holder([&] {
+    parallel_for(ctx, 2, [&](int64_t, int) {
+      ++held;
+      while (!release) std::this_thread::yield();
+    });
+  });
+  while (held < 2) std::this_thread::yield();
+  std::atomic<int> ran = 0;
+  parallel_for(ctx, 100, [&](int64_t, int worker) { ran += worker == 0 ? 1 : 1000; });
+  EXPECT_EQ(ran, 100);
+  release = true;
+  holder.join();
+}
+
+// Rounding and the treatment of subnormals are the caller's, or results would depend on threads.
+TEST(ParallelFor, TakesTheCallersFloatingPointEnvironment) {
+  for (const Context& ctx : {Context::cpu(4), Context::shared(4)}) {
+    for (const int rounding : {FE_UPWARD, FE_TONEAREST}) {
+      ASSERT_EQ(std::fesetround(rounding), 0);
+      std::atomic<int> same = 0;
+      run_at_once(ctx, 4, [&](int) { same += std::fegetround() == rounding ? 1 : 0; });
+      EXPECT_EQ(same, 4);
+    }
+  }
+}
+
+TEST(ContextShared, TakesThreads) {
+  EXPECT_EQ(Context::shared(3).threads, 3);
+  EXPECT_EQ(Context::shared(3).device, Device{});
+  EXPECT_THROW(Context::shared(0), Error);
+}
+
+// More than the shared pool was asked for before, so that all of its threads take part.
+int more_workers() {
+  static int most = 4;
+  return most += 2;
+}
+
+TEST(ContextShared, SharesItsThreadsAndGrows) {
+  const int few = more_workers();
+  const std::set<std::thread::id> threads = threads_of(Context::shared(few), few);
+  EXPECT_EQ(threads.size(), static_cast<size_t>(few));
+  EXPECT_EQ(threads_of(Context::shared(few), few), threads);
+  const int many = more_workers();
+  const std::set<std::thread::id> more = threads_of(Context::shared(many), many);
+  EXPECT_EQ(more.size(), static_cast<size_t>(many));
+  EXPECT_TRUE(std::includes(more.begin(), more.end(), threads.begin(), threads.end()));
+}
+
+TEST(ContextShared, StartsItsThreadsWhereItIsTold) {
+  cpu_set_t before;
+  if (sched_getaffinity(0, sizeof before, &before) != 0) GTEST_SKIP() << "no list of CPUs";
+  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one CPU only";
+  const int before_this = more_workers();
+  threads_of(Context::shared(before_this), before_this);
+  const int workers = more_workers();
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  // Threads inherit the CPUs of the thread that starts them.
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  std::atomic<int> started = 0;
+  const Context ctx =
+      Context::shared(workers, [&](int count, const std::function<void(int)>& body) {
+        std::thread([&] {
+          sched_setaffinity(0, sizeof before, &before);
+          for (int worker = 0; worker < count; ++worker) body(worker);
+        }).join();
+        ++started;
+      });
+  const std::set<std::thread::id> first = threads_of(ctx, workers);
+  std::atomic<int> free = 0;
+  run_at_once(ctx, workers, [&](int) {
+    cpu_set_t mine;
+    sched_getaffinity(0, sizeof mine, &mine);
+    free += CPU_EQUAL(&mine, &before) != 0 ? 1 : 0;
+  });
+  ASSERT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+  EXPECT_EQ(first.size(), static_cast<size_t>(workers));
+  EXPECT_EQ(free, workers - 1) << "all but this thread";
+  EXPECT_EQ(started, 1) << "threads that run are kept";
+}
+
+// A forked child has none of its parent's threads, and finds locks as they were.
+TEST(ParallelFor, WorksInAForkedChild) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer starts no threads after a fork";
+#endif
+  for (const Context& ctx : {Context::cpu(3), Context::shared(3)}) {
+    std::atomic<bool> stop = false;
+    std::thread busy([&] {
+      while (!stop) parallel_for(ctx, 5, [](int64_t, int) {});
+    });
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      const pid_t child = fork();
+      ASSERT_GE(child, 0);
+      if (child == 0) {
+        alarm(60);  // a child that hangs dies
+        std::atomic<int64_t> sum = 0;
+        for (int region = 0; region < 10; ++region) {
+          parallel_for(ctx, 100, [&](int64_t task, int) { sum += task; });
+        }
+        _exit(sum == 49500 && threads_of(ctx, 3).size() == 3 ? 0 : 1);
+      }
+      int status = -1;
+      ASSERT_EQ(waitpid(child, &status, 0), child);
+      EXPECT_EQ(status, 0);
+    }
+    stop = true;
+    busy.join();
+  }
 }
 
 TEST(ParallelFor, WritesOfTasksAreSeenAfterIt) {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Hopper kernel against the CPU's reference, over schedules that the CPU builds.
+// The Hopper kernels on what cuda_kernels_test.cpp, whose operands are all copied to be aligned,
+// leaves out: operands used in place, many turns of a CTA, weights that are not finite.
 #include "cuda/kernels/implicit_gemm_sm90.h"
 
 #include "conv/coords.h"
+#include "conv/passes.h"
 #include "cuda/gpu.h"
 
 namespace voxgemm::test {
@@ -13,7 +15,9 @@ class OnHopper : public OnGpu {
   void SetUp() override {
     OnGpu::SetUp();
     if (IsSkipped()) return;
-    if (!cuda::is_hopper(*gpu())) GTEST_SKIP() << "the device is not of compute capability 9.x";
+    if (cuda::architecture(gpu()->device) / 10 != 9) {
+      GTEST_SKIP() << "the device is not of compute capability 9.x";
+    }
   }
 };
 
@@ -72,56 +76,66 @@ DeviceWeights device_weights(const Case& c, const std::vector<double>& values, b
   return w;
 }
 
-std::vector<double> run_sm90(const Case& c,
-                             const Operands& operands,
-                             int groups,
-                             bool in_contiguous) {
-  const Context& ctx = *gpu();
-  const Problem& p = c.problem;
-  const bool backward = p.pass == Pass::grad_input;
-  const KernelMap backward_map = backward && !c.map.symmetric ? transpose(context(), c.map) : c.map;
-  constexpr int tile = cuda::sm90_tile_rows;
-  const ScheduleOptions options{
-      .order = ScheduleOptions::Order::by_mask,
-      .groups = groups,
-      .tile_rows = tile,
-      .chunk_rows = static_cast<int>(backward_map.n_out / tile + 1) * tile};
-  const Schedule schedule = Schedule::build(context(), backward_map, options);
-  const ScheduleParts parts = schedule.parts();
-  const Matrix order = to_device(ctx, parts.order);
-  const Matrix tiles = to_device(ctx, parts.tiles);
-  const Matrix masks = to_device(ctx, parts.masks);
-  const Matrix indices = to_device(ctx, parts.indices);
-  KernelMap map = backward_map;
-  map.neighbours = to_device(ctx, backward_map.neighbours);
-
-  DeviceWeights w = device_weights(c, operands.w, in_contiguous);
-  if (backward) {
-    std::swap(w.ref.c_in, w.ref.c_out);
-    std::swap(w.ref.in_stride, w.ref.out_stride);
+// A problem with its operands on the device, for several kernels.
+class Run {
+ public:
+  Run(const Case& c, const Operands& operands, bool in_contiguous)
+      : backward_(c.problem.pass == Pass::grad_input),
+        host_map_(backward_ && !c.map.symmetric ? transpose(context(), c.map) : c.map),
+        map_(host_map_),
+        problem_(c.problem),
+        w_(device_weights(c, operands.w, in_contiguous)),
+        x_(backward_ ? device_matrix(operands.dy, c.map.n_out, problem_.c_out, problem_.dtype)
+                     : device_matrix(operands.x, c.map.n_in, problem_.c_in, problem_.dtype)),
+        bias_(device_matrix(operands.bias, 1, problem_.c_out, problem_.dtype)) {
+    map_.neighbours = to_device(*gpu(), host_map_.neighbours);
+    problem_.n_in = map_.n_in;
+    problem_.n_out = map_.n_out;
+    problem_.device = gpu()->device;
+    problem_.architecture = cuda::architecture(problem_.device);
+    if (!backward_) return;
+    std::swap(w_.ref.c_in, w_.ref.c_out);
+    std::swap(w_.ref.in_stride, w_.ref.out_stride);
   }
-  const Matrix x = backward ? device_matrix(operands.dy, c.map.n_out, p.c_out, p.dtype)
-                            : device_matrix(operands.x, c.map.n_in, p.c_in, p.dtype);
-  const Matrix bias = device_matrix(operands.bias, 1, p.c_out, p.dtype);
-  // NaN, so that an element that is not written shows.
-  const std::vector<double> nothing(backward_map.n_out * w.ref.c_out, NAN);
-  const Matrix y = device_matrix(nothing, backward_map.n_out, w.ref.c_out, p.dtype);
-  cuda::sm90_convolve(ctx,
-                      {{.order = order,
-                        .chunk_tiles = {},
-                        .tiles = tiles,
-                        .masks = masks,
-                        .block_taps = {},
-                        .indices = indices},
-                       options},
-                      {.map = &map,
-                       .x = x,
-                       .w = w.ref,
-                       .bias = backward ? nullptr : bias.data,
-                       .y = y,
-                       .mirror_taps = backward && c.map.symmetric});
-  return values_of(y);
-}
+
+  std::vector<const Kernel*> kernels() const {
+    static const std::vector<Kernel> family = cuda::implicit_gemm_sm90_kernels();
+    std::vector<const Kernel*> able;
+    for (const Kernel& kernel : family) {
+      if (kernel.why_not(kernel, problem_).empty()) able.push_back(&kernel);
+    }
+    return able;
+  }
+
+  std::vector<double> operator()(const Kernel& kernel) {
+    const ScheduleOptions options = kernel.schedule(kernel, problem_);
+    if (!schedule_ || schedule_->options() != options) {
+      schedule_ = device_schedule(*gpu(), host_map_, map_, options);
+    }
+    // NaN, so that an element that is not written shows.
+    const std::vector<double> nothing(map_.n_out * w_.ref.c_out, NAN);
+    const Matrix y = device_matrix(nothing, map_.n_out, w_.ref.c_out, problem_.dtype);
+    kernel.launch(kernel, *gpu(), problem_.pass,
+                  {.schedule = &*schedule_,
+                   .map = &map_,
+                   .x = x_,
+                   .w = w_.ref,
+                   .bias = backward_ ? nullptr : bias_.data,
+                   .y = y,
+                   .mirror_taps = backward_ && map_.symmetric});
+    return values_of(y);
+  }
+
+ private:
+  bool backward_;
+  KernelMap host_map_;
+  KernelMap map_;
+  Problem problem_;
+  DeviceWeights w_;
+  Matrix x_;
+  Matrix bias_;
+  std::optional<Schedule> schedule_;
+};
 
 INSTANTIATE_TEST_SUITE_P(List,
                          Sm90,
@@ -129,12 +143,16 @@ INSTANTIATE_TEST_SUITE_P(List,
                                            "subm3 64->64 random:129:6",
                                            "subm3 8->24 shell:12",
                                            "subm3 72->200 shell:16",
-                                           "subm3 128->256 shell:24",
+                                           "subm3 128->264 shell:16",
                                            "subm3 320->64 random:500:9",
                                            "conv3s2p1 64->128 random:900:14",
                                            "inv2s2 128->64 shell:16",
                                            "subm1 64->64 shell:12",
-                                           "subm3x1x3 32->64 full:7"),
+                                           "subm3x1x3 32->64 full:7",
+                                           "subm5 40->16 random:900:12",
+                                           // More tiles than an H200 has SMs, and twice as many.
+                                           "subm3 8->32 shell:80",
+                                           "subm3 32->8 shell:160"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name) {
@@ -149,12 +167,14 @@ TEST_P(Sm90, AgreesWithTheReferenceAndItself) {
       const Case c = make_case(context(), problem_text(pass, dtype, GetParam()));
       const Operands operands = make_operands(c, Fill::reals);
       const Sums expected = judge(context(), c, operands);
-      for (int groups = 1; groups <= std::min(3, c.map.taps()); ++groups) {
-        for (const bool in_contiguous : {true, false}) {
-          SCOPED_TRACE(c.problem.text() + ", " + std::to_string(groups) + " groups");
-          const auto once = run_sm90(c, operands, groups, in_contiguous);
+      for (const bool in_contiguous : {true, false}) {
+        Run run(c, operands, in_contiguous);
+        EXPECT_FALSE(run.kernels().empty());
+        for (const Kernel* kernel : run.kernels()) {
+          SCOPED_TRACE(c.problem.text() + ", " + kernel->name);
+          const auto once = run(*kernel);
           EXPECT_TRUE(within_bound(once, expected, {Dtype::f32, dtype}));
-          EXPECT_TRUE(same_bits(run_sm90(c, operands, groups, in_contiguous), once));
+          EXPECT_TRUE(same_bits(run(*kernel), once));
         }
       }
     }
@@ -163,14 +183,16 @@ TEST_P(Sm90, AgreesWithTheReferenceAndItself) {
 
 // Rows are zero-filled where a neighbour is absent; an infinite weight must not make NaN of that.
 TEST_F(Sm90Weights, AreNotMultipliedWithAbsentNeighbours) {
-  for (const int groups : {1, 3}) {
-    const Case c =
-        make_case(context(), problem_text(Pass::forward, Dtype::bf16, "subm3 64->64 shell:16"));
-    Operands operands = make_operands(c, Fill::integers);
-    constexpr int tap = 5;
-    const int64_t size = int64_t{c.problem.c_in} * c.problem.c_out;
-    std::fill_n(operands.w.begin() + tap * size, size, std::numeric_limits<double>::infinity());
-    const auto values = run_sm90(c, operands, groups, true);
+  const Case c =
+      make_case(context(), problem_text(Pass::forward, Dtype::bf16, "subm3 64->40 shell:16"));
+  Operands operands = make_operands(c, Fill::integers);
+  constexpr int tap = 5;
+  const int64_t size = int64_t{c.problem.c_in} * c.problem.c_out;
+  std::fill_n(operands.w.begin() + tap * size, size, std::numeric_limits<double>::infinity());
+  Run run(c, operands, true);
+  for (const Kernel* kernel : run.kernels()) {
+    SCOPED_TRACE(kernel->name);
+    const auto values = run(*kernel);
     int64_t finite = 0;
     for (int64_t row = 0; row < c.map.n_out; ++row) {
       if (c.map.neighbours.row<int32_t>(tap)[row] >= 0) continue;

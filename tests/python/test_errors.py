@@ -205,7 +205,7 @@ def test_memory_that_no_machine_has(layer):
     x = torch.zeros(0, 2**24)
     refuse(
         "memory",
-        lambda: vg.functional._GradWeight.apply(x, x, map, ((), (), ()), [True, False]),
+        lambda: vg.functional._GradWeight.apply(x, x, map, vg.functional._How(((), (), ()), 0), [True, False]),
         kind=torch.OutOfMemoryError,
     )
 

@@ -53,4 +53,14 @@ __device__ __forceinline__ void registers_up() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
 }
 
+// Programmatic dependence (sm_90): a launch that overlaps the one before it in the stream starts
+// once every CTA of that one has said so or ended, and then waits until all its writes are visible;
+// returns at once in a launch that does not overlap.
+__device__ __forceinline__ void let_next_launch_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_last_launch() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 }  // namespace voxgemm::cuda::ptx

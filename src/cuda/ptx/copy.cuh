@@ -34,4 +34,21 @@ __device__ __forceinline__ void proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// 16 bytes of row `row` of rows of `row_bytes` bytes at `from`; zeros, without a read, where row is
+// negative or `outside` is not 0. Three instructions: a gather is bound by their number.
+__device__ __forceinline__ void gather_16(
+    uint32_t to, const void* from, int row, uint32_t row_bytes, int outside) {
+  asm volatile(
+      "{\n"
+      ".reg .pred out, absent;\n"
+      ".reg .b64 at;\n"
+      "setp.ne.s32 out, %4, 0;\n"
+      "setp.lt.or.s32 absent, %2, 0, out;\n"
+      "mad.wide.u32 at, %2, %3, %1;\n"
+      "cp.async.cg.shared.global.L2::128B [%0], [at], 16, absent;\n"
+      "}\n" ::"r"(to),
+      "l"(from), "r"(row), "r"(row_bytes), "r"(outside)
+      : "memory");
+}
+
 }  // namespace voxgemm::cuda::ptx

@@ -206,4 +206,40 @@ struct Wgmma<__nv_bfloat16, 256, transposed_a, transposed_b> {
   }
 };
 
+// As swizzled_operand with the 64-byte swizzle: 8 rows of 64 bytes are an atom; K-major: stride 512.
+__device__ __forceinline__ uint64_t swizzled_operand_64(uint32_t address, uint32_t leading,
+                                                        uint32_t stride) {
+  constexpr uint64_t swizzle_64 = uint64_t{2} << 62;
+  return swizzle_64 | (address & 0x3ffff) >> 4 | uint64_t{leading >> 4} << 16 |
+         uint64_t{stride >> 4} << 32;
+}
+
+template <bool transposed_a, bool transposed_b>
+struct Wgmma<__half, 32, transposed_a, transposed_b> {
+  static __device__ __forceinline__ void add(float (&d)[16], uint64_t a, uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+        "}, %16, %17, 1, 1, 1, %18, %19;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15])
+        : "l"(a), "l"(b), "n"(transposed_a ? 1 : 0), "n"(transposed_b ? 1 : 0));
+  }
+};
+
+template <bool transposed_a, bool transposed_b>
+struct Wgmma<__nv_bfloat16, 32, transposed_a, transposed_b> {
+  static __device__ __forceinline__ void add(float (&d)[16], uint64_t a, uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+        "}, %16, %17, 1, 1, 1, %18, %19;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15])
+        : "l"(a), "l"(b), "n"(transposed_a ? 1 : 0), "n"(transposed_b ? 1 : 0));
+  }
+};
+
 }  // namespace voxgemm::cuda::ptx

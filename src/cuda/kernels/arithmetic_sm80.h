@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "voxgemm/problem.h"
+
+namespace voxgemm::cuda::sm80 {
+
+// How products are made.
+enum class Math { f16, bf16, tf32, bf16x3, bf16x6, ieee };
+
+std::string_view name(Math math);
+
+// Why kernels of this arithmetic that take so much shared memory cannot run the problem; empty if
+// they can.
+std::string why_not(Math math, size_t shared_bytes, const Problem& problem);
+
+// What the cost models know of a device.
+struct Rates {
+  int multiprocessors;
+  double products;  // multiply-adds a second in this arithmetic, at best
+  double bytes;     // of memory a second
+};
+Rates rates_of(Math math, int architecture);
+
+}  // namespace voxgemm::cuda::sm80

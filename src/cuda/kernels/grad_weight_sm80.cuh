@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Weight gradient by the warp's matrix instructions, on everything from sm_75 on: dW[t] = sum over pairs of x[i]^T
+// dy[o], f32 sums, over the tiles of a schedule by mask or of natural order (schedule.h).
+//
+// It is one product: dW [taps * c_in, c_out] is the transpose of x laid out as [rows, taps * c_in], zero where a row
+// lacks a tap, times dy. A CTA owns 128 (or 64) of those taps * c_in and a block of columns, so a row of dy that it
+// reads serves all taps it has: one of 128 channels, four of 32. It walks the rows in granules of 64, in the order of
+// the schedule, and passes over granules that have none of its taps; a granule is a stage. CTAs of the same slice and
+// other taps are neighbours, and read the same rows at about the same time.
+//
+// A stage: x [64, rows of the tile] and dy [64, cols], both in panels with a line for each row (tile_sm80.cuh); the
+// instructions want both transposed, which ldmatrix does for 16 bits. A thread copies one piece of four lines of every
+// panel. The warps look at 32 granules at a time; the input rows of a granule are loaded while the one before is
+// copied. Three stages and one barrier a stage, as in implicit_gemm_sm80.cuh.
+//
+// Slices: a CTA takes every slices-th granule (they stand by falling number of taps, so all slices get alike) and
+// leaves f32 sums, which add_slices() adds in order. Slices depend on the problem alone, so the bits do too.
+//
+// An absent row is zero, and times an infinite dy NaN, which an absent neighbour must not make: sums that come out NaN
+// are computed once more, over present rows; finite operands never get there.
+
+#include "cuda/kernels/tile_sm80.cuh"
+#include "cuda/launch.cuh"
+
+namespace voxgemm::cuda::sm80 {
+
+// Where sums go: element (tap, in, out) of dW, or of a slice's sums.
+struct Gradient {
+  void* data = nullptr;
+  int64_t tap_stride = 0;
+  int64_t in_stride = 0;
+  int64_t out_stride = 0;
+  bool is_f32 = true;  // else the operands' type
+};
+
+struct GradParams {
+  const void* x = nullptr;  // [n_in, c_in]
+  uint32_t x_row_bytes = 0;
+  int c_in = 0;
+  const void* dy = nullptr;  // [rows, c_out]
+  uint32_t dy_row_bytes = 0;
+  int c_out = 0;
+  int64_t rows = 0;
+  int taps = 0;
+  const int32_t* neighbours = nullptr;  // [taps, rows]
+  // By mask, see ScheduleParts; of natural order null.
+  const int4* tiles = nullptr;
+  const uint32_t* masks = nullptr;  // [.., tile_rows / 64]
+  const int32_t* order = nullptr;
+  const int32_t* indices = nullptr;  // [.., tile_rows]
+  int tile_rows = 64;
+  int64_t group_tiles = 0;
+  int groups = 1;
+  int pieces = 0;       // of 16 bytes, of a tap's input channels
+  int row_blocks = 0;   // tiles of dW along a group's taps and input channels
+  int column_blocks = 0;
+  int slices = 1;
+  Gradient dw;
+  Gradient sums;  // of slice 0; dw where there is one slice
+};
+
+template <Math math, int rows, int cols>
+struct GradConfig
+    : Shape<math, rows, cols, false, false, sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8> {
+  using S = Shape<math, rows, cols, false, false,
+                  sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8>;
+  static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words;
+  static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
+};
+
+// The part of dW that a CTA computes.
+struct GradTile {
+  int group = 0;
+  int first_tap = 0;  // of the group
+  int taps = 0;       // of the group
+  int first_piece = 0;
+  int column = 0;
+  int slice = 0;
+};
+
+template <class C>
+__device__ __forceinline__ GradTile grad_tile(const GradParams& p) {
+  GradTile tile;
+  int number = blockIdx.x;
+  tile.column = number % p.column_blocks * C::cols;
+  number /= p.column_blocks;
+  tile.first_piece = number % p.row_blocks * (C::rows / C::per_piece);
+  number /= p.row_blocks;
+  tile.group = number % p.groups;
+  tile.slice = number / p.groups;
+  tile.first_tap = static_cast<int>(static_cast<int64_t>(tile.group) * p.taps / p.groups);
+  tile.taps = static_cast<int>(static_cast<int64_t>(tile.group + 1) * p.taps / p.groups) -
+              tile.first_tap;
+  return tile;
+}
+
+// 64 rows of the schedule.
+struct Granule {
+  int64_t first = 0;  // position of its first row
+  int rows = 0;
+  int64_t first_block = 0;  // of its tile
+  int in_tile = 0;          // its first row in the index blocks
+  uint32_t mask = 0;        // of its tile
+};
+
+// The granules of a slice that have a tap of the CTA. All threads of a CTA walk alike.
+class Walk {
+ public:
+  __device__ __forceinline__ Walk(const GradParams& p, const GradTile& tile, uint32_t wanted)
+      : p_(p), group_(tile.group), wanted_(wanted), at_(tile.slice + lane_id() * p.slices) {
+    count_ = p.tiles != nullptr ? p.group_tiles * (p.tile_rows / 64) : (p.rows + 63) / 64;
+    load();
+  }
+
+  __device__ __forceinline__ bool next(Granule* granule) {
+    while (todo_ == 0) {
+      // The first lane's granule is the least.
+      at_ += static_cast<int64_t>(32) * p_.slices;
+      if (__shfl_sync(0xffffffff, at_, 0) >= count_) return false;
+      load();
+    }
+    const int lane = __ffs(todo_) - 1;
+    todo_ &= todo_ - 1;
+    granule->first = __shfl_sync(0xffffffff, mine_.first, lane);
+    granule->rows = __shfl_sync(0xffffffff, mine_.rows, lane);
+    granule->first_block = __shfl_sync(0xffffffff, mine_.first_block, lane);
+    granule->in_tile = __shfl_sync(0xffffffff, mine_.in_tile, lane);
+    granule->mask = __shfl_sync(0xffffffff, mine_.mask, lane);
+    return true;
+  }
+
+ private:
+  __device__ __forceinline__ void load() {
+    uint32_t mask = 0;  // of the granule itself
+    if (at_ < count_ && p_.tiles == nullptr) {
+      mine_.first = at_ * 64;
+      mine_.rows = static_cast<int>(min(p_.rows - mine_.first, int64_t{64}));
+      mask = ~0u;
+    } else if (at_ < count_) {
+      const int in_tile = p_.tile_rows / 64;
+      const int64_t tile = group_ * p_.group_tiles + at_ / in_tile;
+      const int4 entry = __ldg(p_.tiles + tile);
+      mine_.in_tile = static_cast<int>(at_ % in_tile) * 64;
+      mine_.first = entry.x + mine_.in_tile;
+      mine_.rows = entry.z - mine_.in_tile;
+      mine_.first_block = entry.y;
+      mine_.mask = 0;
+      for (int i = 0; i < in_tile; ++i) mine_.mask |= __ldg(p_.masks + tile * in_tile + i);
+      mask = __ldg(p_.masks + tile * in_tile + mine_.in_tile / 64);
+    }
+    todo_ = __ballot_sync(0xffffffff, (mask & wanted_) != 0);
+  }
+
+  const GradParams& p_;
+  int group_;
+  uint32_t wanted_;  // taps of the group, bit 0 = its first; all where natural order has no masks
+  int64_t at_;       // this lane's granule
+  int64_t count_;
+  uint32_t todo_ = 0;
+  Granule mine_;
+};
+
+// Fills stages, one granule after the other.
+template <class C>
+class GradProducer {
+ public:
+  __device__ __forceinline__ GradProducer(const GradParams& p,
+                                          const GradTile& tile,
+                                          uint32_t* present)
+      : p_(p), tile_(tile), present_(present), walk_(p, tile, wanted_taps()) {
+#pragma unroll
+    for (int c = 0; c < C::a_words; ++c) {
+      x_[c] = place_of(tile.first_piece + c * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
+    }
+    step();
+  }
+
+  __device__ __forceinline__ bool has_more() const { return has_more_; }
+
+  __device__ __forceinline__ void fill(int ring, uint32_t address) {
+    const auto* x = static_cast<const char*>(p_.x);
+#pragma unroll
+    for (int c = 0; c < C::a_words; ++c) {
+      gather_present<typename C::S, false>(address + c * C::panel_bytes,
+                                           {x + x_[c].piece * 16, p_.x_row_bytes}, x_rows_[c],
+                                           present_ + ring * C::a_words + c);
+    }
+    const auto* dy = static_cast<const char*>(p_.dy);
+#pragma unroll
+    for (int c = 0; c < C::cols * C::size / 128; ++c) {
+      const int column = tile_.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
+      gather<typename C::S, false>(address + C::a_bytes + c * C::panel_bytes,
+                                   {dy + int64_t{C::size} * column, p_.dy_row_bytes},
+                                   column < p_.c_out ? dy_rows_ : Four());
+    }
+    step();
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t wanted_taps() const {
+    if (p_.tiles == nullptr) return ~0u;
+    const int first = tile_.first_piece / p_.pieces;
+    const int last = min(tile_.taps - 1, (tile_.first_piece + C::rows / C::per_piece - 1) / p_.pieces);
+    return first > last ? 0 : (~0u << first) & (~0u >> (31 - last));
+  }
+
+  // Loads the rows of the next granule.
+  __device__ __forceinline__ void step() {
+    Granule granule;
+    has_more_ = walk_.next(&granule);
+    if (!has_more_) return;
+    const int line = static_cast<int>(threadIdx.x) / 8 * 4;
+    if (p_.tiles == nullptr) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        dy_rows_.row[i] = line + i < granule.rows ? static_cast<int>(granule.first) + line + i : -1;
+      }
+    } else {
+      dy_rows_ = four_of_list(p_.order, granule.first + line, granule.first + granule.rows);
+    }
+#pragma unroll
+    for (int c = 0; c < C::a_words; ++c) {
+      const int slot = x_[c].slot;
+      x_rows_[c] = Four();
+      if (slot >= tile_.taps) continue;
+      if (p_.tiles == nullptr) {
+        x_rows_[c] = four_of_list(p_.neighbours + (tile_.first_tap + slot) * p_.rows,
+                                  granule.first + line, p_.rows);
+      } else if ((granule.mask >> slot & 1) != 0) {
+        const int64_t block = granule.first_block + __popc(granule.mask & ((1u << slot) - 1));
+        x_rows_[c] = four_of_block(p_.indices + block * p_.tile_rows + granule.in_tile + line);
+      }
+    }
+  }
+
+  const GradParams& p_;
+  const GradTile& tile_;
+  uint32_t* present_;
+  Walk walk_;
+  bool has_more_ = false;
+  Place x_[C::a_words];
+  Four x_rows_[C::a_words];
+  Four dy_rows_;
+};
+
+struct WeightPlace {
+  int tap;
+  int in;
+  int out;
+};
+
+// dW there, over present rows only.
+template <class T>
+__device__ float repaired(const GradParams& p, const WeightPlace& place) {
+  float sum = 0;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const int in = p.neighbours[place.tap * p.rows + row];
+    if (in < 0) continue;
+    const auto* x = static_cast<const char*>(p.x) + static_cast<uint64_t>(in) * p.x_row_bytes;
+    const auto* dy = static_cast<const char*>(p.dy) + row * p.dy_row_bytes;
+    sum += widen(reinterpret_cast<const T*>(x)[place.in]) *
+           widen(reinterpret_cast<const T*>(dy)[place.out]);
+    if (isnan(sum)) break;
+  }
+  return sum;
+}
+
+template <class T>
+__device__ __forceinline__ void finish_weight(const GradParams& p,
+                                              const WeightPlace& place,
+                                              float sum) {
+  if (isnan(sum)) sum = repaired<T>(p, place);
+  const Gradient& dw = p.dw;
+  const int64_t at =
+      place.tap * dw.tap_stride + place.in * dw.in_stride + place.out * dw.out_stride;
+  if (dw.is_f32) {
+    static_cast<float*>(dw.data)[at] = sum;
+  } else {
+    store(sum, static_cast<T*>(dw.data) + at);
+  }
+}
+
+// Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous channels.
+template <class C>
+__device__ __forceinline__ void write_gradient(const GradParams& p,
+                                               const GradTile& tile,
+                                               const float* laid_out) {
+  constexpr int rows = C::rows / 2;
+  constexpr int cols = C::cols / 2;
+  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
+  const bool along_in = p.sums.in_stride == 1;
+  for (int e = lane_id(); e < rows * cols; e += 32) {
+    const int r = along_in ? e % rows : e / cols;
+    const int c = along_in ? e / rows : e % cols;
+    const int line = warp_row() * rows + r;
+    const Place of = place_of(tile.first_piece + line / C::per_piece, p.pieces);
+    const WeightPlace place = {tile.first_tap + of.slot,
+                               of.piece * C::per_piece + line % C::per_piece,
+                               tile.column + warp_col() * cols + c};
+    if (of.slot >= tile.taps || place.in >= p.c_in || place.out >= p.c_out) continue;
+    const float sum = laid_out[r * C::sums_stride + c];
+    if (p.slices == 1) {
+      finish_weight<typename C::T>(p, place, sum);
+    } else {
+      static_cast<float*>(p.sums.data)[tile.slice * size + place.tap * p.sums.tap_stride +
+                                       place.in * p.sums.in_stride +
+                                       place.out * p.sums.out_stride] = sum;
+    }
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void grad_weight_tile(const GradParams& p) {
+  extern __shared__ unsigned char memory[];
+  const uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
+  unsigned char* aligned = memory + (base - ptx::shared_address(memory));
+  auto* words = reinterpret_cast<uint32_t*>(aligned + C::ring_bytes);
+  const GradTile tile = grad_tile<C>(p);
+  if (tile.first_piece >= tile.taps * p.pieces) return;
+  GradProducer<C> producer(p, tile, words);
+  int filled = 0;
+#pragma unroll
+  for (int i = 0; i < stages - 1; ++i) {
+    if (producer.has_more()) producer.fill(filled++, base + i * C::stage_bytes);
+    ptx::copies_commit();
+  }
+  typename C::Sums d = {};
+  int ring = 0;
+  for (int at = 0; at < filled; ++at) {
+    ptx::copies_wait<stages - 2>();
+    __syncthreads();
+    if (producer.has_more()) {
+      const int next = ring == 0 ? stages - 1 : ring - 1;
+      producer.fill(next, base + next * C::stage_bytes);
+      ++filled;
+    }
+    ptx::copies_commit();
+    const Stage<typename C::S> stage =
+        stage_of<typename C::S>(base + ring * C::stage_bytes, words + ring * C::a_words);
+    if (stage.any()) multiply<typename C::S>(d, stage);
+    ring = ring == stages - 1 ? 0 : ring + 1;
+  }
+  ptx::copies_wait<0>();
+  __syncthreads();
+  write_gradient<C>(p, tile, lay_out<typename C::S>(reinterpret_cast<float*>(aligned), d));
+}
+
+template <class C>
+__global__ void __launch_bounds__(threads, C::ctas_of_sm)
+    grad_weight(const __grid_constant__ GradParams p) {
+  if constexpr (runs_here<C::math>()) grad_weight_tile<C>(p);
+}
+
+// dW from the sums of the slices.
+template <class T>
+__global__ void add_slices(const __grid_constant__ GradParams p) {
+  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
+  const auto* sums = static_cast<const float*>(p.sums.data);
+  const bool along_in = p.sums.in_stride == 1;
+  for (int64_t i = thread_index(); i < size; i += thread_count()) {
+    float sum = sums[i];
+    for (int slice = 1; slice < p.slices; ++slice) sum += sums[slice * size + i];
+    WeightPlace place;
+    if (along_in) {
+      place.in = static_cast<int>(i % p.c_in);
+      place.tap = static_cast<int>(i / p.c_in % p.taps);
+      place.out = static_cast<int>(i / p.c_in / p.taps);
+    } else {
+      place.out = static_cast<int>(i % p.c_out);
+      place.in = static_cast<int>(i / p.c_out % p.c_in);
+      place.tap = static_cast<int>(i / p.c_out / p.c_in);
+    }
+    finish_weight<T>(p, place, sum);
+  }
+}
+
+}  // namespace voxgemm::cuda::sm80

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/kernels/grad_weight_sm90.h"
+
+#include <algorithm>
+
+#include "cuda/aligned.h"
+#include "cuda/kernels/grad_weight_sm90.cuh"
+#include "cuda/launch.cuh"
+
+namespace voxgemm::cuda {
+namespace {
+
+using grad_weight_sm90::add_pieces;
+using grad_weight_sm90::add_threads;
+using grad_weight_sm90::adds;
+using grad_weight_sm90::Config;
+using grad_weight_sm90::Params;
+
+// Their places on the work axis lie in shared memory beside the stages.
+constexpr int most_taps = 2048;
+// A team needs this many rows of a group to be worth its partial sums.
+constexpr int64_t rows_per_team = 512;
+
+// How the CTAs share channel blocks and work.
+struct Division {
+  int parts = 1;    // of the channel blocks
+  int members = 1;  // of a team: blocks of a part
+  int teams = 1;
+};
+
+// Large teams read the same rows at the same time; but all multiprocessors should be busy.
+Division divide(int blocks, int multiprocessors) {
+  Division best;
+  double most = 0;
+  for (int parts = 1; parts <= blocks; ++parts) {
+    const int members = static_cast<int>(ceil_div(blocks, parts));
+    const int teams = multiprocessors / members;
+    if (teams == 0) continue;
+    const double busy =
+        static_cast<double>(teams) * blocks / (static_cast<double>(multiprocessors) * parts);
+    if (busy <= most) continue;
+    best = {parts, members, teams};
+    most = busy;
+    if (most > 0.95) break;
+  }
+  return best;
+}
+
+Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) {
+  const WeightsRef& w = args.w;
+  Params p;
+  p.neighbours = args.map->neighbours.as<int32_t>();
+  p.pairs_per_tap = args.map->pairs_per_tap.as<long long>();
+  p.rows = args.y.rows;
+  p.taps = w.taps;
+  p.x = x.data;
+  p.x_row_bytes = static_cast<uint32_t>(2 * x.stride);
+  p.c_in = w.c_in;
+  p.dy = dy.data;
+  p.dy_row_bytes = static_cast<uint32_t>(2 * dy.stride);
+  p.c_out = w.c_out;
+  p.dw = {w.data, w.tap_stride, w.in_stride, w.out_stride};
+  p.dw_is_f32 = w.dtype == Dtype::f32;
+  return p;
+}
+
+template <class C>
+void run(const Context& ctx, Params p) {
+  p.groups = static_cast<int>(ceil_div(p.taps, C::taps));
+  p.out_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
+  p.blocks = static_cast<int>(ceil_div(p.c_in, C::ins)) * p.out_blocks;
+  const Division division = divide(p.blocks, multiprocessors(ctx));
+  p.parts = division.parts;
+  p.members = division.members;
+  const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
+  p.teams = static_cast<int>(std::min<int64_t>(division.teams, useful_teams));
+  // The sums of a lane lie in eight input channels: rows of dw along them make whole sectors.
+  const bool ins_inner = p.dw.in_stride == 1;
+  p.piece = {nullptr, C::ins * C::columns, ins_inner ? 1 : C::columns, ins_inner ? C::ins : 1};
+  Layout layout;
+  const size_t starts = layout.add<unsigned long long>(p.groups + 1);
+  const size_t partials = layout.add<float>(int64_t{2} * p.teams * p.members * C::piece_size);
+  const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
+  p.starts = Layout::at<unsigned long long>(memory, starts);
+  p.partials = Layout::at<float>(memory, partials);
+  const size_t starts_bytes = sizeof(unsigned long long) * (p.groups + 1);
+  launch(ctx,
+         {.blocks = int64_t{p.teams} * p.members,
+          .threads = C::threads,
+          .shared_bytes = C::fixed_bytes + starts_bytes},
+         grad_weight_sm90::grad_weight<C>, p);
+  const Grid grid = {.blocks = C::piece_size / (adds * add_threads),
+                     .columns = int64_t{p.teams - 1} * p.members,
+                     .threads = add_threads,
+                     .shared_bytes = starts_bytes};
+  if (p.dw_is_f32) return launch(ctx, grid, add_pieces<C, float>, p);
+  launch(ctx, grid, add_pieces<C, typename C::T>, p);
+}
+
+// Stages fill the shared memory of a multiprocessor, sums the registers of two warpgroups.
+template <class T>
+void run_width(const Context& ctx, const Params& p) {
+  if (p.c_out > 128) {
+    if (p.c_in > 64) return run<Config<T, 1, 2, 256, 4>>(ctx, p);
+    return run<Config<T, 2, 1, 256, 4>>(ctx, p);
+  }
+  if (p.c_out > 64) {
+    if (p.c_in > 64) return run<Config<T, 2, 2, 128, 4>>(ctx, p);
+    return run<Config<T, 4, 1, 128, 4>>(ctx, p);
+  }
+  if (p.c_in > 64) return run<Config<T, 2, 2, 64, 4>>(ctx, p);
+  run<Config<T, 4, 1, 64, 4>>(ctx, p);
+}
+
+std::string why_not(const Kernel& kernel, const Problem& problem) {
+  if (problem.device.kind != DeviceKind::cuda) return "runs on CUDA only";
+  if (problem.pass != Pass::grad_weight) return "computes the weight gradient only";
+  const auto& dtype = *static_cast<const Dtype*>(kernel.family);
+  if (dtype != problem.dtype) return join("takes ", name(dtype));
+  if (problem.architecture / 10 != 9) {
+    return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
+                problem.architecture % 10);
+  }
+  if (problem.geometry.taps() > most_taps) {
+    return join("takes at most ", most_taps, " taps, the kernel has ", problem.geometry.taps());
+  }
+  return "";
+}
+
+// Two launches; tensor cores at the rate of full tiles; rows of both operands once a pair through
+// the second-level cache, once from memory; dw.
+double cost(const Kernel&, const Problem& problem) {
+  const double c_in = 64.0 * ceil_div(problem.c_in, 64);
+  const double c_out = 64.0 * ceil_div(problem.c_out, 64);
+  const double pairs = problem.expected_pairs();
+  const double arithmetic = 2 * pairs * c_in * c_out / 600e12;
+  const double gathered = 2 * pairs * (problem.c_in + problem.c_out) / 7e12;
+  const double memory =
+      2.0 * (static_cast<double>(problem.n_in) * problem.c_in +
+             static_cast<double>(problem.n_out) * problem.c_out) +
+      4.0 * problem.geometry.taps() * (static_cast<double>(problem.n_out) + double{c_in} * c_out);
+  return 10e-6 + std::max({arithmetic, gathered, memory / 3.5e12});
+}
+
+ScheduleOptions schedule(const Kernel&, const Problem&) {
+  return {.tile_rows = 128, .chunk_rows = 128};
+}
+
+void launch_pass(const Kernel&, const Context& ctx, Pass, const ConvArgs& args) {
+  const DeviceGuard guard(ctx.device);
+  check(args.w.dtype == args.x.dtype || args.w.dtype == Dtype::f32,
+        "the weight gradient has dtype ", name(args.w.dtype), ", expected f32 or that of x, ",
+        name(args.x.dtype));
+  const AlignedMatrix x = aligned_input(ctx, args.x);
+  const AlignedMatrix dy = aligned_input(ctx, args.y);
+  const Params p = params_of(args, x.matrix, dy.matrix);
+  if (args.x.dtype == Dtype::f16) return run_width<__half>(ctx, p);
+  run_width<__nv_bfloat16>(ctx, p);
+}
+
+}  // namespace
+
+std::vector<Kernel> grad_weight_sm90_kernels() {
+  static constexpr Dtype dtypes[] = {Dtype::f16, Dtype::bf16};
+  std::vector<Kernel> rows;
+  for (const Dtype& dtype : dtypes) {
+    rows.push_back({.name = join("grad_weight_sm90/", name(dtype)),
+                    .algorithm = Algorithm::masked_implicit_gemm_splitk,
+                    .why_not = why_not,
+                    .cost = cost,
+                    .schedule = schedule,
+                    .launch = launch_pass,
+                    .family = &dtype});
+  }
+  return rows;
+}
+
+}  // namespace voxgemm::cuda

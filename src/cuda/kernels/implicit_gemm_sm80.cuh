@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Convolution by the warp's matrix instructions, on everything from sm_75 on: y[o] = bias + sum over taps of
+// x[in(o, t)] W[t], f32 sums, over the tiles of a schedule by mask or of natural order (schedule.h).
+//
+// A CTA computes one tile of rows and a block of columns, column blocks of a tile by neighbouring CTAs. The reduction
+// is one sequence of 16-byte pieces, the channels of the tile's first tap, then of its next one, cut in stages of eight
+// pieces (64 channels of 16 bits, 32 of f32): 8 channels or 96 waste nothing, and a stage can have several taps. A
+// thread copies the same piece of every stage, of four rows in each 64, and holds the input rows of the tap it is at;
+// it loads those of its next tap when it has issued the last copy of this one, a stage ahead of their use.
+//
+// A stage: x [rows, 8 pieces], one panel, and W [8 pieces, cols], one deep panel where input channels are contiguous,
+// else panels of 128 bytes of columns with a line for each channel (tile_sm80.cuh). Then presence words of each stage
+// and the taps of the tile. Three stages: two are on their way while one is multiplied. One barrier a stage: it says
+// that the stage has landed for all, and that all have left the stage before, which is filled next.
+//
+// Slices: CTA (tile, columns, slice) takes one part of the stages and leaves f32 sums, which finish() adds in order.
+// Groups (more than 32 taps by mask): a launch for each, in order; every group has every row, and adds to the sums that
+// the one before left. So the bits do not depend on timing.
+//
+// Sums leave through shared memory, 16 bytes a lane in whole rows. A zero-filled row times an infinite weight is NaN,
+// which an absent neighbour must not make: sums that come out NaN are computed once more, over present rows
+// (repaired()); finite operands never get there.
+
+#include "cuda/kernels/tile_sm80.cuh"
+#include "cuda/launch.cuh"
+
+namespace voxgemm::cuda::sm80 {
+
+struct ConvParams {
+  const void* x = nullptr;  // [n_in, c_in]
+  uint32_t x_row_bytes = 0;
+  int c_in = 0;
+  const void* w = nullptr;  // strides in elements
+  int64_t tap_stride = 0;
+  int64_t in_stride = 0;
+  int64_t out_stride = 0;
+  void* y = nullptr;  // [rows, c_out]
+  int64_t y_stride = 0;
+  int c_out = 0;
+  const void* bias = nullptr;  // [c_out] or null
+  int64_t rows = 0;
+  int taps = 0;
+  bool mirror_taps = false;
+  const int32_t* neighbours = nullptr;  // [taps, rows]
+  // By mask, see ScheduleParts; of natural order null. Of the launch's group:
+  const int4* tiles = nullptr;
+  const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
+  const int32_t* order = nullptr;
+  const int32_t* indices = nullptr;  // [.., rows of a tile]
+  int first_tap = 0;
+  bool first_group = true;
+  bool last_group = true;
+  int column_blocks = 0;
+  int pieces = 0;  // of a tap's input channels
+  int slices = 1;
+  float* sums = nullptr;  // [slices, rows, sums_stride], or null where one launch finishes
+  int64_t sums_stride = 0;
+};
+
+template <Math math, int rows, int cols, bool in_contiguous_>
+struct ConvConfig : Shape<math, rows, cols, true, in_contiguous_, 4> {
+  using S = Shape<math, rows, cols, true, in_contiguous_, 4>;
+  static constexpr bool in_contiguous = in_contiguous_;
+  // Stages begin at a multiple of 128; presence words; taps of a tile.
+  static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words + 4 * 32;
+  // 128 x 128: 128 sums a thread.
+  static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
+};
+
+struct ConvTile {
+  int64_t first = 0;  // position of its first row
+  int64_t first_block = 0;
+  int rows = 0;
+  uint32_t mask = 0;
+  int taps = 0;
+};
+
+template <class C>
+__device__ __forceinline__ ConvTile load_tile(const ConvParams& p, int64_t number) {
+  ConvTile tile;
+  if (p.tiles == nullptr) {
+    tile.first = number * C::rows;
+    tile.rows = static_cast<int>(min(p.rows - tile.first, static_cast<int64_t>(C::rows)));
+    tile.taps = p.taps;
+    return tile;
+  }
+  const int4 entry = __ldg(p.tiles + number);
+  tile.first = entry.x;
+  tile.first_block = entry.y;
+  tile.rows = entry.z;
+#pragma unroll
+  for (int i = 0; i < C::rows / 64; ++i) tile.mask |= __ldg(p.masks + number * (C::rows / 64) + i);
+  tile.taps = __popc(tile.mask);
+  return tile;
+}
+
+// Fills stages, one after the other.
+template <class C>
+class Producer {
+ public:
+  // memory: presence words, then taps. begin: the first stage.
+  __device__ __forceinline__ Producer(const ConvParams& p,
+                                      const ConvTile& tile,
+                                      uint32_t* memory,
+                                      int begin)
+      : p_(p), tile_(tile), present_(memory), taps_(memory + stages * C::a_words) {
+    x_ = place_of(begin * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
+    w_ = C::in_contiguous ? x_
+                          : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
+    if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
+      const int tap = p.first_tap + static_cast<int>(threadIdx.x);
+      const int slot = __popc(tile.mask & ((1u << threadIdx.x) - 1));
+      taps_[slot] = p.mirror_taps ? p.taps - 1 - tap : tap;
+    }
+    load_rows();
+  }
+
+  // ring: which of the stages; address: of it.
+  __device__ __forceinline__ void fill(int ring, uint32_t address) {
+    const Rows rows = {static_cast<const char*>(p_.x) + x_.piece * 16, p_.x_row_bytes};
+#pragma unroll
+    for (int i = 0; i < C::rows / 64; ++i) {
+      gather_present<C, true>(address + i * 8192, rows, rows_[i],
+                              present_ + ring * C::a_words + i);
+    }
+    copy_weights(address + C::a_bytes);
+    if (advance(&x_)) load_rows();
+    if (C::in_contiguous) {
+      w_ = x_;
+    } else {
+      advance(&w_);
+    }
+  }
+
+ private:
+  using T = typename C::T;
+
+  // Eight pieces on; whether that is another tap.
+  __device__ __forceinline__ bool advance(Place* place) const {
+    const int slot = place->slot;
+    place->piece += 8;
+    if (p_.pieces < 8) {
+      place->slot += place->piece / p_.pieces;
+      place->piece %= p_.pieces;
+    } else if (place->piece >= p_.pieces) {
+      place->piece -= p_.pieces;
+      ++place->slot;
+    }
+    return place->slot != slot;
+  }
+
+  __device__ __forceinline__ void load_rows() {
+    const int line = static_cast<int>(threadIdx.x) / 8 * 4;
+#pragma unroll
+    for (int i = 0; i < C::rows / 64; ++i) {
+      rows_[i] = Four();
+      if (x_.slot >= tile_.taps) continue;
+      if (p_.tiles != nullptr) {
+        rows_[i] = four_of_block(p_.indices + (tile_.first_block + x_.slot) * C::rows + i * 64 +
+                                 line);
+      } else {
+        rows_[i] = four_of_list(p_.neighbours + x_.slot * p_.rows, tile_.first + i * 64 + line,
+                                p_.rows);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void copy_weights(uint32_t to) const {
+    const bool inside = w_.slot < tile_.taps;
+    int tap = 0;
+    if (inside) {
+      tap = p_.tiles != nullptr ? static_cast<int>(taps_[w_.slot])
+            : p_.mirror_taps    ? p_.taps - 1 - w_.slot
+                                : w_.slot;
+    }
+    const int column = static_cast<int>(blockIdx.x) % p_.column_blocks * C::cols;
+    const T* from = static_cast<const T*>(p_.w) + tap * p_.tap_stride;
+    if constexpr (C::in_contiguous) {
+      const int piece = threadIdx.x % 8;
+      const int line = threadIdx.x / 8;
+      from += w_.piece * C::per_piece + (column + line) * p_.out_stride;
+      to += line * 128 + ((piece ^ (line & 7)) << 4);
+#pragma unroll
+      for (int i = 0; i < C::cols / 16; ++i) {
+        ptx::copy_or_zero(to + i * 2048, from + i * 16 * p_.out_stride,
+                          inside && column + line + i * 16 < p_.c_out);
+      }
+    } else {
+      // Sixteen lanes copy a line, or two lines.
+      constexpr int pieces = C::cols / C::per_piece;  // of a line
+      constexpr int lines = 16 / pieces;              // at once
+      const int piece = threadIdx.x % pieces;
+      const int first = threadIdx.x % 16 / pieces;
+      const int channel = w_.piece * C::per_piece + first;
+      const int line = threadIdx.x / 16 * C::per_piece + first;
+      const int n = column + piece * C::per_piece;
+      from += channel * p_.in_stride + n;
+      to += piece / 8 * C::panel_bytes + line * 128;
+#pragma unroll
+      for (int i = 0; i < C::per_piece / lines; ++i) {
+        const int at = line + i * lines;
+        const int flip = C::size == 2 ? at & 7 : (at & 3) << 1;
+        ptx::copy_or_zero(to + i * lines * 128 + (((piece % 8) ^ flip) << 4),
+                          from + i * lines * p_.in_stride,
+                          inside && channel + i * lines < p_.c_in && n < p_.c_out);
+      }
+    }
+  }
+
+  const ConvParams& p_;
+  const ConvTile& tile_;
+  uint32_t* present_;
+  uint32_t* taps_;
+  Place x_;
+  Place w_;
+  Four rows_[C::rows / 64];
+};
+
+// y[row, n] over present rows only.
+template <class T>
+__device__ float repaired(const ConvParams& p, int64_t row, int n) {
+  float sum = 0;
+  for (int tap = 0; tap < p.taps; ++tap) {
+    const int in = p.neighbours[tap * p.rows + row];
+    if (in < 0) continue;
+    const T* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x) +
+                                            static_cast<uint64_t>(in) * p.x_row_bytes);
+    const T* w = static_cast<const T*>(p.w) +
+                 (p.mirror_taps ? p.taps - 1 - tap : tap) * p.tap_stride + n * p.out_stride;
+    for (int k = 0; k < p.c_in; ++k) sum += widen(x[k]) * widen(w[k * p.in_stride]);
+    if (isnan(sum)) break;
+  }
+  return sum;
+}
+
+// Bias, one rounding, and 16 bytes of y.
+template <class T, int count>
+__device__ __forceinline__ void finish_piece(const ConvParams& p,
+                                             int64_t row,
+                                             int n,
+                                             const float (&sums)[count]) {
+  alignas(16) T out[count];
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    float sum = sums[i];
+    if (n + i < p.c_out) {
+      if (isnan(sum)) sum = repaired<T>(p, row, n + i);
+      if (p.bias != nullptr) sum += widen(__ldg(static_cast<const T*>(p.bias) + n + i));
+    }
+    store(sum, &out[i]);
+  }
+  *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + row * p.y_stride + n) =
+      *reinterpret_cast<const uint4*>(out);
+}
+
+template <int count>
+__device__ __forceinline__ void add_floats(const float* from, float (&v)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + i);
+    v[i] += four.x;
+    v[i + 1] += four.y;
+    v[i + 2] += four.z;
+    v[i + 3] += four.w;
+  }
+}
+
+// Writes the warp's part of the tile: finished rows, or sums.
+template <class C>
+__device__ __forceinline__ void write_tile(const ConvParams& p,
+                                           const ConvTile& tile,
+                                           const float* laid_out) {
+  constexpr int count = C::per_piece;
+  constexpr int lanes = C::cols / 2 / count;  // of a row
+  const int at = lane_id() % lanes * count;
+  const int n = static_cast<int>(blockIdx.x) % p.column_blocks * C::cols +
+                warp_col() * (C::cols / 2) + at;
+  if (n >= p.c_out) return;
+  for (int r = lane_id() / lanes; r < C::rows / 2; r += 32 / lanes) {
+    const int position = warp_row() * (C::rows / 2) + r;
+    if (position >= tile.rows) break;
+    const int64_t row = p.order != nullptr ? __ldg(p.order + tile.first + position)
+                                           : tile.first + position;
+    float v[count] = {};
+    add_floats(laid_out + r * C::sums_stride + at, v);
+    if (p.sums != nullptr) {
+      float* sums = p.sums + (blockIdx.y * p.rows + row) * p.sums_stride + n;
+      if (!p.first_group) add_floats(sums, v);
+      if (p.slices > 1 || !p.last_group) {
+#pragma unroll
+        for (int i = 0; i < count; i += 4) {
+          *reinterpret_cast<float4*>(sums + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+        }
+        continue;
+      }
+    }
+    finish_piece<typename C::T>(p, row, n, v);
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void convolve_tile(const ConvParams& p) {
+  extern __shared__ unsigned char memory[];
+  const uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
+  unsigned char* aligned = memory + (base - ptx::shared_address(memory));
+  auto* words = reinterpret_cast<uint32_t*>(aligned + C::ring_bytes);
+  const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
+  const int all = (tile.taps * p.pieces + 7) / 8;
+  const int begin = static_cast<int>(static_cast<int64_t>(all) * blockIdx.y / p.slices);
+  const int end = static_cast<int>(static_cast<int64_t>(all) * (blockIdx.y + 1) / p.slices);
+  Producer<C> producer(p, tile, words, begin);
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < stages - 1; ++i) {
+    if (begin + i < end) producer.fill(i, base + i * C::stage_bytes);
+    ptx::copies_commit();
+  }
+  typename C::Sums d = {};
+  int ring = 0;
+  for (int at = begin; at < end; ++at) {
+    ptx::copies_wait<stages - 2>();
+    __syncthreads();
+    if (at + stages - 1 < end) {
+      const int next = ring == 0 ? stages - 1 : ring - 1;
+      producer.fill(next, base + next * C::stage_bytes);
+    }
+    ptx::copies_commit();
+    const Stage<typename C::S> stage =
+        stage_of<typename C::S>(base + ring * C::stage_bytes, words + ring * C::a_words);
+    if (stage.any()) multiply<typename C::S>(d, stage);
+    ring = ring == stages - 1 ? 0 : ring + 1;
+  }
+  ptx::copies_wait<0>();
+  __syncthreads();
+  write_tile<C>(p, tile, lay_out<typename C::S>(reinterpret_cast<float*>(aligned), d));
+}
+
+template <class C>
+__global__ void __launch_bounds__(threads, C::ctas_of_sm)
+    convolve(const __grid_constant__ ConvParams p) {
+  if constexpr (runs_here<C::math>()) convolve_tile<C>(p);
+}
+
+// y from the sums of the slices.
+template <class T>
+__global__ void finish(const __grid_constant__ ConvParams p) {
+  constexpr int count = 16 / sizeof(T);
+  const int pieces = (p.c_out + count - 1) / count;
+  for (int64_t i = thread_index(); i < p.rows * pieces; i += thread_count()) {
+    const int64_t row = i / pieces;
+    const int n = static_cast<int>(i % pieces) * count;
+    float v[count] = {};
+    for (int slice = 0; slice < p.slices; ++slice) {
+      add_floats(p.sums + (slice * p.rows + row) * p.sums_stride + n, v);
+    }
+    finish_piece<T>(p, row, n, v);
+  }
+}
+
+}  // namespace voxgemm::cuda::sm80

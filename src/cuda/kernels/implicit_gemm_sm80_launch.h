@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "conv/kernel.h"
+#include "cuda/kernels/arithmetic_sm80.h"
+
+namespace voxgemm::cuda::sm80 {
+
+// A row of the family.
+struct ConvVariant {
+  Math math = Math::f16;
+  int rows = 0;  // of a tile
+  int cols = 0;
+  bool masked = false;
+  int slices = 1;
+};
+
+// Launches the variant on operands that are aligned (aligned.h). One source for each arithmetic.
+template <Math math>
+void convolve(const Context& ctx, const ConvVariant& variant, const ConvArgs& args);
+
+// Dynamic shared memory of a CTA.
+constexpr size_t conv_shared_bytes(const ConvVariant& variant) {
+  // Three stages of 128 bytes a row and a column; alignment, presence words, taps.
+  return 128 + 3 * 128 * size_t(variant.rows + variant.cols) + 3 * 4 * size_t(variant.rows / 64) +
+         4 * 32;
+}
+
+}  // namespace voxgemm::cuda::sm80

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What becomes of the f32 sums of implicit_gemm_sm90.cuh: rounded rows of y, or partial sums for a
+// later launch to add.
+//
+// A warpgroup's matrix instruction leaves two rows to every four lanes (a quad), and in both lane c
+// columns 8 j + 2 c and the next for every j. Written like that, f32 sums are stored 8 bytes at a
+// time and 16-bit results 4, at a third of the speed of 16 bytes; so the lanes of a quad exchange
+// what they hold first.
+//
+// Partial sums lie in buffers [rows, partial_stride], one for every group and slice; whoever
+// finishes a row adds them in the order of the buffers, so the bits do not depend on timing.
+//
+// A zero-filled row times an infinite weight is NaN, which an absent neighbour must not make. Sums
+// that come out NaN are therefore computed once more, only over present rows (repair()); finite
+// weights never get there.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/launch.cuh"
+#include "cuda/ptx/barrier.cuh"
+
+namespace voxgemm::cuda::sm90 {
+
+struct ConvParams {
+  const void* x = nullptr;   // [n_in, c_in]
+  uint32_t x_row_bytes = 0;  // from row to row
+  int c_in = 0;
+  void* y = nullptr;  // [rows, c_out]
+  int64_t y_stride = 0;
+  int c_out = 0;
+  const void* bias = nullptr;       // [c_out] or null
+  const int4* tiles = nullptr;      // see ScheduleParts; those of this launch
+  const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
+  const int32_t* order = nullptr;
+  const int32_t* indices = nullptr;  // [.., rows of a tile]
+  int tile_count = 0;
+  int column_blocks = 0;
+  int slices = 1;  // of the steps of a tile
+  int taps = 0;
+  int groups = 0;
+  bool mirror_taps = false;
+  int64_t rows = 0;
+  float* partials = nullptr;   // [buffers, rows, partial_stride]
+  int64_t partial_stride = 0;  // c_out rounded up to 8
+  int added = 0;               // the first so many buffers are added to the sums of this launch
+  bool finish = true;          // rows of y are written, else buffer group * group_buffers + slice
+  int group_buffers = 0;
+  // For repair() only.
+  const int32_t* neighbours = nullptr;  // [taps, rows]
+  const void* weights = nullptr;
+  int64_t tap_stride = 0;
+  int64_t in_stride = 0;
+  int64_t out_stride = 0;
+};
+
+// Four lanes each hold four words, word q of lane c being entry (q, c); afterwards (c, q).
+__device__ __forceinline__ void transpose_quad(uint32_t (&v)[4], int c) {
+  const uint32_t a = __shfl_xor_sync(0xffffffff, (c & 1) != 0 ? v[0] : v[1], 1);
+  const uint32_t b = __shfl_xor_sync(0xffffffff, (c & 1) != 0 ? v[2] : v[3], 1);
+  if ((c & 1) != 0) {
+    v[0] = a;
+    v[2] = b;
+  } else {
+    v[1] = a;
+    v[3] = b;
+  }
+  const uint32_t d = __shfl_xor_sync(0xffffffff, (c & 2) != 0 ? v[0] : v[2], 2);
+  const uint32_t e = __shfl_xor_sync(0xffffffff, (c & 2) != 0 ? v[1] : v[3], 2);
+  if ((c & 2) != 0) {
+    v[0] = d;
+    v[1] = e;
+  } else {
+    v[2] = d;
+    v[3] = e;
+  }
+}
+
+// Two lanes c and c ^ 1 each hold `low` and `high`, two columns of the eight that begin at 2 c and
+// of the eight behind those. Afterwards the even one has four columns of the first eight and the
+// odd one four of the second, from even_column(c) on.
+__device__ __forceinline__ float4 exchange_pair(float2 low, float2 high, int c) {
+  const bool odd = (c & 1) != 0;
+  float2 got;
+  got.x = __shfl_xor_sync(0xffffffff, odd ? low.x : high.x, 1);
+  got.y = __shfl_xor_sync(0xffffffff, odd ? low.y : high.y, 1);
+  return odd ? make_float4(got.x, got.y, high.x, high.y) : make_float4(low.x, low.y, got.x, got.y);
+}
+// The other way round.
+__device__ __forceinline__ void exchange_back(float4 v, int c, float2* low, float2* high) {
+  const bool odd = (c & 1) != 0;
+  float2 got;
+  got.x = __shfl_xor_sync(0xffffffff, odd ? v.x : v.z, 1);
+  got.y = __shfl_xor_sync(0xffffffff, odd ? v.y : v.w, 1);
+  *low = odd ? got : make_float2(v.x, v.y);
+  *high = odd ? make_float2(v.z, v.w) : got;
+}
+__device__ __forceinline__ int even_column(int c) { return (c & 1) != 0 ? 8 + 2 * (c - 1) : 2 * c; }
+
+__device__ __forceinline__ uint32_t pack_two(float low, float high, __half) {
+  const __half2 two = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(two);
+}
+__device__ __forceinline__ uint32_t pack_two(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(two);
+}
+
+// Element (row, n) of y, computed once more over present rows only.
+template <class T>
+__device__ __forceinline__ void repair(const ConvParams& p, int64_t row, int n) {
+  float sum = 0;
+  for (int tap = 0; tap < p.taps; ++tap) {
+    const int in = p.neighbours[tap * p.rows + row];
+    if (in < 0) continue;
+    const T* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x) +
+                                            static_cast<uint64_t>(in) * p.x_row_bytes);
+    const T* w = static_cast<const T*>(p.weights) +
+                 (p.mirror_taps ? p.taps - 1 - tap : tap) * p.tap_stride + n * p.out_stride;
+    for (int k = 0; k < p.c_in; ++k) sum += float(x[k]) * float(w[k * p.in_stride]);
+  }
+  if (p.bias != nullptr) sum += float(static_cast<const T*>(p.bias)[n]);
+  static_cast<T*>(p.y)[row * p.y_stride + n] = T(sum);
+}
+
+template <class T>
+__device__ __forceinline__ float bias_at(const ConvParams& p, int n) {
+  return p.bias != nullptr && n < p.c_out ? float(static_cast<const T*>(p.bias)[n]) : 0.0f;
+}
+
+// Rounds and writes one of the two rows (h) of a block of 64 that this lane's quad holds; row < 0:
+// past the tile's end. Whether one of its sums was NaN.
+template <class C>
+__device__ __forceinline__ bool store_row(
+    const ConvParams& p, const float (&d)[C::columns / 2], int h, int64_t row, int column) {
+  using T = typename C::T;
+  const int c = threadIdx.x % 4;
+  bool broken = false;
+#pragma unroll
+  for (int j4 = 0; j4 < C::columns / 32; ++j4) {
+    uint32_t word[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int n = column + j4 * 32 + q * 8 + c * 2;
+      float2 sum = make_float2(d[(j4 * 4 + q) * 4 + h * 2], d[(j4 * 4 + q) * 4 + h * 2 + 1]);
+      broken |= isnan(sum.x) || isnan(sum.y);
+      sum.x += bias_at<T>(p, n);
+      sum.y += bias_at<T>(p, n + 1);
+      word[q] = pack_two(sum.x, sum.y, T());
+    }
+    transpose_quad(word, c);
+    const int n = column + j4 * 32 + c * 8;
+    if (row >= 0 && n < p.c_out) {
+      *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + row * p.y_stride + n) =
+          make_uint4(word[0], word[1], word[2], word[3]);
+    }
+  }
+  return broken && row >= 0;
+}
+
+// Adds what other launches left for such a row.
+template <class C>
+__device__ __forceinline__ void add_partials(
+    const ConvParams& p, float (&d)[C::columns / 2], int h, int64_t row, int column) {
+  const int c = threadIdx.x % 4;
+  const int first = column + even_column(c);
+  for (int buffer = 0; buffer < p.added; ++buffer) {
+    const float* part = p.partials + (buffer * p.rows + max(row, int64_t{0})) * p.partial_stride;
+    // Eight loads are under way at a time.
+    constexpr int batch = C::columns / 16 < 8 ? C::columns / 16 : 8;
+#pragma unroll
+    for (int j0 = 0; j0 < C::columns / 8; j0 += 2 * batch) {
+      float4 v[batch];
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        const int n = first + (j0 + 2 * i) * 8;
+        v[i] = row >= 0 && n < p.partial_stride ? __ldcg(reinterpret_cast<const float4*>(part + n))
+                                                : make_float4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        const int j = j0 + 2 * i;
+        float2 low;
+        float2 high;
+        exchange_back(v[i], c, &low, &high);
+        d[j * 4 + h * 2] += low.x;
+        d[j * 4 + h * 2 + 1] += low.y;
+        d[j * 4 + 4 + h * 2] += high.x;
+        d[j * 4 + 4 + h * 2 + 1] += high.y;
+      }
+    }
+  }
+}
+
+// place: buffer * rows + row; < 0: past the tile's end.
+template <class C>
+__device__ __forceinline__ void store_partial(
+    const ConvParams& p, const float (&d)[C::columns / 2], int h, int64_t place, int column) {
+  const int c = threadIdx.x % 4;
+#pragma unroll
+  for (int j = 0; j < C::columns / 8; j += 2) {
+    const float4 v = exchange_pair(make_float2(d[j * 4 + h * 2], d[j * 4 + h * 2 + 1]),
+                                   make_float2(d[j * 4 + 4 + h * 2], d[j * 4 + 4 + h * 2 + 1]), c);
+    const int n = column + j * 8 + even_column(c);
+    if (place >= 0 && n < p.partial_stride) {
+      *reinterpret_cast<float4*>(p.partials + place * p.partial_stride + n) = v;
+    }
+  }
+}
+
+// Finishes y from partial sums alone: a thread adds eight columns of a row.
+template <class T>
+__global__ void finish_rows(const __grid_constant__ ConvParams p) {
+  ptx::wait_for_last_launch();
+  const int64_t pieces = p.partial_stride / 8;
+  const int64_t buffer_size = p.rows * p.partial_stride;
+  for (int64_t i = thread_index(); i < p.rows * pieces; i += thread_count()) {
+    const int64_t row = i / pieces;
+    const int n = static_cast<int>(i % pieces) * 8;
+    const float* part = p.partials + i * 8;
+    float sum[8] = {};
+#pragma unroll 4
+    for (int buffer = 0; buffer < p.added; ++buffer) {
+      const auto* from = reinterpret_cast<const float4*>(part + buffer * buffer_size);
+      const float4 low = __ldcg(from);
+      const float4 high = __ldcg(from + 1);
+      const float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum[e] += v[e];
+    }
+    uint32_t broken = 0;
+    uint32_t word[4];
+#pragma unroll
+    for (int e = 0; e < 8; e += 2) {
+      broken |= static_cast<uint32_t>(isnan(sum[e])) << e;
+      broken |= static_cast<uint32_t>(isnan(sum[e + 1])) << (e + 1);
+      word[e / 2] =
+          pack_two(sum[e] + bias_at<T>(p, n + e), sum[e + 1] + bias_at<T>(p, n + e + 1), T());
+    }
+    *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + row * p.y_stride + n) =
+        make_uint4(word[0], word[1], word[2], word[3]);
+    for (; broken != 0; broken &= broken - 1) {
+      const int at = n + __ffs(broken) - 1;
+      if (at < p.c_out) repair<T>(p, row, at);
+    }
+  }
+}
+
+}  // namespace voxgemm::cuda::sm90

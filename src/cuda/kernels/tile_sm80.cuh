@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the kernels on the warp's matrix instructions share: operands in shared memory, their products, and the gather
+// of rows. A CTA has four warps, two by two over a tile of sums; a warp holds row_blocks x col_blocks blocks of 16 x 8
+// in the layout of ptx/mma.cuh.
+//
+// Shared memory. An operand is cut in panels with lines of 128 bytes, 8 pieces of 16 bytes. An operand that is
+// contiguous along the reduction (deep) has one panel, a line of it for each row or column of the tile; else panels
+// have a line for each step of the reduction and 128 bytes of the tile's rows or columns, side by side. Piece p of line
+// r lies at piece p ^ (r & 7), so that ldmatrix meets no bank twice; words of f32 that are not deep are read one by
+// one, and there p ^ 2 (r & 3) does it.
+//
+// f32 operands become tf32, or two or three bf16 each, in registers. For bf16 two 8-deep steps make one of 16: word t
+// of one piece and word t of the next stand side by side. That permutes the reduction in both operands alike.
+//
+// `present`: 16 rows of gathered operand that a step lacks altogether are neither copied nor multiplied, so the waste
+// of a tile is that of 16 rows. A word per 64 rows of a panel has a byte for each 16 rows and a bit for each piece.
+
+#include "cuda/float.cuh"
+#include "cuda/kernels/arithmetic_sm80.h"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/mma.cuh"
+
+namespace voxgemm::cuda::sm80 {
+
+template <Math math>
+struct ElementOf {
+  using type = float;
+};
+template <>
+struct ElementOf<Math::f16> {
+  using type = __half;
+};
+template <>
+struct ElementOf<Math::bf16> {
+  using type = __nv_bfloat16;
+};
+
+// Whether the architecture being compiled has the instructions.
+template <Math math>
+__device__ constexpr bool runs_here() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return math == Math::f16 || math == Math::ieee;
+#else
+  return true;
+#endif
+}
+
+constexpr int threads = 128;
+constexpr int stages = 3;
+
+// A [rows, depth] B [depth, cols] of a stage; depth is `steps` of 32 bytes, or as many lines.
+template <Math math_, int rows_, int cols_, bool a_deep_, bool b_deep_, int steps_>
+struct Shape {
+  static constexpr Math math = math_;
+  using T = typename ElementOf<math>::type;
+  static constexpr int size = sizeof(T);
+  static constexpr int rows = rows_;
+  static constexpr int cols = cols_;
+  static constexpr bool a_deep = a_deep_;
+  static constexpr bool b_deep = b_deep_;
+  static constexpr int steps = steps_;
+  static constexpr int step_depth = 32 / size;
+  static constexpr int depth = steps * step_depth;
+  static constexpr int per_piece = 16 / size;
+  static constexpr int row_blocks = rows / 32;  // of a warp, 16 rows each
+  static constexpr int col_blocks = cols / 16;  // of a warp, 8 columns each
+  static constexpr int panel_bytes = depth * 128;
+  static constexpr int a_bytes = rows * depth * size;
+  static constexpr int b_bytes = cols * depth * size;
+  static constexpr int a_words = a_deep ? rows / 64 : rows * size / 128;  // of `present`
+  static constexpr int stage_bytes = a_bytes + b_bytes;
+  // The sums of a tile wait there for their way out. Eight words apart, lines meet no bank twice.
+  static constexpr int sums_stride = cols / 2 + 8;
+  static constexpr int sums_bytes = 2 * rows * sums_stride * 4;
+  static constexpr int ring_bytes =
+      stages * stage_bytes > sums_bytes ? stages * stage_bytes : sums_bytes;
+  using Sums = float[row_blocks][col_blocks][4];
+};
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
+__device__ __forceinline__ int warp_row() { return threadIdx.x / 64; }
+__device__ __forceinline__ int warp_col() { return threadIdx.x / 32 % 2; }
+
+// Lane's part of the address of a fragment: 16 rows or columns and one step. first: the warp's first block of 16.
+template <class S, bool is_a>
+__device__ __forceinline__ uint32_t fragment_place(int first) {
+  const int lane = lane_id();
+  constexpr bool deep = is_a ? S::a_deep : S::b_deep;
+  if constexpr (deep || S::size == 2) {
+    // A deep B, as an A that is not, goes along the step first, then to the other 8 rows or columns.
+    const int line = is_a == deep ? lane % 16 : lane / 16 * 8 + lane % 8;
+    const int half = is_a == deep ? lane / 16 : lane / 8 % 2;
+    const uint32_t place = line * 128 + ((half ^ (lane & 7)) << 4);
+    if (deep) return first * 2048 + place;
+    return first / 4 * S::panel_bytes + (place ^ (first % 4 << 5));
+  }
+  const int g = lane / 4;
+  const int t = lane % 4;
+  return first / 2 * S::panel_bytes + t * 128 + (((g / 4) ^ (t << 1)) << 4) + g % 4 * 4;
+}
+
+// A: the fragment of 16 rows. B: those of two times 8 columns.
+template <class S, bool is_a>
+__device__ __forceinline__ void load_fragment(uint32_t (&f)[4], uint32_t from, int block, int step) {
+  constexpr bool deep = is_a ? S::a_deep : S::b_deep;
+  if constexpr (deep) {
+    ptx::load_matrices(f, (from + block * 2048) ^ (step << 5));
+  } else if constexpr (S::size == 2) {
+    ptx::load_matrices_transposed(
+        f, (from + block / 4 * S::panel_bytes + step * 2048) ^ (block % 4 << 5));
+  } else {
+    const uint32_t panel = from + block / 2 * S::panel_bytes + step * 1024;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int far = is_a ? q % 2 : q / 2;
+      const int down = is_a ? q / 2 : q % 2;
+      f[q] = ptx::load_word((panel + down * 512) ^ ((block % 2 * 4 + far * 2) << 4));
+    }
+  }
+}
+
+// Whether 16 rows have something to multiply in `count` steps from `step` on.
+template <class S>
+__device__ __forceinline__ bool is_present(const uint32_t (&words)[S::a_words],
+                                           int block,
+                                           int step,
+                                           int count) {
+  constexpr uint32_t step_bits = 3;               // two pieces
+  constexpr uint32_t row_bits = (1 << S::size) - 1;  // pieces of 16 rows
+  if constexpr (S::a_deep) {
+    const uint32_t bits = count == 1 ? step_bits : 5 * step_bits;
+    return (words[block / 4] >> (block % 4 * 8 + step * 2) & bits) != 0;
+  } else {
+    constexpr int in_panel = 8 / S::size;
+    const int group = step * S::step_depth / 16;
+    return (words[block / in_panel] >> (group * 8 + block % in_panel * S::size) & row_bits) != 0;
+  }
+}
+
+// `count` pieces of bf16 whose sum is x, for the two f32 of a word.
+template <int count>
+__device__ __forceinline__ void split(uint32_t first, uint32_t second, uint32_t (&pieces)[count]) {
+  float x = __uint_as_float(first);
+  float y = __uint_as_float(second);
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    pieces[i] = ptx::to_bf16(x, y);
+    x -= __uint_as_float(pieces[i] << 16);
+    y -= __uint_as_float(pieces[i] & 0xffff0000u);
+  }
+}
+
+// Where a warp's operands and its rows' presence stand in a stage.
+template <class S>
+struct Stage {
+  uint32_t a;
+  uint32_t b;
+  uint32_t present[S::a_words];  // shifted so that block 0 is the warp's first
+  __device__ __forceinline__ bool any() const {
+    uint32_t all = 0;
+#pragma unroll
+    for (const uint32_t word : present) all |= word;
+    return all != 0;
+  }
+};
+
+template <class S>
+__device__ __forceinline__ void multiply_16bit(typename S::Sums& d, const Stage<S>& stage) {
+  uint32_t a[2][S::row_blocks][4];
+  uint32_t b[2][S::col_blocks / 2][4];
+  const auto load = [&](int step) {
+#pragma unroll
+    for (int j = 0; j < S::col_blocks / 2; ++j) {
+      load_fragment<S, false>(b[step % 2][j], stage.b, j, step);
+    }
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; ++i) {
+      load_fragment<S, true>(a[step % 2][i], stage.a, i, step);
+    }
+  };
+  load(0);
+#pragma unroll
+  for (int step = 0; step < S::steps; ++step) {
+    if (step + 1 < S::steps) load(step + 1);
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; ++i) {
+      if (!is_present<S>(stage.present, i, step, 1)) continue;
+#pragma unroll
+      for (int j = 0; j < S::col_blocks; ++j) {
+        const uint32_t(&from)[4] = b[step % 2][j / 2];
+        ptx::add_product(d[i][j], a[step % 2][i], from[j % 2 * 2], from[j % 2 * 2 + 1],
+                         typename S::T());
+      }
+    }
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void multiply_tf32(typename S::Sums& d, const Stage<S>& stage) {
+#pragma unroll
+  for (int step = 0; step < S::steps; ++step) {
+    uint32_t b[S::col_blocks / 2][4];
+#pragma unroll
+    for (int j = 0; j < S::col_blocks / 2; ++j) {
+      load_fragment<S, false>(b[j], stage.b, j, step);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) b[j][q] = ptx::to_tf32(b[j][q]);
+    }
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; ++i) {
+      if (!is_present<S>(stage.present, i, step, 1)) continue;
+      uint32_t a[4];
+      load_fragment<S, true>(a, stage.a, i, step);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) a[q] = ptx::to_tf32(a[q]);
+#pragma unroll
+      for (int j = 0; j < S::col_blocks; ++j) {
+        ptx::add_product(d[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1], ptx::Tf32());
+      }
+    }
+  }
+}
+
+// Fragments of a double step in `count` pieces: words q of both steps side by side.
+template <class S, bool is_a, int count>
+__device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
+                                           uint32_t from,
+                                           int block,
+                                           int step) {
+  uint32_t words[2][4];
+  load_fragment<S, is_a>(words[0], from, block, step);
+  load_fragment<S, is_a>(words[1], from, block, step + 1);
+  // The instruction's halves of the reduction, which are the two steps: of A words (0, 2) and (1, 3) of a step differ
+  // in their place along it, of B words (0, 1) and (2, 3).
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    const int half = is_a ? q / 2 : q % 2;
+    const int low = is_a ? q % 2 : q / 2 * 2;
+    uint32_t both[count];
+    split(words[half][low], words[half][low + (is_a ? 2 : 1)], both);
+#pragma unroll
+    for (int i = 0; i < count; ++i) pieces[i][q] = both[i];
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void multiply_split(typename S::Sums& d, const Stage<S>& stage) {
+  constexpr int count = S::math == Math::bf16x3 ? 2 : 3;
+#pragma unroll
+  for (int step = 0; step < S::steps; step += 2) {
+    uint32_t b[S::col_blocks / 2][count][4];
+#pragma unroll
+    for (int j = 0; j < S::col_blocks / 2; ++j) {
+      load_split<S, false>(b[j], stage.b, j, step);
+    }
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; ++i) {
+      if (!is_present<S>(stage.present, i, step, 2)) continue;
+      uint32_t a[count][4];
+      load_split<S, true>(a, stage.a, i, step);
+      // The smallest products first.
+#pragma unroll
+      for (int sum = count - 1; sum >= 0; --sum) {
+#pragma unroll
+        for (int of_a = 0; of_a <= sum; ++of_a) {
+#pragma unroll
+          for (int j = 0; j < S::col_blocks; ++j) {
+            const uint32_t(&from)[4] = b[j / 2][sum - of_a];
+            ptx::add_product(d[i][j], a[of_a], from[j % 2 * 2], from[j % 2 * 2 + 1],
+                             __nv_bfloat16());
+          }
+        }
+      }
+    }
+  }
+}
+
+// Four steps of depth 1 from 4 * quad on, of one row or column of an operand. first: of the warp's.
+template <class S, bool is_a>
+__device__ __forceinline__ void load_quad(float (&v)[4], uint32_t from, int line, int quad) {
+  if constexpr (is_a ? S::a_deep : S::b_deep) {
+    const float4 four = ptx::load_four(from + line * 128 + ((quad ^ (line & 7)) << 4));
+    v[0] = four.x;
+    v[1] = four.y;
+    v[2] = four.z;
+    v[3] = four.w;
+  } else {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int piece = line % 32 / 4 ^ (k << 1);
+      v[k] = __uint_as_float(ptx::load_word(from + line / 32 * S::panel_bytes +
+                                            (quad * 4 + k) * 128 + piece * 16 + line % 4 * 4));
+    }
+  }
+}
+
+// Fused multiply-adds in the order of the reduction.
+template <class S>
+__device__ __forceinline__ void multiply_ieee(typename S::Sums& d, const Stage<S>& stage) {
+  const int row = warp_row() * S::rows / 2 + lane_id() / 4;
+  const int col = warp_col() * S::cols / 2 + lane_id() % 4 * 2;
+#pragma unroll 1
+  for (int quad = 0; quad < S::depth / 4; ++quad) {
+    float b[S::col_blocks][2][4];
+#pragma unroll
+    for (int j = 0; j < S::col_blocks; ++j) {
+      load_quad<S, false>(b[j][0], stage.b, col + j * 8, quad);
+      load_quad<S, false>(b[j][1], stage.b, col + j * 8 + 1, quad);
+    }
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; ++i) {
+      if (!is_present<S>(stage.present, i, quad / 2, 1)) continue;
+      float a[2][4];
+      load_quad<S, true>(a[0], stage.a, row + i * 16, quad);
+      load_quad<S, true>(a[1], stage.a, row + i * 16 + 8, quad);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int j = 0; j < S::col_blocks; ++j) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            d[i][j][e] = fmaf(a[e / 2][k], b[j][e % 2][k], d[i][j][e]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The warp's view of the stage at `address`, whose presence words are at `present`.
+template <class S>
+__device__ __forceinline__ Stage<S> stage_of(uint32_t address, const uint32_t* present) {
+  Stage<S> stage;
+  stage.a = address;
+  stage.b = address + S::a_bytes;
+  if constexpr (S::math != Math::ieee) {
+    stage.a += fragment_place<S, true>(warp_row() * S::row_blocks);
+    stage.b += fragment_place<S, false>(warp_col() * S::col_blocks / 2);
+  }
+  // The warp's blocks are whole words, or half of the only one.
+  constexpr int blocks_of_word = S::a_deep ? 4 : 8 / S::size;
+  constexpr int mine = (S::row_blocks + blocks_of_word - 1) / blocks_of_word;
+#pragma unroll
+  for (int i = 0; i < S::a_words; ++i) stage.present[i] = 0;
+#pragma unroll
+  for (int i = 0; i < mine; ++i) {
+    stage.present[i] = present[warp_row() * S::row_blocks / blocks_of_word + i];
+  }
+  if constexpr (S::row_blocks < blocks_of_word) {
+    const int shift = S::a_deep ? 16 : 8 / 2;
+    stage.present[0] >>= warp_row() * shift;
+  }
+  return stage;
+}
+
+template <class S>
+__device__ __forceinline__ void multiply(typename S::Sums& d, const Stage<S>& stage) {
+  if constexpr (S::size == 2) {
+    multiply_16bit<S>(d, stage);
+  } else if constexpr (S::math == Math::tf32) {
+    multiply_tf32<S>(d, stage);
+  } else if constexpr (S::math == Math::ieee) {
+    multiply_ieee<S>(d, stage);
+  } else {
+    multiply_split<S>(d, stage);
+  }
+}
+
+// Input rows of four neighbouring rows of work, -1 where absent.
+struct Four {
+  int row[4] = {-1, -1, -1, -1};
+  __device__ __forceinline__ bool any() const {
+    return (row[0] & row[1] & row[2] & row[3]) >= 0;
+  }
+};
+// Of an index block; at: a multiple of 4.
+__device__ __forceinline__ Four four_of_block(const int32_t* at) {
+  const int4 v = __ldg(reinterpret_cast<const int4*>(at));
+  return {{v.x, v.y, v.z, v.w}};
+}
+// Entries [first, first + 4) of a list that ends at `end`.
+__device__ __forceinline__ Four four_of_list(const int32_t* list, int64_t first, int64_t end) {
+  Four four;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (first + i < end) four.row[i] = __ldg(list + first + i);
+  }
+  return four;
+}
+
+// The rows of a gathered matrix, from this thread's piece on.
+struct Rows {
+  const char* from;
+  uint32_t bytes;  // of a row
+};
+
+// This thread's piece of four of the 64 lines at `to`, lines 4 * (threadIdx.x / 8) on: eight lanes copy a line.
+template <class S, bool deep>
+__device__ __forceinline__ void gather(uint32_t to, const Rows& rows, const Four& four) {
+  const int piece = threadIdx.x % 8;
+  const int line = threadIdx.x / 8 * 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int flip = deep || S::size == 2 ? (line & 7) + i : i << 1;
+    const int row = four.row[i];
+    ptx::copy_or_zero(
+        to + (line + i) * 128 + ((piece ^ flip) << 4),
+        rows.from + static_cast<uint64_t>(static_cast<uint32_t>(max(row, 0))) * rows.bytes,
+        row >= 0);
+  }
+}
+
+// The same, leaving out 16 lines that have nothing, and noting in the byte of each 16 which pieces are present.
+template <class S, bool deep>
+__device__ __forceinline__ void gather_present(uint32_t to,
+                                               const Rows& rows,
+                                               const Four& four,
+                                               uint32_t* word) {
+  uint32_t present = __ballot_sync(0xffffffff, four.any());
+  if (present != 0) gather<S, deep>(to, rows, four);
+  present |= present >> 16;
+  present |= present >> 8;
+  if (lane_id() == 0) reinterpret_cast<uint8_t*>(word)[threadIdx.x / 32] = present & 0xff;
+}
+
+// A piece of the reduction of a gathered row: `slot` counts taps, `piece` 16 bytes of a tap's channels. Pieces of all
+// taps follow each other, so no channel count leaves holes in a stage.
+struct Place {
+  int slot = 0;
+  int piece = 0;
+};
+__device__ __forceinline__ Place place_of(int piece, int pieces_of_tap) {
+  return {piece / pieces_of_tap, piece % pieces_of_tap};
+}
+
+// Lays the warp's sums out as [rows / 2, sums_stride].
+template <class S>
+__device__ __forceinline__ float* lay_out(float* memory, const typename S::Sums& d) {
+  float* own = memory + threadIdx.x / 32 * (S::rows / 2 * S::sums_stride);
+  const int g = lane_id() / 4;
+  const int t = lane_id() % 4;
+#pragma unroll
+  for (int i = 0; i < S::row_blocks; ++i) {
+#pragma unroll
+    for (int j = 0; j < S::col_blocks; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        *reinterpret_cast<float2*>(own + (i * 16 + h * 8 + g) * S::sums_stride + j * 8 + t * 2) =
+            make_float2(d[i][j][h * 2], d[i][j][h * 2 + 1]);
+      }
+    }
+  }
+  __syncwarp();
+  return own;
+}
+
+}  // namespace voxgemm::cuda::sm80

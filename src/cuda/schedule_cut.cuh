@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "voxgemm/schedule.h"
+
+namespace voxgemm::cuda {
+
+// The map's table for kernels.
+struct Neighbours {
+  const int32_t* data;  // [taps, rows]
+  int64_t stride;
+
+  __device__ int32_t operator()(uint32_t tap, uint32_t row) const {
+    return data[tap * stride + row];
+  }
+};
+
+// Segments cut into items of equally many rows, the last ones of a segment shorter.
+struct Grain {
+  uint32_t rows;
+  uint32_t whole;  // items of a whole chunk's segment
+};
+
+// An item of a segment.
+struct Part {
+  uint32_t group;
+  uint32_t first_row;  // of the segment
+  uint32_t rows;       // of the segment
+  uint32_t items;      // of the segment
+  uint32_t item;
+};
+
+// How rows and taps are cut by mask: a segment is one group of one chunk, and has all rows of its
+// chunk. Segments lie chunk by chunk, in a chunk group by group, and so do their items, so the
+// places of all things are formulas. The number of positions fits 31 bits.
+struct Cut {
+  uint32_t rows;
+  uint32_t chunk_rows;  // no more than one chunk needs
+  uint32_t tile_rows;
+  uint32_t groups;
+  uint32_t taps;
+
+  Cut(const KernelMap& map, const ScheduleOptions& options)
+      : rows(static_cast<uint32_t>(map.n_out)),
+        chunk_rows(static_cast<uint32_t>(std::min<int64_t>(options.chunk_rows, map.n_out))),
+        tile_rows(options.tile_rows),
+        groups(options.groups),
+        taps(map.taps()) {}
+
+  int64_t chunks() const { return ceil_div(rows, chunk_rows); }
+  int64_t segments() const { return chunks() * groups; }
+  // Taps of the largest group.
+  int bits() const { return static_cast<int>(ceil_div(taps, groups)); }
+  Grain grain(int64_t rows_of_item) const {
+    // More than the rows of any segment is as good.
+    const int64_t most = std::min(rows_of_item, int64_t{1} << 31);
+    return {static_cast<uint32_t>(most), static_cast<uint32_t>(ceil_div(chunk_rows, most))};
+  }
+  int64_t items(const Grain& grain) const {
+    const int64_t last_rows = rows - (chunks() - 1) * chunk_rows;
+    return groups * ((chunks() - 1) * grain.whole + ceil_div(last_rows, grain.rows));
+  }
+
+  __host__ __device__ uint32_t group_begin(uint32_t group) const {
+    return static_cast<uint32_t>(static_cast<uint64_t>(group) * taps / groups);
+  }
+#ifdef __CUDACC__
+  __device__ uint32_t group_of(uint32_t tap) const {
+    return static_cast<uint32_t>(((tap + uint64_t{1}) * groups - 1) / taps);
+  }
+  __device__ Part segment(uint32_t chunk, uint32_t group, const Grain& grain) const {
+    Part part;
+    part.group = group;
+    part.first_row = chunk * chunk_rows;
+    part.rows = min(chunk_rows, rows - part.first_row);
+    part.items = (part.rows + grain.rows - 1) / grain.rows;
+    part.item = 0;
+    return part;
+  }
+  // The item of this number.
+  __device__ Part part(uint32_t number, const Grain& grain) const {
+    const uint32_t chunk = number / (groups * grain.whole);
+    const uint32_t in_chunk = number - chunk * groups * grain.whole;
+    Part part = segment(chunk, 0, grain);
+    part.group = in_chunk / part.items;
+    part.item = in_chunk - part.group * part.items;
+    return part;
+  }
+  // Items before those of a part's segment.
+  __device__ uint32_t first_item(const Part& part, const Grain& grain) const {
+    const uint32_t items = (part.rows + grain.rows - 1) / grain.rows;
+    return part.first_row / chunk_rows * groups * grain.whole + part.group * items;
+  }
+  // Positions before a part's segment.
+  __device__ uint32_t first_position(const Part& part) const {
+    return part.first_row * groups + part.group * part.rows;
+  }
+#endif
+};
+
+// Rows of every segment by the Gray ranks of their masks, then by row.
+struct SortedRows {
+  std::shared_ptr<void> memory;
+  const uint32_t* ranks = nullptr;  // [positions]
+};
+// rows: [positions], written.
+SortedRows sort_rows(const Context& ctx,
+                     const Cut& cut,
+                     const Neighbours& neighbours,
+                     uint32_t* rows);
+
+}  // namespace voxgemm::cuda
