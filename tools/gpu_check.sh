@@ -27,10 +27,9 @@ line() { # line NAME SECONDS COMMAND...: the command's result, the end of its lo
 }
 
 build() {
-  configure() { cmake -S . -B "$out" -G Ninja -DCMAKE_BUILD_TYPE=Release -DVOXGEMM_CUDA=ON -DPython_EXECUTABLE="$(command -v "$python")" \
-    -DVOXGEMM_LIB_DIR="$PWD/python/voxgemm/_lib"; }
-  line configure 120 configure
-  line build 900 cmake --build "$out" -j "$(nproc)"
+  line configure 120 cmake -S . -B "$out" -G Ninja -DCMAKE_BUILD_TYPE=Release -DVOXGEMM_CUDA=ON \
+    -DPython_EXECUTABLE="$(command -v "$python")" -DVOXGEMM_LIB_DIR="$PWD/python/voxgemm/_lib"
+  line build 900 cmake --build "$out" -j "$(nproc)" -- -k 0
 }
 
 tests() { line ctest 900 ctest --test-dir "$out" --output-on-failure -j "$(($(nproc) / 2))"; }
