@@ -9,30 +9,30 @@
 namespace voxgemm {
 namespace {
 
-// Why the filter leaves a kernel out; empty if it does not. The reference implements no algorithm
-// in particular, so every filter admits it; it is the last choice.
-std::string outside(const Kernel& kernel, const Filter& filter) {
-  if (!filter.kernel.empty()) {
-    return kernel.name == filter.kernel ? "" : join("the filter asks for ", filter.kernel);
-  }
-  if (kernel.reference || filter.algorithms.empty()) return "";
+// Whether the filter admits a kernel. The reference implements no algorithm in particular, so every
+// filter of algorithms admits it; it is the last choice.
+bool inside(const Kernel& kernel, const Filter& filter) {
+  if (!filter.kernel.empty()) return kernel.name == filter.kernel;
+  if (kernel.reference || filter.algorithms.empty()) return true;
   const auto& wanted = filter.algorithms;
-  if (std::find(wanted.begin(), wanted.end(), kernel.algorithm) != wanted.end()) return "";
-  return join("the filter leaves out ", name(kernel.algorithm));
+  return std::find(wanted.begin(), wanted.end(), kernel.algorithm) != wanted.end();
 }
 
 std::string reason_against(const Kernel& kernel, const Problem& problem, const Filter& filter) {
-  const std::string reason = outside(kernel, filter);
-  return reason.empty() ? kernel.why_not(kernel, problem) : reason;
+  if (inside(kernel, filter)) return kernel.why_not(kernel, problem);
+  if (!filter.kernel.empty()) return join("the filter asks for ", filter.kernel);
+  return join("the filter leaves out ", name(kernel.algorithm));
 }
 
 // The cheapest kernel that can run; the reference only where nothing else can. Null if none can.
-// Runs in every call of an operator, so it makes no list.
+// Runs in every call of an operator, so it makes no list and no words.
 const Kernel* pick(const Problem& problem, const Filter& filter) {
   const Kernel* best = nullptr;
   double best_seconds = 0;
   for (const Kernel& kernel : registry(problem.device.kind)) {
-    if (!reason_against(kernel, problem, filter).empty()) continue;
+    if (!inside(kernel, filter) || !kernel.why_not(kernel, problem).empty()) continue;
+    // A name leaves nothing to compare.
+    if (!filter.kernel.empty()) return &kernel;
     const double seconds = kernel.cost(kernel, problem);
     const bool better = best == nullptr || (best->reference && !kernel.reference) ||
                         (best->reference == kernel.reference && seconds < best_seconds);

@@ -23,9 +23,10 @@ void check_cuda(cudaError_t status, const char* call, const Condition& place) {
 DeviceGuard::DeviceGuard(const Device& device) {
   check(device.kind == DeviceKind::cuda, "the context is on the CPU, expected a CUDA device");
   check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
-  if (previous_ == device.index) return;
+  // Also where it is the device already: a new thread has a device but no context yet, which the driver's own
+  // functions need.
   check_cuda(cudaSetDevice(device.index), "cudaSetDevice");
-  changed_ = true;
+  changed_ = previous_ != device.index;
 }
 
 DeviceGuard::~DeviceGuard() {
