@@ -132,12 +132,13 @@ void forward(Layer& layer, const Bytes& packed, float* acc) {
                        .scratch = layer.scratch.get(),
                        .begun = true});
     }
-    for (int row = 0; row < rows; ++row) {
-      engine.store({.acc = acc + row * acc_stride,
-                    .bias = nullptr,
-                    .y = layer.row(layer.y, first + row),
-                    .n = channels});
-    }
+    engine.store({.acc = acc,
+                  .acc_stride = acc_stride,
+                  .bias = nullptr,
+                  .y = layer.row(layer.y, first),
+                  .y_stride = channels,
+                  .rows = rows,
+                  .n = channels});
   }
   engine.end();
 }

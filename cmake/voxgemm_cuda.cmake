@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Whether the CUDA backend is built (VOXGEMM_HAS_CUDA), with which runtime and for which devices.
 set(VOXGEMM_CUDA_ARCHITECTURES AUTO CACHE STRING
-  "Devices as in sm_NN; AUTO: those of this machine, without any 80 and 90")
+  "Devices as in sm_NN; AUTO: those of this machine, without any 90")
 set(VOXGEMM_HAS_CUDA OFF)
 if(VOXGEMM_CUDA STREQUAL "OFF")
   return()
@@ -33,7 +33,7 @@ if(VOXGEMM_CUDA_ARCHITECTURES STREQUAL "AUTO")
   string(REGEX REPLACE "[^0-9\n]" "" present "${present}")
   string(REGEX MATCHALL "[0-9]+" present "${present}")
   if(failed OR NOT present)
-    set(present 80 90)
+    set(present 90)
   endif()
   list(REMOVE_DUPLICATES present)
   list(SORT present COMPARE NATURAL)

@@ -238,11 +238,17 @@ inline Layer layer_of(const Ints& values) {
           .filter = filter_of(values, numbers)};
 }
 
+// What a list of a map's tensors holds: the map, and after it its schedule or nothing.
+constexpr size_t map_tensors = 4;
+constexpr size_t schedule_tensors = 6;
+
 // A view of the tensors neighbours [taps, n_out], pairs_per_tap [taps], in_first and out_first
 // [rows or 0].
 inline KernelMap map_of(const Tensors& parts, const Layer& layer) {
-  check(parts.size() == 4, "a kernel map has ", parts.size(), " tensors, expected 4");
-  for (size_t p = 0; p < parts.size(); ++p) {
+  check(parts.size() == map_tensors || parts.size() == map_tensors + schedule_tensors,
+        "a kernel map has ", parts.size(), " tensors, expected ", map_tensors, ", or ",
+        map_tensors + schedule_tensors, " with a schedule");
+  for (size_t p = 0; p < map_tensors; ++p) {
     const ScalarType expected = p == 1 ? ScalarType::Long : ScalarType::Int;
     check(parts[p].is_contiguous() && parts[p].dim() == (p == 0 ? 2 : 1) &&
               parts[p].scalar_type() == expected,
@@ -263,17 +269,16 @@ inline KernelMap map_of(const Tensors& parts, const Layer& layer) {
   return map;
 }
 
-// The six tensors of ScheduleParts, as build_schedule gave them, or none: then nothing is returned.
+// The tensors of ScheduleParts behind those of the map, if there are any.
 inline std::optional<Schedule> schedule_of(const Tensors& parts,
                                            const KernelMap& map,
                                            const ScheduleOptions& options) {
-  if (parts.empty()) return std::nullopt;
-  check(parts.size() == 6, "a schedule has ", parts.size(), " tensors, expected 6");
-  std::array<Matrix, 6> matrices;
-  for (size_t p = 0; p < parts.size(); ++p) {
-    const Tensor& part = parts[p];
+  if (parts.size() == map_tensors) return std::nullopt;
+  std::array<Matrix, schedule_tensors> matrices;
+  for (size_t p = 0; p < schedule_tensors; ++p) {
+    const Tensor& part = parts[map_tensors + p];
     check(part.is_contiguous() && part.dim() == 2, "tensor ", p,
-          " of the schedule has another layout than build_schedule gave it");
+          " of the schedule has another layout than _schedule gave it");
     static_cast<MatrixRef&>(matrices[p]) =
         matrix_ref(part, part.size(0), part.size(1), dtype_of(part, "a part of a schedule"));
   }

@@ -5,15 +5,14 @@
 
 namespace voxgemm {
 
-// With torch's threads.
+// As many threads as torch has and on its CPUs: torch's own, while these come at once.
 Context context_of(const Tensor&) {
-  Context ctx;
-  ctx.threads = static_cast<int>(torch::stable::get_num_threads());
-  ctx.run = [](int workers, const std::function<void(int)>& body) {
+  const auto on_torchs = [](int workers, const std::function<void(int)>& body) {
     torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
       for (int64_t worker = begin; worker < end; ++worker) body(static_cast<int>(worker));
     });
   };
+  Context ctx = Context::shared(static_cast<int>(torch::stable::get_num_threads()), on_torchs);
   ctx.allocate = torch_memory({});
   return ctx;
 }

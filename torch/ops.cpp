@@ -141,14 +141,13 @@ Tensor forward(const Tensor& x,
                const Tensor& weight,
                const std::optional<Tensor>& bias,
                const Tensors& map_parts,
-               const Tensors& schedule_parts,
                const Ints& layer_numbers) {
   const Context ctx = context_of(x);
   const Layer layer = layer_of(layer_numbers);
   const KernelMap map = map_of(map_parts, layer);
   const HeldMatrix in = held_matrix(x, "x");
   const HeldWeights w = held_weights(weight, map.geometry);
-  const std::optional<Schedule> schedule = schedule_of(schedule_parts, map, layer.schedule);
+  const std::optional<Schedule> schedule = schedule_of(map_parts, map, layer.schedule);
   PlanOptions options = options_of(layer, Pass::forward, w.weights);
   if (schedule) options.schedules[0] = &*schedule;
   Plan plan = Plan::make(ctx, map, options);
@@ -170,7 +169,6 @@ Tensor grad_input(const Tensor& dy,
                   const Tensor& weight,
                   const Tensors& map_parts,
                   const Tensors& transposed_parts,
-                  const Tensors& schedule_parts,
                   const Ints& layer_numbers) {
   const Context ctx = context_of(dy);
   const Layer layer = layer_of(layer_numbers);
@@ -187,7 +185,8 @@ Tensor grad_input(const Tensor& dy,
     options.transposed = &transposed;
   }
   const std::optional<Schedule> schedule =
-      schedule_of(schedule_parts, transposed_parts.empty() ? map : transposed, layer.schedule);
+      transposed_parts.empty() ? schedule_of(map_parts, map, layer.schedule)
+                               : schedule_of(transposed_parts, transposed, layer.schedule);
   if (schedule) options.schedules[1] = &*schedule;
   Plan plan = Plan::make(ctx, map, options);
   Tensor dx = empty_tensor(ctx.device, {map.n_in, w.weights.c_in}, scalar_type(w.weights.dtype));
@@ -199,7 +198,6 @@ Tensor grad_input(const Tensor& dy,
 std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
                                        const Tensor& dy,
                                        const Tensors& map_parts,
-                                       const Tensors& schedule_parts,
                                        const Ints& layer_numbers,
                                        const std::vector<bool>& wanted) {
   const Context ctx = context_of(x);
@@ -215,7 +213,7 @@ std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
     dw = empty_tensor(ctx.device, {out.matrix.cols, size[0], size[1], size[2], in.matrix.cols},
                       type);
     const HeldWeights w = held_weights(dw, map.geometry);
-    const std::optional<Schedule> schedule = schedule_of(schedule_parts, map, layer.schedule);
+    const std::optional<Schedule> schedule = schedule_of(map_parts, map, layer.schedule);
     PlanOptions options = options_of(layer, Pass::grad_weight, w.weights);
     if (schedule) options.schedules[2] = &*schedule;
     Plan plan = Plan::make(ctx, map, options);

@@ -25,13 +25,12 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   // options: order, groups, tile_rows, chunk_rows. None for natural order, else the six tensors of ScheduleParts.
   m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options) -> Tensor[]");
 
-  // schedule: what _schedule gave for the options that stand in the layer's numbers, or none.
-  m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, Tensor[] schedule, SymInt[] layer) -> Tensor");
-  // transposed: the transposed map's tensors, or none.
-  m.def("_grad_input(Tensor dy, Tensor weight, Tensor[] map, Tensor[] transposed, Tensor[] schedule, SymInt[] layer) -> Tensor");
+  // Behind the map's tensors may stand those of its schedule, for the options in the layer's numbers.
+  m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, SymInt[] layer) -> Tensor");
+  // transposed: the transposed map's tensors and schedule, or none: then the schedule is the map's.
+  m.def("_grad_input(Tensor dy, Tensor weight, Tensor[] map, Tensor[] transposed, SymInt[] layer) -> Tensor");
   // A gradient that is not wanted is an empty tensor.
-  m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, Tensor[] schedule, SymInt[] layer, bool[] wanted) -> "
-        "(Tensor dw, Tensor db)");
+  m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, SymInt[] layer, bool[] wanted) -> (Tensor dw, Tensor db)");
 
   m.def("_explain(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
   // The numbers are pass, dtype, precision, operation, geometry (12), c_in and c_out.

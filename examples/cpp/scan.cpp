@@ -164,7 +164,8 @@ void run(const std::string& path, double voxel) {
     return sum;
   };
   std::printf("%zu points, %lld voxels, %lld pairs, %d threads\n", points.rows(),
-              static_cast<long long>(map.n_in), static_cast<long long>(map.pairs(ctx)), ctx.threads);
+              static_cast<long long>(map.n_in), static_cast<long long>(map.pairs(ctx)),
+              ctx.threads);
   std::printf("<y, y> = %.6e, <dx, x> = %.6e, <dw, w> = %.6e\n", dot(y, y), dot(dx, x),
               dot(dw, weights));
 }

@@ -27,10 +27,11 @@ struct VOXGEMM_EXPORT Context {
   // A CPU context with `threads` threads of its own (0: as many as the process may use) that sleep
   // between parallel regions. They start when first needed, and anew in a forked child.
   static Context cpu(int threads = 0);
-  // The same on threads that all shared contexts of the process have in common. Worker i's thread
-  // starts inside the body(i) of `start`, from where it has its CPUs and priority; without `start`
-  // inside the calling thread.
-  static Context shared(int threads, const Run& start = nullptr);
+  // The same on `theirs`, threads of another library, which may spin while they wait. Where these
+  // keep coming late because other programs have their CPUs, the next regions run on sleeping
+  // threads that all shared contexts of the process have in common; each of them starts inside a
+  // body of `theirs`, from where it has its CPUs and priority. Without `theirs`, always on those.
+  static Context shared(int threads, const Run& theirs = nullptr);
 };
 
 // A [rows, cols] matrix of the context's memory, not initialised.

@@ -56,8 +56,9 @@ VOXGEMM_EXPORT KernelMap build_kernel_map(const Context& ctx,
 // repeated rows.
 VOXGEMM_EXPORT void settle(const Context& ctx, KernelMap* map);
 
-// What settle() finds out, i64 [1, 3] on the device and without waiting: pairs of the first tap (negative where the
-// map could not be built), rows of in_first and of out_first that repeat a voxel.
+// What settle() finds out, i64 [1, 3] on the device and without waiting: pairs of the first tap
+// (negative where the map could not be built), rows of in_first and of out_first that repeat a
+// voxel.
 VOXGEMM_EXPORT Matrix map_status(const Context& ctx, const KernelMap& map);
 
 // The same pairs with the sides exchanged: what a transposed (inverse) convolution runs on, and the

@@ -53,7 +53,8 @@ class VOXGEMM_EXPORT Plan {
                const WeightsRef& w,
                const std::optional<MatrixRef>& bias,
                const MatrixRef& y);
-  // dx [n_in, c_in], the exact adjoint of forward: repeated voxels included.
+  // dx [n_in, c_in], the exact adjoint of forward: repeated voxels included, whose rows of dy are
+  // added up and rounded to dy's dtype first.
   void grad_input(const Context& ctx,
                   const MatrixRef& dy,
                   const WeightsRef& w,
@@ -87,8 +88,8 @@ struct Candidate {
   double seconds = 0;  // predicted, if it can run
   bool picked = false;
 };
-// The pick alone, and how it wants its map cut. Throws Error(unsupported) with the table of explain() if none can
-// run.
+// The pick alone, and how it wants its map cut. Throws Error(unsupported) with the table of
+// explain() if none can run.
 struct Choice {
   std::string kernel;
   ScheduleOptions schedule;

@@ -31,13 +31,13 @@ __all__ = [
 
 
 def info() -> dict[str, Any]:
-    """Versions, CPU features, engines that run here, threads, GPUs, places of library and cache."""
+    """Versions, backends and engines that run here, threads, GPUs, places of library and cache."""
     version, kernels = _library.version_and_kernels()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {
         "voxgemm": version,
         "torch": torch.__version__,
-        "backends": ["cpu"],
+        "backends": ["cpu", "cuda"] if _library.HAS_CUDA and len(gpus) else ["cpu"],
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "engines": {
             dtype: list(dict.fromkeys(name.rpartition("/")[2] for name in names))

@@ -72,7 +72,7 @@ def call(op: Any, *args: Any) -> Any:
 
 
 def text_tensor(text: str) -> torch.Tensor:
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+    return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
 
 
 def text_of(tensor: torch.Tensor) -> str:
@@ -157,17 +157,17 @@ def _(map, layer):
 
 
 @torch.library.register_fake("voxgemm::_forward")
-def _(x, weight, bias, map, schedule, layer):
+def _(x, weight, bias, map, layer):
     return x.new_empty((map[0].shape[1], weight.shape[0]))
 
 
 @torch.library.register_fake("voxgemm::_grad_input")
-def _(dy, weight, map, transposed, schedule, layer):
+def _(dy, weight, map, transposed, layer):
     return dy.new_empty((layer[0], weight.shape[4]))
 
 
 @torch.library.register_fake("voxgemm::_grad_weight")
-def _(x, dy, map, schedule, layer, wanted):
+def _(x, dy, map, layer, wanted):
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = dy.new_empty((c_out, *layer[4:7], c_in) if wanted[0] else (0,))
     return dw, dy.new_empty((c_out if wanted[1] else 0,))

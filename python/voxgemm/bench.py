@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times problems (their text form) beside torch.mm, in interleaved rounds.
+"""Times problems (their text form) beside torch.mm, in interleaved rounds; here: on the CPU.
 
 A round times, one after the other: ours, the ceiling (a torch.mm whose operands fit the caches, of
 the same dtype) and a torch.mm of the same FLOPs. On a machine that has other work only ratios
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ _SUITE = (
     ("street", (16, 32, 64)),
 )
 _CEILING = (4096, 256, 256)
+CPU = torch.device("cpu")
 # Calls are repeated inside a round until they take this long: far above the jitter of a call.
 _BLOCK_SECONDS = 0.02
 # Operands of the product of the same FLOPs; above it a part is timed and scaled.
@@ -58,6 +59,7 @@ class Options:
     rounds: int
     filters: Filters
     check: bool = False
+    device: torch.device = CPU
 
 
 @dataclass
@@ -138,7 +140,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _coords(where: str) -> torch.Tensor:
+def coords_of(where: str) -> torch.Tensor:
     """int32 [n, 4]; the last cloud is kept, as problems come sorted by it."""
     plain = where.removeprefix("shuffled:")
     rows = cloud(plain)
@@ -147,7 +149,7 @@ def _coords(where: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows))
 
 
-def _build_map(problem: Problem, coords: torch.Tensor) -> KernelMap:
+def build_map(problem: Problem, coords: torch.Tensor) -> KernelMap:
     """As a layer builds it: output coordinates included, of an inverse convolution both ways."""
     if problem.operation == "submanifold":
         return functional.submanifold_map(coords, problem.geometry)
@@ -156,16 +158,23 @@ def _build_map(problem: Problem, coords: torch.Tensor) -> KernelMap:
     return map.transposed() if problem.operation == "inverse" else map
 
 
-class _Layer:
+def asked_of(problem: Problem, filters: Filters, work: str) -> Asked:
+    p, number = problem, PASSES.index(work)
+    return Asked(number, p.c_in, p.c_out, p.dtype, p.precision, filters[number])
+
+
+class Layer:
     """Random operands of a problem, and its passes as the operators that the layers call."""
 
     def __init__(self, problem: Problem, map: KernelMap, filters: Filters):
-        draw = torch.Generator().manual_seed(0)
+        device = map.neighbours.device
+        draw = torch.Generator(device).manual_seed(0)
 
         def random(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=draw).to(problem.dtype)
+            return torch.randn(shape, generator=draw, device=device).to(problem.dtype)
 
         self.problem, self.map, self.filters = problem, map, filters
+        map.settle(wait=True)
         self.x = random(map.n_in, problem.c_in)
         self.dy = random(map.n_out, problem.c_out)
         shape = (problem.c_out, *problem.geometry.size, problem.c_in)
@@ -174,23 +183,20 @@ class _Layer:
             map.backward_tensors()  # built once and kept, like the map
 
     def run(self, work: str) -> torch.Tensor:
-        map, choice = self.map.tensors(), self.map.choice(self.asked(work))
-        if work == "forward":
-            return call(ops._forward.default, self.x, self.weight, None, map, *choice)
+        asked = asked_of(self.problem, self.filters, work)
+        schedule, layer = self.map.choice(asked)
         if work == "grad_input":
-            back = self.map.backward_tensors()
-            return call(ops._grad_input.default, self.dy, self.weight, map, back, *choice)
-        wanted = [True, False]
-        return call(ops._grad_weight.default, self.x, self.dy, map, *choice, wanted)[0]
-
-    def asked(self, work: str) -> Asked:
-        p, number = self.problem, PASSES.index(work)
-        return Asked(number, p.c_in, p.c_out, p.dtype, p.precision, self.filters[number])
+            maps = self.map.backward_tensors(schedule)
+            return call(ops._grad_input.default, self.dy, self.weight, *maps, layer)
+        map = self.map.tensors(schedule)
+        if work == "forward":
+            return call(ops._forward.default, self.x, self.weight, None, map, layer)
+        return call(ops._grad_weight.default, self.x, self.dy, map, layer, [True, False])[0]
 
     def error(self, work: str) -> float:
         """Largest difference from the reference for the same operands, over its largest value."""
         found = self.run(work).double()
-        judge = object.__new__(_Layer)
+        judge = object.__new__(Layer)
         judge.problem = dataclasses.replace(self.problem, dtype=torch.float64, precision=0)
         judge.map, judge.filters = self.map, functional.filters_of(None)
         judge.x, judge.dy, judge.weight = self.x.double(), self.dy.double(), self.weight.double()
@@ -200,24 +206,30 @@ class _Layer:
         return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
 
 
-def _product(rows: int, inner: int, cols: int, dtype: torch.dtype) -> Callable[[], Any]:
-    draw = torch.Generator().manual_seed(1)
-    a = torch.randn(rows, inner, generator=draw).to(dtype)
-    b = torch.randn(inner, cols, generator=draw).to(dtype)
-    out = torch.empty(rows, cols, dtype=dtype)
+def product(
+    sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> Callable[[], Any]:
+    rows, inner, cols = sizes
+    draw = torch.Generator(device).manual_seed(1)
+    a = torch.randn(rows, inner, generator=draw, device=device).to(dtype)
+    b = torch.randn(inner, cols, generator=draw, device=device).to(dtype)
+    out = torch.empty(rows, cols, dtype=dtype, device=device)
     return lambda: torch.mm(a, b, out=out)
 
 
 @dataclass
-class _Contender:
+class Contender:
     work: Callable[[], Any]
     flops: float  # of one call of work
     calls: int = 1
+    wait: Callable[[], Any] = lambda: None  # for the device that works
 
     def seconds(self) -> float:
+        self.wait()
         start = time.perf_counter()
         for _ in range(self.calls):
             self.work()
+        self.wait()
         return (time.perf_counter() - start) / self.calls
 
     def warm_up(self) -> None:
@@ -227,25 +239,32 @@ class _Contender:
         self.calls = max(1, min(1000, round(_BLOCK_SECONDS / max(self.seconds(), 1e-9))))
 
 
-def _contenders(problem: Problem, map: KernelMap, layer: _Layer) -> dict[str, _Contender]:
+def same_work(problem: Problem, pairs: int, device: torch.device) -> Contender:
+    """A dense product of the problem's FLOPs, or the part of it that memory is spent on."""
+    c_in, c_out = problem.c_in, problem.c_out
+    limit = _MAX_MM_BYTES // (problem.dtype.itemsize * (c_in + c_out))
+    rows = max(1, min(pairs, limit))
+    work = product((rows, c_in, c_out), problem.dtype, device)
+    return Contender(work, 2.0 * rows * c_in * c_out)
+
+
+def _contenders(problem: Problem, map: KernelMap, layer: Layer) -> dict[str, Contender]:
     pairs, c_in, c_out = map.pairs, problem.c_in, problem.c_out
 
     def ours() -> None:
         for work in problem.passes:
             layer.run(work)
 
-    limit = _MAX_MM_BYTES // (problem.dtype.itemsize * (c_in + c_out))
-    rows = max(1, min(pairs, limit))
     m, k, n = _CEILING
     return {
-        "ours": _Contender(ours, 2.0 * pairs * c_in * c_out * len(problem.passes)),
-        "ceiling": _Contender(_product(m, k, n, problem.dtype), 2.0 * m * k * n),
-        "mm": _Contender(_product(rows, c_in, c_out, problem.dtype), 2.0 * rows * c_in * c_out),
+        "ours": Contender(ours, 2.0 * pairs * c_in * c_out * len(problem.passes)),
+        "ceiling": Contender(product(_CEILING, problem.dtype, CPU), 2.0 * m * k * n),
+        "mm": same_work(problem, pairs, CPU),
     }
 
 
-def _time(
-    contenders: dict[str, _Contender], options: Options
+def times_of(
+    contenders: dict[str, Contender], options: Options
 ) -> dict[tuple[int, str], list[float]]:
     """Seconds of every round by (threads, contender)."""
     seconds: dict[tuple[int, str], list[float]] = {}
@@ -260,30 +279,30 @@ def _time(
     return seconds
 
 
-def _kernels(problem: Problem, layer: _Layer) -> list[str]:
+def kernels_of(problem: Problem, layer: Layer) -> list[str]:
     """The kernel of each pass that is run."""
-    choices = [layer.map.choice(layer.asked(work)) for work in problem.passes]
-    return [choice.kernel for choice in choices]
+    asked = [asked_of(problem, layer.filters, work) for work in problem.passes]
+    return [layer.map.choice(each).kernel for each in asked]
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
+def ratio(ours: list[float], theirs: list[float]) -> float:
     """The median over rounds of the ratio inside a round, in which both had the same machine."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def measure(problem: Problem, options: Options) -> list[dict[str, Any]]:
     """One row per number of threads."""
-    coords = _coords(problem.cloud)
-    map = _build_map(problem, coords)
+    coords = coords_of(problem.cloud)
+    map = build_map(problem, coords)
     errors, kernels = {}, []
     if problem.work == "map":
-        contenders = {"ours": _Contender(lambda: _build_map(problem, coords), 0.0)}
+        contenders = {"ours": Contender(lambda: build_map(problem, coords), 0.0)}
     else:
-        layer = _Layer(problem, map, options.filters)
-        contenders, kernels = _contenders(problem, map, layer), _kernels(problem, layer)
+        layer = Layer(problem, map, options.filters)
+        contenders, kernels = _contenders(problem, map, layer), kernels_of(problem, layer)
         if options.check:
             errors = {work: layer.error(work) for work in problem.passes}
-    seconds = _time(contenders, options)
+    seconds = times_of(contenders, options)
     target = _target(problem)
     rows = []
     for threads in options.threads:
@@ -307,25 +326,29 @@ def measure(problem: Problem, options: Options) -> list[dict[str, Any]]:
             row |= {
                 "gflops": statistics.median(rates["ours"]),
                 "ceiling_gflops": statistics.median(rates["ceiling"]),
-                "of_ceiling": _ratio(rates["ours"], rates["ceiling"]),
+                "of_ceiling": ratio(rates["ours"], rates["ceiling"]),
                 "mm_gflops": statistics.median(rates["mm"]),
-                "of_mm": _ratio(rates["ours"], rates["mm"]),
+                "of_mm": ratio(rates["ours"], rates["mm"]),
                 "kernels": kernels,
             }
         if errors:
             row["max_error"] = errors
         if target and threads == 1:
             row[f"target_{target[0]}"] = target[1]
-        rows.append(row | provenance(torch.device("cpu")))
+        rows.append(row | provenance(CPU))
     return rows
 
 
-def run(texts: Sequence[str], options: Options) -> list[dict[str, Any]]:
+def run(
+    texts: Sequence[str], options: Options, one: Callable[..., list[dict[str, Any]]] = measure
+) -> Iterator[dict[str, Any]]:
+    """Row by row. `one`: what measures a problem, on the CPU or (bench_cuda.measure) on a GPU."""
     # All of them are read before the first is timed: a misspelt last one costs no time.
     problems = [parse(text) for text in texts]
     threads = torch.get_num_threads()
     try:
-        return [row for problem in _progress(problems) for row in measure(problem, options)]
+        for problem in _progress(problems):
+            yield from one(problem, options)
     finally:
         torch.set_num_threads(threads)
 

@@ -89,9 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         f" Clouds: {', '.join(FORMS)}; shuffled:CLOUD has its rows in random order.",
     )
     add = bench.add_argument
-    add("problems", nargs="*", metavar="PROBLEM", help="without: --suite cpu")
-    add("--suite", choices=("cpu",), help="all problems of a list, beside the figures to reach")
-    add("--threads", type=_thread_list, metavar="N[,N]", help="default: torch's")
+    add("problems", nargs="*", metavar="PROBLEM", help="without: --suite cpu, on a GPU h200")
+    add("--suite", choices=("cpu", "h200"), help="a list of problems, beside the figures to reach")
+    add("--device", type=_device, help="default: cpu, of --suite h200 cuda")
+    add("--threads", type=_thread_list, metavar="N[,N]", help="of the CPU; default: torch's")
     add("--repeat", type=_whole("repeat", 1, 1000), default=5, help="rounds; the median counts")
     add("--kernel", metavar="NAME", help="this kernel only, by its full name")
     add("--algorithm", metavar="NAME[,NAME]", help="these algorithms only")
@@ -112,11 +113,12 @@ def _check_writable(path: str) -> None:
         os.remove(path)
 
 
-def _write_json(path: str | None, text: str) -> None:
+def _write_json(path: str | None, text: str, mode: str = "w") -> None:
     if path == "-":
         print(text)
     elif path:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        with open(path, mode, encoding="utf-8") as file:
+            print(text, file=file)
 
 
 def _demo_table(result: dict[str, Any]) -> str:
@@ -160,6 +162,22 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     _write_json(arguments.json, json.dumps(result, indent=2))
 
 
+def _bench_device(arguments: argparse.Namespace) -> torch.device:
+    if arguments.suite == "h200" and arguments.device == "cpu":
+        raise InputError("--suite h200 is of a GPU, but device is 'cpu'")
+    if arguments.suite == "cpu" and arguments.device not in (None, "cpu"):
+        raise InputError(f"--suite cpu is of the CPU, but device is {arguments.device!r}")
+    try:
+        device = arguments.device or _device("cuda" if arguments.suite == "h200" else "cpu")
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"--suite h200: {error}") from error
+    if device != "cpu" and arguments.threads:
+        raise InputError(f"--threads is of the CPU, but device is {device!r}")
+    if device == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(device)
+
+
 def _run_bench(arguments: argparse.Namespace) -> None:
     from . import bench
 
@@ -167,6 +185,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
         raise InputError(f"got both problems and --suite {arguments.suite}, expected one of them")
     if arguments.kernel and arguments.algorithm:
         raise InputError("got both --kernel and --algorithm, expected one of them")
+    device = _bench_device(arguments)
     if arguments.json not in (None, "-"):
         _check_writable(arguments.json)
     options = bench.Options(
@@ -174,12 +193,22 @@ def _run_bench(arguments: argparse.Namespace) -> None:
         rounds=arguments.repeat,
         filters=bench.filters(arguments.kernel, arguments.algorithm),
         check=arguments.check,
+        device=device,
     )
-    problems = arguments.problems or bench.suite()
     words = sys.stderr if arguments.json == "-" else sys.stdout
-    rows = bench.run(problems, options)
-    print(bench.summary(rows, options), file=words)
-    _write_json(arguments.json, "\n".join(json.dumps(row) for row in rows))
+    if device.type == "cuda":
+        from . import bench_cuda, targets
+
+        found = bench.run(arguments.problems or targets.suite(), options, bench_cuda.measure)
+        summary = bench_cuda.summary
+    else:
+        found, summary = bench.run(arguments.problems or bench.suite(), options), bench.summary
+    rows = []
+    # Row by row: what was measured before an error is kept.
+    for row in found:
+        _write_json(arguments.json, json.dumps(row), "a" if rows else "w")
+        rows.append(row)
+    print(summary(rows, options), file=words)
 
 
 def _run_info(arguments: argparse.Namespace) -> None:

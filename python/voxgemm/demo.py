@@ -172,7 +172,9 @@ def check_fits(name: str, net: UNet, maps: list[functional.KernelMap]) -> None:
     )
     # Peaks of 0.4 to 2.3 million voxels were 3 to 4 times the results of all layers.
     need = 4 * values * net.head.weight.element_size()
-    check_memory(f"a training step on {name}", maps[0].n_out, need // maps[0].n_out)
+    device = net.head.weight.device
+    free = [torch.cuda.mem_get_info(device)[0]] if device.type == "cuda" else []
+    check_memory(f"a training step on {name}", maps[0].n_out, need // maps[0].n_out, *free)
 
 
 def step_flops(net: UNet, maps: list[functional.KernelMap]) -> float:
@@ -188,14 +190,16 @@ def step_flops(net: UNet, maps: list[functional.KernelMap]) -> float:
 
 
 def predict(net: UNet, x: SparseTensor, dtype: torch.dtype) -> tuple[torch.Tensor, Checked]:
-    """The prediction f32 [n, outputs], and one of its layers against the reference.
+    """The prediction f32 [n, outputs], and one of its layers against the reference on the CPU.
 
     That layer is the one with most work that stays below _REFERENCE_FLOPS, else that with least.
     """
     layers = list(zip(net.convolutions(), net.maps(x), strict=True))
     work = [2.0 * map.pairs * conv.in_channels * conv.out_channels for conv, map in layers]
     fitting = [place for place, flops in enumerate(work) if flops <= _REFERENCE_FLOPS]
-    conv, map = layers[max(fitting, key=work.__getitem__) if fitting else work.index(min(work))]
+    place = max(fitting, key=work.__getitem__) if fitting else work.index(min(work))
+    conv, map = layers[place]
+    judge = net.maps(x.to("cpu"))[place]
     caught: list[torch.Tensor] = []
     hook = conv.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].features))
     # Batch norm keeps using the batch itself: after few steps its running averages lag behind.
@@ -204,9 +208,10 @@ def predict(net: UNet, x: SparseTensor, dtype: torch.dtype) -> tuple[torch.Tenso
     hook.remove()
     with torch.no_grad():
         features, weight = caught[0].to(dtype), conv.weight.to(dtype)
-        found = functional.conv3d(features, weight, None, map).double()
+        found = functional.conv3d(features, weight, None, map).cpu().double()
         # The same rounded operands: what is left is the layer's own arithmetic.
-        expected = functional.conv3d(features.double(), weight.double(), None, map)
+        features, weight = features.cpu().double(), weight.cpu().double()
+        expected = functional.conv3d(features, weight, None, judge)
     error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
     name = f"{type(conv).__name__} {conv.in_channels}->{conv.out_channels}"
     return prediction, Checked(error, f"{name}, {map.pairs:,} pairs")
@@ -253,6 +258,13 @@ def _panels(task: Task, prediction: torch.Tensor, unit: str) -> list[picture.Pan
             task.error_title,
         ),
     ]
+
+
+def _where(result: dict[str, Any]) -> str:
+    if result["device_type"] == "cuda":
+        return f"on one {result['device']}"
+    threads = result["threads"]
+    return f"with {threads} thread{'s' * (threads > 1)} of {result['device']}"
 
 
 def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
@@ -319,8 +331,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         times=trained.times,
         notes=[
             f"{options.dtype}, {options.channels} channels, {_LEVELS} levels,"
-            f" {result['gflops']:.1f} useful GFLOP/s with {result['threads']}"
-            f" thread{'s' * (result['threads'] > 1)} of {result['device']}",
+            f" {result['gflops']:.1f} useful GFLOP/s {_where(result)}",
             f"largest error of {checked.layer} against double precision: {checked.error:.1e}",
         ],
     )

@@ -83,7 +83,10 @@ def precision_of(name: str | None, features: Tensor) -> int:
         return index_in(PRECISIONS, name, "precision")
     if features.dtype != torch.float32 or not features.is_cuda:
         return 0
-    return int(torch.backends.cuda.matmul.fp32_precision == "tf32")
+    switch = torch.backends.cuda.matmul
+    # A traced graph can ask for the older of torch's two names only.
+    tf32 = switch.allow_tf32 if torch.compiler.is_compiling() else switch.fp32_precision == "tf32"
+    return PRECISIONS.index("tf32" if tf32 else "ieee")
 
 
 def triple(value: int | Iterable[int], what: str) -> Triple:
@@ -145,7 +148,7 @@ class _Status:
 
     def __init__(self, status: Tensor):
         self.in_place, self.out_place = 1, 2
-        self.host = torch.empty(3, dtype=torch.int64, pin_memory=True)
+        self.host = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
         self.host.copy_(status, non_blocking=True)
         self._event = torch.cuda.Event()
         self._event.record(torch.cuda.current_stream(status.device))
@@ -187,6 +190,10 @@ class KernelMap:
     _choices: dict[Asked, Choice] = dataclasses.field(default_factory=dict)
     _status: _Status | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle and copy: without what is on its way from a device."""
+        return {**vars(self), "_status": None}
+
     @property
     def n_out(self) -> int:
         return self.neighbours.shape[1]
@@ -200,8 +207,9 @@ class KernelMap:
         """The sum of pairs_per_tap. Waits for a CUDA device."""
         return int(call(ops._pairs.default, self.tensors(), self.layer()))
 
-    def tensors(self) -> list[Tensor]:
-        return [getattr(self, name) for name in _TENSORS]
+    def tensors(self, schedule: Iterable[Tensor] = ()) -> list[Tensor]:
+        """What crosses to C++; a schedule of the map comes behind it."""
+        return [self.neighbours, self.pairs_per_tap, self.in_first, self.out_first, *schedule]
 
     def layer(
         self,
@@ -285,9 +293,14 @@ class KernelMap:
             )
         return self._transposed
 
-    def backward_tensors(self) -> list[Tensor]:
-        """What grad_input wants besides: nothing where mirrored taps do."""
-        return [] if self.symmetric else self.transposed().tensors()
+    def backward_tensors(
+        self, schedule: Iterable[Tensor] = ()
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The two maps of grad_input, the second empty where mirrored taps do; the schedule is of
+        the one that is walked."""
+        if self.symmetric:
+            return self.tensors(schedule), []
+        return self.tensors(), self.transposed().tensors(schedule)
 
     def __repr__(self) -> str:
         size, stride = self.geometry.size, self.geometry.stride
@@ -382,7 +395,9 @@ class _Forward(torch.autograd.Function):
         ctx.map, ctx.how = map, how
         map.settle(wait=False)
         choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
-        return call(ops._forward.default, x, weight, bias, map.tensors(), *choice)
+        return call(
+            ops._forward.default, x, weight, bias, map.tensors(choice.schedule), choice.layer
+        )
 
     @staticmethod
     def backward(ctx, dy):
@@ -404,7 +419,11 @@ class _GradInput(torch.autograd.Function):
         map.settle(wait=True)
         choice = map.choice(_asked(1, *_channels(weight), weight.dtype, how))
         return call(
-            ops._grad_input.default, dy, weight, map.tensors(), map.backward_tensors(), *choice
+            ops._grad_input.default,
+            dy,
+            weight,
+            *map.backward_tensors(choice.schedule),
+            choice.layer,
         )
 
     @staticmethod
@@ -423,8 +442,10 @@ class _GradWeight(torch.autograd.Function):
     def forward(ctx, x, dy, map, how, wanted):
         ctx.save_for_backward(x, dy)
         ctx.map, ctx.how, ctx.wanted = map, how, wanted
+        map.settle(wait=True)
         choice = map.choice(_asked(2, x.shape[1], dy.shape[1], dy.dtype, how))
-        return call(ops._grad_weight.default, x, dy, map.tensors(), *choice, wanted)
+        tensors = map.tensors(choice.schedule)
+        return call(ops._grad_weight.default, x, dy, tensors, choice.layer, wanted)
 
     @staticmethod
     def backward(ctx, g, g_bias):
@@ -471,6 +492,8 @@ def conv3d(
     products on CUDA: 'ieee', 'tf32', 'bf16x3' (about 16 bits) or 'bf16x6' (about 24); without, as
     `torch.backends.cuda.matmul.fp32_precision` says.
     """
+    if features.device != map.neighbours.device:
+        raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
     kind = features.device.type
     if torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)

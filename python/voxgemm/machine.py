@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import info
+from . import _library, info
 
 # The instruction sets that a kernel here may use.
 _FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16")
@@ -41,6 +43,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else cpu_name(),
+        **({"cuda": torch.version.cuda} if gpu else {}),
         "device_type": device.type,
         "cpu_features": cpu_features(),
         "threads": torch.get_num_threads(),
@@ -51,12 +54,53 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
+def compiler(library: Path) -> str:
+    """Who compiled a library, as compilers note it in their files."""
+    found = re.search(rb"(GCC: |clang version )[\x20-\x7e]+", library.read_bytes())
+    return found[0].decode() if found else "unknown"
+
+
+def architectures(library: Path) -> list[str]:
+    """What a library has machine code (sm_90) or PTX (compute_90) for.
+
+    CUDA keeps it in containers: a head of magic number, version, its own length and the length of
+    what follows, which is parts of kind, length of the part's head, length and, at byte 28 of that
+    head, architecture. This is no documented format; what is not of this form is passed over.
+    """
+    data, magic = library.read_bytes(), struct.pack("<IH", 0xBA55ED50, 1)
+    found, place = set(), data.find(magic)
+    while place >= 0:
+        head, length = struct.unpack_from("<HQ", data, place + 6)
+        part, end = place + head, min(place + head + length, len(data))
+        while part + 32 <= end:
+            kind, _, head, length = struct.unpack_from("<HHIQ", data, part)
+            if kind in (1, 2) and head >= 32:
+                found.add((struct.unpack_from("<I", data, part + 28)[0], kind))
+            part += max(head + length, 32)
+        place = data.find(magic, place + 16)
+    return [f"{'compute' if kind == 1 else 'sm'}_{number}" for number, kind in sorted(found)]
+
+
+def gpu_name(index: int) -> str:
+    """One GPU as `voxgemm info` shows it."""
+    facts = torch.cuda.get_device_properties(index)
+    return (
+        f"{facts.name}, sm_{facts.major}{facts.minor}, {facts.multi_processor_count} SMs, "
+        f"{facts.total_memory / 2**30:.1f} GiB"
+    )
+
+
 def facts() -> dict[str, Any]:
     """Everything that `voxgemm info` prints."""
     own = info()
     first = {name: own.pop(name) for name in ("voxgemm", "torch")}
+    own["gpus"] = [gpu_name(index) for index in range(len(own["gpus"]))]
+    own["compiler"] = compiler(_library.PATH)
+    cuda = _library.PATH.with_name(_library.CUDA_LIBRARY)
+    own["cuda_architectures"] = architectures(cuda) if cuda.is_file() else []
     return {
         **first,
+        "cuda": torch.version.cuda or "none",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_name": cpu_name(),

@@ -11,19 +11,25 @@ from .nn import SparseConv3d, SparseInverseConv3d, SubmConv3d
 from .tensor import SparseTensor
 
 
+class Norm(nn.BatchNorm1d):
+    """Batch norm that leaves one row as it is: a small cloud's coarsest level has no variance."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if len(x) > 1 else x
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias and the batch norm after it, optionally with ReLU."""
 
     def __init__(self, conv: nn.Module, channels: int, relu: bool = True):
         super().__init__()
         self.conv = conv
-        self.norm = nn.BatchNorm1d(channels)
+        self.norm = Norm(channels)
         self.relu = relu
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         y = self.conv(x)
-        # One row has no variance to norm by: a small cloud's coarsest level.
-        features = self.norm(y.features) if len(y.features) > 1 else y.features
+        features = self.norm(y.features)
         return y.replace(features.relu() if self.relu else features)
 
 

@@ -60,10 +60,20 @@ std::vector<Candidate> candidates(const Problem& problem, const Filter& filter) 
 
 std::string explain(const Problem& problem, const Filter& filter) {
   std::ostringstream text;
-  text << problem.text() << " (" << problem.n_in << " -> " << problem.n_out << " rows, "
-       << problem.pairs << " pairs, " << problem.threads << " threads)\n";
-  for (const Candidate& candidate : candidates(problem, filter)) {
-    text << (candidate.picked ? " > " : "   ") << std::left << std::setw(48) << candidate.kernel;
+  text << problem.text() << " (" << problem.n_in << " -> " << problem.n_out << " rows, ";
+  if (problem.pairs >= 0) text << problem.pairs << " pairs, ";
+  if (problem.device.kind == DeviceKind::cuda) {
+    text << "cuda:" << problem.device.index << " of compute capability "
+         << problem.architecture / 10 << "." << problem.architecture % 10 << ")\n";
+  } else {
+    text << problem.threads << " threads)\n";
+  }
+  const std::vector<Candidate> all = candidates(problem, filter);
+  size_t width = 0;
+  for (const Candidate& candidate : all) width = std::max(width, candidate.kernel.size() + 2);
+  for (const Candidate& candidate : all) {
+    text << (candidate.picked ? " > " : "   ") << std::left << std::setw(static_cast<int>(width))
+         << candidate.kernel;
     if (candidate.reason.empty()) {
       text << std::right << std::setw(10) << std::fixed << std::setprecision(3)
            << candidate.seconds * 1e3 << " ms predicted" << (candidate.picked ? ", picked" : "");

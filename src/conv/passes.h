@@ -7,9 +7,9 @@
 namespace voxgemm {
 namespace cpu {
 
-// dy with the rows of every voxel added to the voxel's lowest row, in double and in row order: the
-// adjoint of giving every repeated row a copy of the output. first, i32 [n, 1], is the lowest row
-// with the same coordinates.
+// dy with the rows of every voxel added to the voxel's lowest row, in double and in row order, and
+// rounded once to dy's dtype: the adjoint of giving every repeated row a copy of the output. first,
+// i32 [n, 1], is the lowest row with the same coordinates.
 Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first);
 // Sets the rows that are not their voxel's lowest to zero.
 void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& first);

@@ -183,13 +183,56 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  void run(int workers, const std::function<void(int)>& body, const Context::Run& start) {
+  // Missing threads start inside `start`.
+  void run(int workers, const std::function<void(int)>& body, const Context::Run& start = nullptr) {
+    if (workers == 1) return body(0);
+    if (workers <= 0) return;
     Team& team = current();
     team.grow(workers - 1, start);
     team.run(workers, body);
   }
 
+  // On the threads of `theirs`, unless their CPUs are known to be taken.
+  void run_on(const Context::Run& theirs, int workers, const std::function<void(int)>& body) {
+    // Nor in a forked child: it has none of the threads that the other library counts on.
+    if (process_ != getpid()) return run(workers, body);
+    const auto begin = Clock::now();
+    if (begin < taken_until_.load(std::memory_order_relaxed)) return run(workers, body, theirs);
+    const auto caller = std::this_thread::get_id();
+    theirs(workers, [&](int worker) {
+      if (std::this_thread::get_id() != caller) {
+        const auto now = Clock::now();
+        if (now - begin > late) note_late(begin, now);
+      }
+      body(worker);
+    });
+  }
+
  private:
+  using Clock = std::chrono::steady_clock;
+  using Milliseconds = std::chrono::milliseconds;
+  // A sleeping thread comes in 0.1 ms; one whose CPU another program has, in a slice of 1 to 4 ms.
+  static constexpr Milliseconds late{1};
+  // Any system makes a thread wait now and then; a program that has as much right to the CPU makes
+  // it wait most of the time. This much of a window is between the two.
+  static constexpr Milliseconds most_late{20};
+  static constexpr Milliseconds window{100};
+  // Finding out again costs about most_late.
+  static constexpr Milliseconds penalty{1000};
+
+  // In a region that began at `begin`.
+  void note_late(Clock::time_point begin, Clock::time_point now) {
+    const auto last = last_late_.exchange(now, std::memory_order_relaxed);
+    if (last > begin) return;  // another of its threads
+    if (now - window_begin_.load(std::memory_order_relaxed) > window) {
+      window_begin_.store(begin, std::memory_order_relaxed);
+      lateness_.store({}, std::memory_order_relaxed);
+    }
+    const auto lateness = lateness_.load(std::memory_order_relaxed) + (now - begin);
+    lateness_.store(lateness, std::memory_order_relaxed);
+    if (lateness > most_late) taken_until_.store(now + penalty, std::memory_order_relaxed);
+  }
+
   // After a fork a new team: another thread may have held the old one's mutex, so it is not touched
   // again.
   Team& current() {
@@ -200,7 +243,13 @@ class ThreadPool {
     return *team;
   }
 
+  const pid_t process_ = getpid();
   std::atomic<Team*> team_;
+  // Of theirs. Threads that write at once lose some lateness, which is no harm.
+  std::atomic<Clock::time_point> last_late_ = Clock::time_point();
+  std::atomic<Clock::time_point> window_begin_ = Clock::time_point();
+  std::atomic<Clock::duration> lateness_ = Clock::duration();  // in the window, a region's once
+  std::atomic<Clock::time_point> taken_until_ = Clock::time_point();
 };
 
 std::shared_ptr<void> allocate_host(size_t bytes) {
@@ -232,22 +281,21 @@ Context Context::cpu(int threads) {
   check(threads >= 0, "threads is ", threads, ", expected 0 (all) or more");
   Context ctx;
   ctx.threads = threads > 0 ? threads : usable_cpus();
-  ctx.run = [pool = std::make_shared<ThreadPool>()](int workers,
-                                                    const std::function<void(int)>& body) {
-    pool->run(workers, body, nullptr);
-  };
+  ctx.run = [pool = std::make_shared<ThreadPool>()](
+                int workers, const std::function<void(int)>& body) { pool->run(workers, body); };
   ctx.allocate = allocate_host;
   return ctx;
 }
 
-Context Context::shared(int threads, const Run& start) {
+Context Context::shared(int threads, const Run& theirs) {
   check(threads > 0, "threads is ", threads, ", expected 1 or more");
   // Never destroyed: a thread may still compute while the process exits.
-  static ThreadPool& pool = *new ThreadPool;
+  static ThreadPool* const pool = new ThreadPool;
   Context ctx;
   ctx.threads = threads;
-  ctx.run = [start](int workers, const std::function<void(int)>& body) {
-    pool.run(workers, body, start);
+  ctx.run = [theirs](int workers, const std::function<void(int)>& body) {
+    if (theirs) return pool->run_on(theirs, workers, body);
+    pool->run(workers, body);
   };
   ctx.allocate = allocate_host;
   return ctx;

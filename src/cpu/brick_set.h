@@ -157,7 +157,7 @@ class BrickSet {
   };
   static constexpr uint64_t no_key = CellBox{}.outside;
   // Voxels handled by one task.
-  static constexpr int64_t piece = 16384;
+  static constexpr int64_t piece = 4096;
 
   explicit BrickSet(const Box& box);
   int64_t brick_number(uint64_t key) const {

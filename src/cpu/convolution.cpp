@@ -52,7 +52,7 @@ ColumnBlocks cut_columns(const Engine& engine,
   };
   // Four tasks a worker even out the differences between chunks.
   const int64_t wanted =
-      ctx.threads == 1 ? 1 : ceil_div(4 * ctx.threads, std::max<int64_t>(row_tasks, 1));
+      ctx.threads == 1 ? 1 : ceil_div(int64_t{4} * ctx.threads, std::max<int64_t>(row_tasks, 1));
   int units_per_block = std::max<int64_t>(1, units / std::clamp<int64_t>(wanted, 1, units));
   while (units_per_block > 1 && !fits(units_per_block * unit)) --units_per_block;
   ColumnBlocks blocks;
@@ -135,6 +135,13 @@ Scratch carve(const Run& run, char* memory) {
   return scratch;
 }
 
+// Rows of f32 sums.
+struct Sums {
+  const float* acc;
+  int64_t stride;
+  int64_t rows;
+};
+
 struct Task {
   int64_t chunk;
   int block;  // column block
@@ -179,13 +186,17 @@ void accumulate(const Run& run, const Task& task, const Scratch& scratch) {
   }
 }
 
-void store_row(const Run& run, const Columns& columns, int64_t row, const float* acc) {
+// Rows of y from `row` on.
+void store_rows(const Run& run, const Columns& columns, int64_t row, const Sums& sums) {
   const auto size = static_cast<int64_t>(size_of(run.args.y.dtype));
   const auto* bias = static_cast<const char*>(run.args.bias);
   run.engine.store(
-      {.acc = acc,
+      {.acc = sums.acc,
+       .acc_stride = sums.stride,
        .bias = bias != nullptr ? bias + columns.first * size : nullptr,
        .y = static_cast<char*>(run.args.y.data) + (row * run.args.y.stride + columns.first) * size,
+       .y_stride = run.args.y.stride,
+       .rows = sums.rows,
        .n = columns.count});
 }
 
@@ -198,16 +209,14 @@ void run_task(const Run& run, const Task& task, const Scratch& scratch) {
   run.engine.begin();
   accumulate(run, task, scratch);
   run.engine.end();
+  if (run.partial == nullptr) {
+    store_rows(run, columns, first_row, {scratch.acc, run.blocks.width, rows});
+    return;
+  }
+  const int64_t place = task.slice * run.partial_rows + (task.chunk - run.first_chunk) * chunk_rows;
   for (int64_t row = 0; row < rows; ++row) {
-    const float* acc = scratch.acc + row * run.blocks.width;
-    if (run.partial == nullptr) {
-      store_row(run, columns, first_row + row, acc);
-    } else {
-      const int64_t place =
-          task.slice * run.partial_rows + (task.chunk - run.first_chunk) * chunk_rows + row;
-      std::memcpy(run.partial + place * run.args.w.c_out + columns.first, acc,
-                  sizeof(float) * columns.count);
-    }
+    std::memcpy(run.partial + (place + row) * run.args.w.c_out + columns.first,
+                scratch.acc + row * run.blocks.width, sizeof(float) * columns.count);
   }
 }
 
@@ -225,8 +234,10 @@ void add_slices(const Run& run, const Columns& columns) {
         const float* part = sum + slice * run.partial_rows * stride;
         for (int c = 0; c < columns.count; ++c) sum[c] += part[c];
       }
-      store_row(run, columns, first_row + row, sum);
     }
+    const int64_t row = task * rows_per_task;
+    store_rows(run, columns, first_row + row,
+               {run.partial + row * stride + columns.first, stride, end - row});
   });
 }
 

@@ -59,10 +59,13 @@ struct OuterArgs {
 };
 
 struct StoreArgs {
-  const float* acc;  // [n]
-  const void* bias;  // [n] of dtype, or null
-  void* y;           // [n] of dtype
-  int n;
+  const float* acc = nullptr;  // [rows, n], row r at acc + r * acc_stride
+  int64_t acc_stride = 0;
+  const void* bias = nullptr;  // [n] of dtype, or null
+  void* y = nullptr;           // [rows, n] of dtype, row r at y + r * y_stride elements
+  int64_t y_stride = 0;
+  int64_t rows = 0;
+  int n = 0;
 };
 
 struct Engine {
@@ -89,7 +92,7 @@ struct Engine {
   void (*multiply)(const MultiplyArgs&);
   // dw += sum over i, in order, of x[x_rows[i]]^T dy[dy_rows[i]].
   void (*outer)(const OuterArgs&);
-  // y = acc + bias, rounded once.
+  // y = acc + bias, rounded once; nothing past the columns of y.
   void (*store)(const StoreArgs&);
   // Writes the entries of indices [n] that are >= 0 to in_rows and their positions + first_position
   // to positions; returns their number. Both outputs have room for n + 16. Fetches the cache lines

@@ -8,6 +8,18 @@
 #include "core/dispatch.h"
 
 namespace voxgemm::cpu {
+namespace {
+
+// body(begin, end) for pieces of [0, rows).
+void for_rows(const Context& ctx,
+              int64_t rows,
+              const std::function<void(int64_t begin, int64_t end)>& body) {
+  constexpr int64_t piece = 2048;
+  parallel_for(ctx, (rows + piece - 1) / piece,
+               [&](int64_t task, int) { body(task * piece, std::min(rows, (task + 1) * piece)); });
+}
+
+}  // namespace
 
 void fill_zero(const Context& ctx, const WeightsRef& w) {
   parallel_for(ctx, w.taps, [&](int64_t tap, int) {
@@ -21,41 +33,41 @@ void fill_zero(const Context& ctx, const WeightsRef& w) {
 }
 
 Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first) {
+  const auto* heads = first.as<int32_t>();
+  // Chains of the rows of a voxel, in row order; a row of its own has none.
+  std::vector<int32_t> next(dy.rows, -1);
+  std::vector<int32_t> last(dy.rows, -1);
+  for (int64_t r = 0; r < dy.rows; ++r) {
+    const int32_t head = heads[r];
+    if (head != r) next[last[head]] = static_cast<int32_t>(r);
+    last[head] = static_cast<int32_t>(r);
+  }
   Matrix merged = make_matrix(ctx, dy.rows, dy.cols, dy.dtype);
-  dispatch_float(dy.dtype, [&]<class T>(Type<T>) {
-    for (int64_t r = 0; r < dy.rows; ++r) {
-      std::memcpy(merged.row<T>(r), dy.row<T>(r), dy.cols * sizeof(T));
-    }
+  for_rows(ctx, dy.rows, [&](int64_t begin, int64_t end) {
     std::vector<double> sums(static_cast<size_t>(dy.cols));
-    std::vector<int32_t> next(dy.rows, -1);  // chains of rows with the same first row
-    std::vector<int32_t> last(dy.rows, -1);
-    for (int64_t r = 0; r < dy.rows; ++r) {
-      const int32_t head = first.as<int32_t>()[r];
-      if (head == r) {
-        last[r] = head;
-      } else {
-        next[last[head]] = static_cast<int32_t>(r);
-        last[head] = static_cast<int32_t>(r);
+    dispatch_float(dy.dtype, [&]<class T>(Type<T>) {
+      for (int64_t r = begin; r < end; ++r) {
+        std::memcpy(merged.row<T>(r), dy.row<T>(r), dy.cols * sizeof(T));
+        if (heads[r] != r || next[r] < 0) continue;
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (auto row = static_cast<int32_t>(r); row >= 0; row = next[row]) {
+          for (int64_t c = 0; c < dy.cols; ++c) sums[c] += to_float(dy.row<const T>(row)[c]);
+        }
+        for (int64_t c = 0; c < dy.cols; ++c) store(sums[c], merged.row<T>(r)[c]);
       }
-    }
-    for (int64_t head = 0; head < dy.rows; ++head) {
-      if (first.as<int32_t>()[head] != head || next[head] < 0) continue;
-      std::fill(sums.begin(), sums.end(), 0.0);
-      for (int32_t r = static_cast<int32_t>(head); r >= 0; r = next[r]) {
-        for (int64_t c = 0; c < dy.cols; ++c) sums[c] += to_float(dy.row<const T>(r)[c]);
-      }
-      for (int64_t c = 0; c < dy.cols; ++c) store(sums[c], merged.row<T>(head)[c]);
-    }
+    });
   });
   return merged;
 }
 
-void zero_repeated(const Context&, const MatrixRef& dx, const MatrixRef& first) {
-  for (int64_t r = 0; r < dx.rows; ++r) {
-    if (first.as<int32_t>()[r] == r) continue;
-    std::memset(dx.row<char>(0) + r * dx.stride * size_of(dx.dtype), 0,
-                dx.cols * size_of(dx.dtype));
-  }
+void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& first) {
+  const auto row_bytes = static_cast<int64_t>(dx.stride * size_of(dx.dtype));
+  for_rows(ctx, dx.rows, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (first.as<int32_t>()[r] == r) continue;
+      std::memset(dx.row<char>(0) + r * row_bytes, 0, dx.cols * size_of(dx.dtype));
+    }
+  });
 }
 
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db) {

@@ -34,6 +34,6 @@ class BrickIndex final : public VoxelIndex::State {
 Box bounds(const Context& ctx, const MatrixRef& coords);
 
 // Rows handled by one task where a row costs some nanoseconds.
-constexpr int64_t rows_per_task = 16384;
+constexpr int64_t rows_per_task = 4096;
 
 }  // namespace voxgemm::cpu

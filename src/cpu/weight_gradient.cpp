@@ -60,6 +60,7 @@ void accumulate(const Run& run, int64_t slice, const TapRange& range, const Scra
   for (int tap = range.first; tap < range.end; ++tap) {
     std::memset(run.sum(slice, tap), 0, sizeof(float) * run.tap_size());
   }
+  const bool natural = schedule.options().order == ScheduleOptions::Order::natural;
   const int64_t first_chunk = slice * schedule.chunks() / run.slices;
   const int64_t end_chunk = (slice + 1) * schedule.chunks() / run.slices;
   for (int64_t t = schedule.first_tile(first_chunk); t < schedule.first_tile(end_chunk); ++t) {
@@ -68,9 +69,10 @@ void accumulate(const Run& run, int64_t slice, const TapRange& range, const Scra
       const IndexBlock block = schedule.block(tile, b);
       if (block.tap < range.first || block.tap >= range.end) continue;
       const int pairs =
-          run.engine.compact(block.rows, tile.rows, 0, scratch.x_rows, scratch.dy_rows);
+          run.engine.compact(block.rows, tile.rows, natural ? static_cast<int32_t>(tile.first) : 0,
+                             scratch.x_rows, scratch.dy_rows);
       if (pairs == 0) continue;
-      for (int i = 0; i < pairs; ++i) {
+      for (int i = 0; !natural && i < pairs; ++i) {
         scratch.dy_rows[i] = static_cast<int32_t>(schedule.row(tile, scratch.dy_rows[i]));
       }
       run.engine.outer({.x = run.args.x.data,
@@ -123,9 +125,9 @@ void weight_gradient(const Kernel& kernel, const Context& ctx, const ConvArgs& a
   const std::shared_ptr<void> partial = ctx.allocate(slices * batch * tap_bytes);
 
   const int64_t list = ceil_div(args.schedule->options().tile_rows + 16, 16) * 16;
+  const size_t list_bytes = 2 * sizeof(int32_t) * list;
   const size_t worker_bytes =
-      2 * 4 * list +
-      ceil_div(static_cast<int64_t>(engine.scratch_bytes(dw.c_in, dw.c_out)), 64) * 64;
+      list_bytes + ceil_div(static_cast<int64_t>(engine.scratch_bytes(dw.c_in, dw.c_out)), 64) * 64;
   const std::shared_ptr<void> workers = ctx.allocate(worker_bytes * std::max(1, ctx.threads));
 
   for (int first = 0; first < dw.taps; first += batch) {
@@ -134,7 +136,8 @@ void weight_gradient(const Kernel& kernel, const Context& ctx, const ConvArgs& a
     // Taps are split too where the slices alone do not occupy the workers; a narrow range walks the
     // schedule again, so only as far as needed.
     const int64_t ranges =
-        ctx.threads == 1 ? 1 : std::clamp<int64_t>(ceil_div(4 * ctx.threads, slices), 1, taps);
+        ctx.threads == 1 ? 1
+                         : std::clamp<int64_t>(ceil_div(int64_t{4} * ctx.threads, slices), 1, taps);
     parallel_for(ctx, slices * ranges, [&](int64_t task, int worker) {
       const int64_t range = task % ranges;
       char* memory = static_cast<char*>(workers.get()) + worker * worker_bytes;
@@ -143,7 +146,7 @@ void weight_gradient(const Kernel& kernel, const Context& ctx, const ConvArgs& a
       accumulate(run, task / ranges,
                  {first + static_cast<int>(range * taps / ranges),
                   first + static_cast<int>((range + 1) * taps / ranges)},
-                 {x_rows, x_rows + list, memory + 2 * 4 * list});
+                 {x_rows, x_rows + list, memory + list_bytes});
       engine.end();
     });
     add_slices(run);

@@ -117,6 +117,13 @@ AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w) {
   return result;
 }
 
+void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
+  const auto axes = [](const WeightsRef& w) -> Axes {
+    return {{w.taps, w.c_in, w.c_out}, {w.tap_stride, w.in_stride, w.out_stride}};
+  };
+  copy_axes(ctx, from.dtype, {from.data, axes(from)}, {to.data, axes(to)});
+}
+
 void fill_zero(const Context& ctx, const WeightsRef& w) {
   // A copy of nothing: all is padding.
   const Axes from = {{w.taps, w.c_in, 0}, {0, 0, 0}};

@@ -30,5 +30,7 @@ void write_back(const Context& ctx, const AlignedMatrix& from, const MatrixRef& 
 // strides are multiples of 16 bytes; else a copy with that axis contiguous that already was, input
 // channels if none.
 AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w);
+// Copies weights of one shape and dtype, whatever the strides.
+void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to);
 
 }  // namespace voxgemm::cuda

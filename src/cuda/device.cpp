@@ -23,8 +23,8 @@ void check_cuda(cudaError_t status, const char* call, const Condition& place) {
 DeviceGuard::DeviceGuard(const Device& device) {
   check(device.kind == DeviceKind::cuda, "the context is on the CPU, expected a CUDA device");
   check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
-  // Also where it is the device already: a new thread has a device but no context yet, which the driver's own
-  // functions need.
+  // Also where it is the device already: a new thread has a device but no context yet, which the
+  // driver's own functions need.
   check_cuda(cudaSetDevice(device.index), "cudaSetDevice");
   changed_ = previous_ != device.index;
 }

@@ -44,20 +44,21 @@ struct Table {
   int32_t* neighbours;        // [taps, rows]
   unsigned long long* pairs;  // [taps], zero before
   int32_t* first;             // [rows] or null: the row's own voxel looked up
+  int own_tap;                // the tap that finds it, or -1
 };
 
 // The input voxels of one output row.
 struct Window {
   const IndexView& index;
-  Frame frame;        // a copy: the stores to the table might change the original
-  int64_t corner[3];  // of tap (0, 0, 0), from the origin
+  const Frame& frame;  // shared memory's
+  int64_t corner[3];   // of tap (0, 0, 0), from the origin
   uint32_t batch;
   bool in_batch;
   uint32_t block_at[3] = {no_slot, no_slot, no_slot};  // of `block`, in blocks
   Block block = {};
 
-  __device__ Window(const IndexView& view, const Axes& axes, const int4& c)
-      : index(view), frame(view.set.head->frame) {
+  __device__ Window(const IndexView& view, const Frame& of_set, const Axes& axes, const int4& c)
+      : index(view), frame(of_set) {
     const int32_t out[3] = {c.y, c.z, c.w};
     for (int axis = 0; axis < 3; ++axis) {
       corner[axis] = static_cast<int64_t>(out[axis]) * axes.stride[axis] - axes.padding[axis] -
@@ -88,8 +89,15 @@ struct Window {
   }
 };
 
-__device__ void clear_pairs(uint32_t* pairs_of_block, int taps) {
+// Clears the counts and takes a copy of the frame, which the stores to the table might change as
+// far as the compiler knows.
+__device__ void begin(const IndexView& index, uint32_t* pairs_of_block, int taps, Frame* frame) {
   for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) pairs_of_block[tap] = 0;
+  static_assert(sizeof(Frame) % sizeof(uint64_t) == 0);
+  const auto* from = reinterpret_cast<const uint64_t*>(&index.set.head->frame);
+  for (int i = threadIdx.x; i < sizeof(Frame) / sizeof(uint64_t); i += blockDim.x) {
+    reinterpret_cast<uint64_t*>(frame)[i] = from[i];
+  }
   __syncthreads();
 }
 
@@ -118,8 +126,9 @@ __device__ void write_first(
 
 __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
+  __shared__ Frame frame;
   const int taps = axes.size[0] * axes.size[1] * axes.size[2];
-  clear_pairs(pairs_of_block, taps);
+  begin(index, pairs_of_block, taps, &frame);
   const bool fine = is_fine(index.set);
   const int lane = threadIdx.x % 32;
   // The lanes of a warp stay together: they count their pairs at once.
@@ -127,7 +136,7 @@ __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
     const int64_t row = first + lane;
     const bool used = row < out.rows;
     const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
-    Window window(index, axes, c);
+    Window window(index, frame, axes, c);
     int tap = 0;
     for (int x = 0; x < axes.size[0]; ++x) {
       for (int y = 0; y < axes.size[1]; ++y) {
@@ -142,12 +151,19 @@ __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
         }
       }
     }
-    if (used) write_first(index, window.frame, c, table.first, row);
+    if (used) write_first(index, frame, c, table.first, row);
   }
   add_pairs(index, pairs_of_block, taps, table.pairs);
 }
 
 constexpr int cube_threads = 256;
+// Of a multiprocessor, for the registers: sm_75 has room for 1024 threads only, and from sm_100 on
+// the compiler needs more than 48 registers.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
+constexpr int cube_blocks = 4;
+#else
+constexpr int cube_blocks = 5;
+#endif
 
 // The blocks under a kernel of at most 5 voxels an axis, two on every axis, in shared memory: the
 // halves of their masks, and the ranks of the first voxels of those.
@@ -236,29 +252,32 @@ __device__ uint32_t transpose_bits(uint32_t word) {
 // size: of all axes where it is known when compiling, else 0. With a size up to 3 pairs are counted
 // from the rows' masks, one lane a tap.
 template <int size>
-__global__ void __launch_bounds__(cube_threads, 4)
+__global__ void __launch_bounds__(cube_threads, cube_blocks)
     fill_cubes(IndexView index, Axes axes, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Cube cube;
+  __shared__ Frame frame;
   constexpr bool has_mask = size > 0 && size <= 3;
   const int sizes[3] = {size > 0 ? size : axes.size[0], size > 0 ? size : axes.size[1],
                         size > 0 ? size : axes.size[2]};
   const int taps = sizes[0] * sizes[1] * sizes[2];
-  clear_pairs(pairs_of_block, taps);
+  begin(index, pairs_of_block, taps, &frame);
   const bool fine = is_fine(index.set);
   const int lane = threadIdx.x % 32;
   uint32_t pairs_of_lane = 0;
-  for (int64_t first = thread_index() - lane; first < out.rows; first += thread_count()) {
-    const int64_t row = first + lane;
-    const bool used = row < out.rows;
+  // Numbers of rows fit 31 bits, and registers are short.
+  const auto rows = static_cast<uint32_t>(out.rows);
+  for (uint32_t first = blockIdx.x * cube_threads + threadIdx.x - lane; first < rows;
+       first += gridDim.x * cube_threads) {
+    const uint32_t row = first + lane;
+    const bool used = row < rows;
     const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
-    const Window window(index, axes, c);
+    const Window window(index, frame, axes, c);
     AxisStart start[3] = {{window.corner[0], window.frame.last[1], sizes[0]},
                           {window.corner[1], window.frame.last[2], sizes[1]},
                           {window.corner[2], window.frame.last[3], sizes[2]}};
     for (int i = 0; i < 2; ++i) start[0].wanted[i] &= window.in_batch && used && fine;
     load_cube(index, window, start, cube);
-    if (used) write_first(index, window.frame, c, table.first, row);
     int32_t* neighbours = table.neighbours + row;
     uint32_t mask = 0;
     int tap = 0;
@@ -269,12 +288,14 @@ __global__ void __launch_bounds__(cube_threads, 4)
         const Line line(cube, start[0].place + x, start[1].place + y, start[2].place);
         uint32_t rank = line.rank;
 #pragma unroll
-        for (int z = 0; z < sizes[2]; ++z, ++tap, neighbours += out.rows) {
+        for (int z = 0; z < sizes[2]; ++z, ++tap, neighbours += rows) {
           if (start[2].place + z == 4) rank = line.next_rank;
           const bool present = (line.bits >> z & 1) != 0;
           const int32_t in = present ? static_cast<int32_t>(~index.rows[rank]) : -1;
           rank += present ? 1 : 0;
           if (used) *neighbours = in;
+          if (tap == table.own_tap && used)
+            table.first[row] = fine ? in : static_cast<int32_t>(row);
           if (has_mask) {
             mask |= static_cast<uint32_t>(present) << tap;
           } else {
@@ -285,6 +306,7 @@ __global__ void __launch_bounds__(cube_threads, 4)
       }
     }
     if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));
+    if (used && table.own_tap < 0) write_first(index, frame, out[row], table.first, row);
   }
   if (has_mask && lane < taps) atomicAdd(&pairs_of_block[lane], pairs_of_lane);
   add_pairs(index, pairs_of_block, taps, table.pairs);
@@ -294,14 +316,14 @@ struct Transposed {
   int64_t n_in;  // of the map that is transposed
   int64_t n_out;
   int taps;
-  const int32_t* in_first;
+  const int32_t* in_first;  // null where no voxel of the side repeats
   const int32_t* out_first;
 };
 
 // table [taps, n_in] of -1 gets the lowest output row of every pair.
 __global__ void scatter_pairs(Transposed shape, const int32_t* neighbours, int32_t* table) {
   for (int64_t out = thread_index(); out < shape.n_out; out += thread_count()) {
-    if (shape.out_first[out] != out) continue;
+    if (shape.out_first != nullptr && shape.out_first[out] != out) continue;
     for (int64_t tap = 0; tap < shape.taps; ++tap) {
       const int32_t in = neighbours[tap * shape.n_out + out];
       if (in >= 0) table[tap * shape.n_in + in] = static_cast<int32_t>(out);
@@ -318,7 +340,7 @@ __global__ void copy_repeated(Transposed shape, int32_t* table, unsigned long lo
   for (int64_t first = thread_index() - lane; first < shape.n_in; first += thread_count()) {
     const int64_t row = first + lane;
     const bool used = row < shape.n_in;
-    const int64_t lowest = used ? shape.in_first[row] : 0;
+    const int64_t lowest = used && shape.in_first != nullptr ? shape.in_first[row] : row;
     for (int64_t tap = 0; tap < shape.taps; ++tap) {
       int32_t out = -1;
       if (used) {
@@ -353,6 +375,17 @@ auto fill_kernel(const Geometry& geometry) {
   return size == Int3{2, 2, 2} ? fill_cubes<2> : fill_cubes<0>;
 }
 
+// The tap that finds a row's own voxel in a map of stride 1, or -1.
+int own_tap(const Geometry& geometry) {
+  int tap = 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int32_t on_axis = geometry.padding[axis] / geometry.dilation[axis];
+    if (geometry.offset(axis, on_axis) != 0 || on_axis >= geometry.size[axis]) return -1;
+    tap = tap * geometry.size[axis] + on_axis;
+  }
+  return tap;
+}
+
 // An index of no rows has no table to look in.
 void fill(const Context& ctx,
           const BlockIndex& in,
@@ -367,9 +400,11 @@ void fill(const Context& ctx,
     return fill_bytes(ctx, map->neighbours.data, 0xff, sizeof(int32_t) * map->taps() * map->n_out);
   }
   Grid grid = over(ctx, map->n_out);
+  // A block of threads has at most three rounds, so that the last blocks end together.
+  grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
   grid.shared_bytes = sizeof(uint32_t) * map->taps();
   const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
-                       first};
+                       first, first != nullptr ? own_tap(map->geometry) : -1};
   launch(ctx, grid, fill_kernel(map->geometry), in.view(), axes_of(map->geometry),
          Coords(out_coords), table);
 }

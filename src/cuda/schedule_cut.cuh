@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/launch.cuh"
 #include "voxgemm/schedule.h"
 
@@ -15,6 +17,32 @@ struct Neighbours {
     return data[tap * stride + row];
   }
 };
+
+constexpr int piece_rows = 64;  // of a tile, with a mask of their own
+
+// ScheduleParts for kernels.
+struct Arrays {
+  int32_t* order;
+  int64_t* chunk_tiles;
+  int4* tiles;  // first, first_block, rows, group
+  uint32_t* masks;
+  int32_t* block_taps;
+  int32_t* indices;
+};
+
+struct Room {
+  int64_t positions;
+  int64_t tiles;
+  int64_t blocks;
+};
+
+// All parts but chunk_tiles.
+ScheduleParts allocate_parts(const Context& ctx, const ScheduleOptions& options, const Room& room);
+Arrays arrays_of(const ScheduleParts& parts);
+// Waits for the device.
+ScheduleParts build_by_tap(const Context& ctx,
+                           const KernelMap& map,
+                           const ScheduleOptions& options);
 
 // Segments cut into items of equally many rows, the last ones of a segment shorter.
 struct Grain {
@@ -103,6 +131,7 @@ struct Cut {
 struct SortedRows {
   std::shared_ptr<void> memory;
   const uint32_t* ranks = nullptr;  // [positions]
+  uint32_t* done = nullptr;         // a zero, for the next kernel to count with
 };
 // rows: [positions], written.
 SortedRows sort_rows(const Context& ctx,

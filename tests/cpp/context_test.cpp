@@ -9,6 +9,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cfenv>
+#include <chrono>
+#include <filesystem>
+#include <iterator>
 #include <mutex>
 #include <set>
 #include <stdexcept>
@@ -117,6 +120,17 @@ std::vector<Context> contexts() {
   list.push_back(fresh);
   list.push_back(Context::shared(3));
   return list;
+}
+
+TEST(ContextRun, RunsEveryWorkerOnce) {
+  for (const Context& ctx : contexts()) {
+    // More than the context's threads, too.
+    for (const int workers : {0, 1, 2, 11}) {
+      std::vector<std::atomic<int>> runs(workers);
+      ctx.run(workers, [&](int worker) { ++runs[worker]; });
+      for (const auto& count : runs) EXPECT_EQ(count, 1);
+    }
+  }
 }
 
 TEST(ParallelFor, RunsEveryTaskOnceAndEachWorkersInRisingOrder) {
@@ -292,63 +306,110 @@ TEST(ContextShared, TakesThreads) {
   EXPECT_THROW(Context::shared(0), Error);
 }
 
-// More than the shared pool was asked for before, so that all of its threads take part.
+TEST(ContextCpu, KeepsItsThreadsAndGrows) {
+  const Context ctx = Context::cpu(4);
+  const std::set<std::thread::id> few = threads_of(ctx, 4);
+  EXPECT_EQ(few.size(), 4U);
+  EXPECT_EQ(threads_of(ctx, 4), few);
+  const std::set<std::thread::id> many = threads_of(ctx, 6);
+  EXPECT_EQ(many.size(), 6U);
+  EXPECT_TRUE(std::includes(many.begin(), many.end(), few.begin(), few.end()));
+}
+
+// More workers than this process has threads.
 int more_workers() {
-  static int most = 4;
-  return most += 2;
+  const std::filesystem::directory_iterator tasks("/proc/self/task");
+  return static_cast<int>(std::distance(begin(tasks), end(tasks))) + 2;
 }
 
-TEST(ContextShared, SharesItsThreadsAndGrows) {
-  const int few = more_workers();
-  const std::set<std::thread::id> threads = threads_of(Context::shared(few), few);
-  EXPECT_EQ(threads.size(), static_cast<size_t>(few));
-  EXPECT_EQ(threads_of(Context::shared(few), few), threads);
-  const int many = more_workers();
-  const std::set<std::thread::id> more = threads_of(Context::shared(many), many);
-  EXPECT_EQ(more.size(), static_cast<size_t>(many));
-  EXPECT_TRUE(std::includes(more.begin(), more.end(), threads.begin(), threads.end()));
+TEST(ContextShared, SharesItsThreads) {
+  const int workers = more_workers();  // so that all shared threads take part
+  const std::set<std::thread::id> threads = threads_of(Context::shared(workers), workers);
+  EXPECT_EQ(threads.size(), static_cast<size_t>(workers));
+  EXPECT_EQ(threads_of(Context::shared(workers), workers), threads);
 }
 
-TEST(ContextShared, StartsItsThreadsWhereItIsTold) {
-  cpu_set_t before;
-  if (sched_getaffinity(0, sizeof before, &before) != 0) GTEST_SKIP() << "no list of CPUs";
-  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one CPU only";
-  const int before_this = more_workers();
-  threads_of(Context::shared(before_this), before_this);
-  const int workers = more_workers();
+// Other threads that come late: their CPUs are taken.
+void run_late(int workers, const std::function<void(int)>& body) {
+  body(0);
+  std::thread([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    for (int worker = 1; worker < workers; ++worker) body(worker);
+  }).join();
+}
+
+TEST(ContextShared, LeavesThreadsThatKeepComingLateForAWhile) {
+  constexpr int workers = 3;
+  threads_of(Context::shared(workers), workers);
+  int called = 0;
+  const Context punctual =
+      Context::shared(workers, [&](int count, const std::function<void(int)>& body) {
+        ++called;
+        for (int worker = 0; worker < count; ++worker) body(worker);
+      });
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  for (int region = 0; region < 5; ++region) punctual.run(workers, [](int) {});
+  EXPECT_EQ(called, 5) << "theirs while they come at once";
+  // This thread may itself sleep too long between the two lines.
+  for (int attempt = 0; attempt < 20 && called > 0; ++attempt) {
+    for (int late = 0; late < 5; ++late) {
+      Context::shared(workers, run_late).run(workers, [](int) {});
+    }
+    called = 0;
+    punctual.run(workers, [](int) {});
+  }
+  EXPECT_EQ(called, 0) << "others while they come late";
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  punctual.run(workers, [](int) {});
+  EXPECT_EQ(called, 1) << "theirs again";
+}
+
+TEST(ContextShared, StartsItsThreadsInsideTheOthers) {
+  cpu_set_t all;
+  if (sched_getaffinity(0, sizeof all, &all) != 0) GTEST_SKIP() << "no list of CPUs";
+  if (CPU_COUNT(&all) < 2) GTEST_SKIP() << "one CPU only";
+  const int workers = more_workers();  // so that some have to start
   cpu_set_t one;
   CPU_ZERO(&one);
   CPU_SET(sched_getcpu(), &one);
   // Threads inherit the CPUs of the thread that starts them.
   ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
-  std::atomic<int> started = 0;
+  int called = 0;
   const Context ctx =
       Context::shared(workers, [&](int count, const std::function<void(int)>& body) {
+        ++called;
         std::thread([&] {
-          sched_setaffinity(0, sizeof before, &before);
-          for (int worker = 0; worker < count; ++worker) body(worker);
+          sched_setaffinity(0, sizeof all, &all);
+          run_late(count, body);
         }).join();
-        ++started;
       });
-  const std::set<std::thread::id> first = threads_of(ctx, workers);
+  // Late, then to start threads, then not at all, unless this thread itself sleeps too long.
+  do {
+    called = 0;
+    ctx.run(workers, [](int) {});
+  } while (called > 0);
   std::atomic<int> free = 0;
-  run_at_once(ctx, workers, [&](int) {
+  run_at_once(Context::shared(workers), workers, [&](int) {
     cpu_set_t mine;
     sched_getaffinity(0, sizeof mine, &mine);
-    free += CPU_EQUAL(&mine, &before) != 0 ? 1 : 0;
+    free += CPU_EQUAL(&mine, &all) != 0 ? 1 : 0;
   });
-  ASSERT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
-  EXPECT_EQ(first.size(), static_cast<size_t>(workers));
+  ASSERT_EQ(sched_setaffinity(0, sizeof all, &all), 0);
   EXPECT_EQ(free, workers - 1) << "all but this thread";
-  EXPECT_EQ(started, 1) << "threads that run are kept";
 }
 
 // A forked child has none of its parent's threads, and finds locks as they were.
 TEST(ParallelFor, WorksInAForkedChild) {
-#if defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "the sanitizer starts no threads after a fork";
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "the sanitizers' allocators and threads do not survive a fork";
 #endif
-  for (const Context& ctx : {Context::cpu(3), Context::shared(3)}) {
+  const pid_t parent = getpid();
+  // Threads of a library that does not expect forks.
+  const auto theirs = [parent](int workers, const std::function<void(int)>& body) {
+    if (getpid() != parent) _exit(2);
+    for (int worker = 0; worker < workers; ++worker) body(worker);
+  };
+  for (const Context& ctx : {Context::cpu(3), Context::shared(3), Context::shared(3, theirs)}) {
     std::atomic<bool> stop = false;
     std::thread busy([&] {
       while (!stop) parallel_for(ctx, 5, [](int64_t, int) {});

@@ -452,32 +452,44 @@ TEST_P(EngineTest, store_adds_the_bias_and_rounds_once) {
                            0x1.8p-24F};
   for (const int n : widths) {
     for (const bool with_bias : {false, true}) {
-      std::vector<float> acc(n);
+      const StoreArgs shape{.acc_stride = n + 5, .y_stride = n + 3, .rows = 7, .n = n};
+      std::vector<float> acc(shape.rows * shape.acc_stride);
       Elements bias(engine.dtype, n);
-      Elements y(engine.dtype, n);
-      for (int round = 0; round < 40; ++round) {
-        for (int c = 0; c < n; ++c) {
+      for (int round = 0; round < 6; ++round) {
+        for (float& value : acc) {
           // Random exponents reach the subnormal results of f16 too.
-          acc[c] = random() % 4 == 0
-                       ? special[random() % std::size(special)]
-                       : static_cast<float>(
-                             std::ldexp(any_value(random), static_cast<int>(random() % 40) - 28));
-          bias.set(c, any_value(random));
+          value = random() % 4 == 0 ? special[random() % std::size(special)]
+                                    : static_cast<float>(std::ldexp(
+                                          any_value(random), static_cast<int>(random() % 40) - 28));
         }
-        engine.store(
-            {.acc = acc.data(), .bias = with_bias ? bias.data() : nullptr, .y = y.data(), .n = n});
-        for (int c = 0; c < n; ++c) {
-          const float sum = with_bias ? acc[c] + static_cast<float>(bias.get(c)) : acc[c];
+        for (int c = 0; c < n; ++c) bias.set(c, any_value(random));
+        Elements y(engine.dtype, static_cast<int>(shape.rows * shape.y_stride));
+        for (int i = 0; i < shape.rows * shape.y_stride; ++i) y.set(i, 5.0);
+        StoreArgs args = shape;
+        args.acc = acc.data();
+        args.bias = with_bias ? bias.data() : nullptr;
+        args.y = y.data();
+        engine.store(args);
+        for (int i = 0; i < shape.rows * shape.y_stride; ++i) {
+          const int64_t row = i / shape.y_stride;
+          const auto c = static_cast<int>(i % shape.y_stride);
+          if (c >= n) {
+            ASSERT_EQ(y.get(i), 5.0) << "past row " << row;
+            continue;
+          }
+          const float value = acc[row * shape.acc_stride + c];
+          const float sum = with_bias ? value + static_cast<float>(bias.get(c)) : value;
           Elements expected(engine.dtype, 1);
           expected.set(0, sum);
-          ASSERT_EQ(y.get(c), expected.get(0)) << "n " << n << ", column " << c << ", sum " << sum;
+          ASSERT_EQ(y.get(i), expected.get(0))
+              << "n " << n << ", row " << row << ", column " << c << ", sum " << sum;
         }
       }
     }
   }
   const float nans[] = {float_of(0x7f800001), float_of(0x7fffffff), float_of(0xffc00000)};
   Elements y(engine.dtype, 3);
-  engine.store({.acc = nans, .bias = nullptr, .y = y.data(), .n = 3});
+  engine.store({.acc = nans, .acc_stride = 3, .y = y.data(), .y_stride = 3, .rows = 1, .n = 3});
   for (int c = 0; c < 3; ++c) EXPECT_TRUE(std::isnan(y.get(c)));
 }
 
@@ -488,7 +500,13 @@ TEST_P(EngineTest, every_16_bit_value_is_read_and_written_as_it_is) {
   for (int i = 0; i < 1 << 16; ++i) bits[i] = static_cast<uint16_t>(i);
   const std::vector<float> zeros(1 << 16, -0.0F);
   Elements y(engine.dtype, 1 << 16);
-  engine.store({.acc = zeros.data(), .bias = values.data(), .y = y.data(), .n = 1 << 16});
+  engine.store({.acc = zeros.data(),
+                .acc_stride = 1 << 16,
+                .bias = values.data(),
+                .y = y.data(),
+                .y_stride = 1 << 16,
+                .rows = 1,
+                .n = 1 << 16});
   for (int i = 0; i < 1 << 16; ++i) {
     if (std::isnan(values.get(i))) {
       EXPECT_TRUE(std::isnan(y.get(i))) << i;

@@ -83,10 +83,11 @@ TEST_P(Kernels, GiveTheSameBitsForAnyThreadsAndEveryRun) {
   const Context one = Context::cpu(1);
   const Context seven = Context::cpu(7);
   const Context others[] = {Context::cpu(2), seven, seven};
+  const char* list[] = {"subm3 3->17 random:4200:18", "conv3s2p1 5->3 random:9000:34",
+                        "subm3 16->200 random:129:6"};
   for (const Pass pass : passes) {
-    for (const char* layer : {"subm3 3->17 random:4200:18", "conv3s2p1 5->3 random:9000:34",
-                              "subm3 16->200 random:129:6"}) {
-      const Case c = accepted(layer, pass);
+    for (size_t i = 0; i < std::size(list); i += layer_step) {
+      const Case c = accepted(list[i], pass);
       SCOPED_TRACE(c.problem.text());
       const Operands operands = make_operands(c, Fill::reals);
       const std::vector<double> once = run(one, c, kernel().name, operands);
@@ -171,11 +172,12 @@ TEST_P(Kernels, SpreadNanToTheSumsThatHaveIt) {
 // Schedules without slices visit the taps of a row in the same order, so only the engine decides
 // the bits.
 TEST(Engines, GiveTheSameBitsForEveryScheduleWithoutSlices) {
-  for (const char* layer : {"subm3 6->20 random:2500:18", "subm7 3->6 random:300:7",
-                            "conv3s2p1 33->16 random:2500:18", "inv2s2 16->70 random:2500:18"}) {
+  const char* list[] = {"subm3 6->20 random:2500:18", "subm7 3->6 random:300:7",
+                        "conv3s2p1 33->16 random:2500:18", "inv2s2 16->70 random:2500:18"};
+  for (size_t i = 0; i < std::size(list); i += layer_step) {
     for (const Pass pass : {Pass::forward, Pass::grad_input}) {
       for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
-        const Case c = make_case(context(), problem_text(pass, dtype, layer));
+        const Case c = make_case(context(), problem_text(pass, dtype, list[i]));
         const Operands operands = make_operands(c, Fill::reals);
         std::map<const void*, std::vector<double>> of_engine;
         for (const Kernel& kernel : registry(DeviceKind::cpu)) {
@@ -185,6 +187,32 @@ TEST(Engines, GiveTheSameBitsForEveryScheduleWithoutSlices) {
           EXPECT_TRUE(
               same_bits(result, of_engine.try_emplace(kernel.family, result).first->second));
         }
+      }
+    }
+  }
+}
+
+// Enough rows for the largest tiles; by the engine that is chosen.
+TEST(Engines, GiveTheSameBitsForLargeTilesAndAnyThreads) {
+  const Context threads[] = {Context::cpu(1), Context::cpu(2), Context::cpu(7)};
+  for (const Pass pass : passes) {
+    const Case c =
+        make_case(context(), problem_text(pass, Dtype::f32, "subm3 6->16 random:33000:60"));
+    const Operands operands = make_operands(c, Fill::reals);
+    const void* family =
+        choose(Plan::make(context(), c.map, plan_options(c.problem, {})).problem(context(), pass),
+               {})
+            .family;
+    std::vector<double> once;
+    for (const Kernel& kernel : registry(DeviceKind::cpu)) {
+      if (kernel.family != family || kernel.slices > 1) continue;
+      SCOPED_TRACE(kernel.name + " on " + c.problem.text());
+      // Weight gradients add up the rows of a schedule in its order.
+      if (pass == Pass::grad_weight) once.clear();
+      for (const Context& ctx : threads) {
+        const std::vector<double> result = run(ctx, c, kernel.name, operands);
+        if (once.empty()) once = result;
+        EXPECT_TRUE(same_bits(result, once)) << ctx.threads << " threads";
       }
     }
   }

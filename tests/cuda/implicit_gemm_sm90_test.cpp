@@ -77,9 +77,9 @@ DeviceWeights device_weights(const Case& c, const std::vector<double>& values, b
 }
 
 // A problem with its operands on the device, for several kernels.
-class Run {
+class OnDevice {
  public:
-  Run(const Case& c, const Operands& operands, bool in_contiguous)
+  OnDevice(const Case& c, const Operands& operands, bool in_contiguous)
       : backward_(c.problem.pass == Pass::grad_input),
         host_map_(backward_ && !c.map.symmetric ? transpose(context(), c.map) : c.map),
         map_(host_map_),
@@ -107,7 +107,7 @@ class Run {
     return able;
   }
 
-  std::vector<double> operator()(const Kernel& kernel) {
+  std::vector<double> run(const Kernel& kernel) {
     const ScheduleOptions options = kernel.schedule(kernel, problem_);
     if (!schedule_ || schedule_->options() != options) {
       schedule_ = device_schedule(*gpu(), host_map_, map_, options);
@@ -168,13 +168,13 @@ TEST_P(Sm90, AgreesWithTheReferenceAndItself) {
       const Operands operands = make_operands(c, Fill::reals);
       const Sums expected = judge(context(), c, operands);
       for (const bool in_contiguous : {true, false}) {
-        Run run(c, operands, in_contiguous);
-        EXPECT_FALSE(run.kernels().empty());
-        for (const Kernel* kernel : run.kernels()) {
+        OnDevice layer(c, operands, in_contiguous);
+        EXPECT_FALSE(layer.kernels().empty());
+        for (const Kernel* kernel : layer.kernels()) {
           SCOPED_TRACE(c.problem.text() + ", " + kernel->name);
-          const auto once = run(*kernel);
+          const auto once = layer.run(*kernel);
           EXPECT_TRUE(within_bound(once, expected, {Dtype::f32, dtype}));
-          EXPECT_TRUE(same_bits(run(*kernel), once));
+          EXPECT_TRUE(same_bits(layer.run(*kernel), once));
         }
       }
     }
@@ -189,10 +189,10 @@ TEST_F(Sm90Weights, AreNotMultipliedWithAbsentNeighbours) {
   constexpr int tap = 5;
   const int64_t size = int64_t{c.problem.c_in} * c.problem.c_out;
   std::fill_n(operands.w.begin() + tap * size, size, std::numeric_limits<double>::infinity());
-  Run run(c, operands, true);
-  for (const Kernel* kernel : run.kernels()) {
+  OnDevice layer(c, operands, true);
+  for (const Kernel* kernel : layer.kernels()) {
     SCOPED_TRACE(kernel->name);
-    const auto values = run(*kernel);
+    const auto values = layer.run(*kernel);
     int64_t finite = 0;
     for (int64_t row = 0; row < c.map.n_out; ++row) {
       if (c.map.neighbours.row<int32_t>(tap)[row] >= 0) continue;

@@ -68,13 +68,14 @@ def test_incoming_gradients_of_any_layout(clouds, layer, problem):
     function, tensors = problem
     y = function(*tensors)
     plain = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(5))
+    plain = plain.to(y.device)
     wide = torch.cat([plain, plain], 1)
     ones = torch.ones_like(plain)
     layouts = {
         "transposed": (plain, plain.T.contiguous().T),
         "columns of a wider matrix": (plain, wide[:, : plain.shape[1]]),
         "every other row": (plain, torch.repeat_interleave(plain, 2, 0)[::2]),
-        "expanded scalar": (ones, torch.ones((), dtype=y.dtype).expand_as(y)),
+        "expanded scalar": (ones, torch.ones_like(y[0, 0]).expand_as(y)),
         "expanded row": (plain[:1].repeat(len(y), 1), plain[:1].expand_as(y)),
         "expanded column": (plain[:, :1].repeat(1, y.shape[1]), plain[:, :1].expand_as(y)),
     }
@@ -108,9 +109,10 @@ def test_inference_mode(problem):
     assert y.is_inference() and torch.equal(y, expected)
 
 
-def test_maps_of_inference_serve_training(clouds):
+def test_maps_of_inference_serve_training(clouds, device):
     net = vg.nn.Sequential(vg.nn.SparseConv3d(2, 3, 2, 2), vg.nn.SparseInverseConv3d(3, 2, 2))
-    x = vg.SparseTensor(torch.randn(30, 2), clouds.random(30))
+    net.to(device)
+    x = vg.SparseTensor(torch.randn(30, 2, device=device), clouds.random(30))
     with torch.inference_mode():
         expected = net(x).features
     y = net(x).features
@@ -120,23 +122,25 @@ def test_maps_of_inference_serve_training(clouds):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype, clouds):
-    conv = vg.nn.SubmConv3d(4, 8, 3)
-    x = vg.SparseTensor(torch.randn(50, 4, requires_grad=True), clouds.random(50))
-    with torch.autocast("cpu", dtype):
+def test_autocast(dtype, clouds, device):
+    conv = vg.nn.SubmConv3d(4, 8, 3, device=device)
+    features = torch.randn(50, 4, requires_grad=True, device=device)
+    x = vg.SparseTensor(features, clouds.random(50))
+    with torch.autocast(device.type, dtype):
         y = conv(x).features
     assert y.dtype == dtype
     y.float().square().sum().backward()
     assert x.features.grad.dtype == conv.weight.grad.dtype == conv.bias.grad.dtype == torch.float32
-    half = vg.nn.SubmConv3d(4, 8, 3, dtype=dtype)
+    half = vg.nn.SubmConv3d(4, 8, 3, dtype=dtype, device=device)
     half.load_state_dict(conv.state_dict())
     assert torch.equal(y, half(x.to(dtype)).features)
 
 
-def test_autocast_leaves_float64(clouds):
-    conv = vg.nn.SubmConv3d(4, 8, 3, dtype=torch.float64)
-    x = vg.SparseTensor(torch.randn(50, 4, dtype=torch.float64), clouds.random(50))
-    with torch.autocast("cpu", torch.bfloat16):
+def test_autocast_leaves_float64(clouds, device):
+    conv = vg.nn.SubmConv3d(4, 8, 3, dtype=torch.float64, device=device)
+    features = torch.randn(50, 4, dtype=torch.float64, device=device)
+    x = vg.SparseTensor(features, clouds.random(50))
+    with torch.autocast(device.type, torch.bfloat16):
         assert conv(x).features.dtype == torch.float64
 
 
@@ -171,7 +175,7 @@ def test_compile(clouds, layer):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_compile_of_modules_with_changing_clouds(clouds):
+def test_compile_of_modules_with_changing_clouds(clouds, device):
     """SparseTensor goes through one graph, maps built inside it, for clouds of any size."""
     torch.manual_seed(0)
     net = vg.nn.Sequential(
@@ -179,7 +183,7 @@ def test_compile_of_modules_with_changing_clouds(clouds):
         torch.nn.ReLU(),
         vg.nn.SparseConv3d(8, 8, 2, stride=2),
         vg.nn.SparseInverseConv3d(8, 4, 2),
-    )
+    ).to(device)
 
     def run(features, coords):
         return net(vg.SparseTensor(features, coords)).features
@@ -187,7 +191,7 @@ def test_compile_of_modules_with_changing_clouds(clouds):
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     for rows in (40, 60, 75):
         coords = clouds.random(rows, seed=rows)
-        features = torch.randn(rows, 4)
+        features = torch.randn(rows, 4, device=device)
         expected = torch.autograd.grad(run(features, coords).square().sum(), net.parameters())
         found = torch.autograd.grad(compiled(features, coords).square().sum(), net.parameters())
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -201,12 +205,13 @@ def test_errors_under_compile_are_loud(clouds, layer):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_coordinates_are_checked_under_compile(backend):
+def test_coordinates_are_checked_under_compile(backend, device):
     def run(features, coords):
         x = vg.SparseTensor(features, coords, (4, 4, 4), 1)
         return vg.build_map(x.coords, 3).neighbours
 
     compiled = torch.compile(run, fullgraph=True, backend=backend)
-    features, coords = torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.int32)
+    features = torch.zeros(2, 3, device=device)
+    coords = torch.zeros(2, 4, dtype=torch.int32, device=device)
     with pytest.raises(RuntimeError, match="expected batch 0 to 0"):
         compiled(features, coords + 9)

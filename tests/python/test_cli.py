@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import voxgemm as vg
-from voxgemm import bench, cli
+from voxgemm import bench, cli, targets
 from voxgemm.clouds import cloud
 from voxgemm.table import table
 
@@ -60,6 +63,10 @@ def test_info(command):
     assert facts["torch"] == torch.__version__
     assert facts["threads"] == torch.get_num_threads()
     assert {"python", "cpu_name", "cpu_features", "gpus", "cache_dir"} <= facts.keys()
+    assert re.search(r"(GCC|clang).* \d+\.\d+", facts["compiler"])
+    cuda = Path(facts["library"]).with_name("libvoxgemm_torch_cuda.so")
+    assert bool(facts["cuda_architectures"]) == cuda.is_file()
+    assert all(re.fullmatch(r"(sm|compute)_\d+", name) for name in facts["cuda_architectures"])
     status, out, _ = command("info")
     assert status == 0
     for value in (facts["voxgemm"], facts["torch"], facts["cpu_name"], facts["cache_dir"]):
@@ -114,7 +121,7 @@ def test_bench_maps_of_every_operation(command):
 
 
 def test_shuffled_rows_are_the_same_voxels_in_another_order():
-    plain, shuffled = bench._coords(TINY), bench._coords(f"shuffled:{TINY}")
+    plain, shuffled = bench.coords_of(TINY), bench.coords_of(f"shuffled:{TINY}")
     assert not torch.equal(plain, shuffled)
     assert torch.equal(plain, torch.unique(shuffled, dim=0))
 
@@ -157,6 +164,43 @@ def test_the_suite_has_the_figures_to_reach(command, monkeypatch):
     assert "target_share" not in rows_of(command("bench", *tiny, *given, "--threads", 2)[1])[0]
 
 
+def test_every_problem_of_the_h200_suite_has_figures():
+    problems = [bench.parse(text) for text in targets.suite()]
+    assert len({p.text for p in problems}) == len(problems)
+    found = {p.text: targets.figures(p.text) for p in problems}
+    assert all(figures and figures.reach > 0 for figures in found.values())
+    # One cloud after the other: each is built once.
+    clouds = [p.cloud for p in problems]
+    assert len(list(itertools.groupby(clouds))) == len(set(clouds))
+    for p in problems:
+        peers = found[p.text].peers.values()
+        assert all(found[p.text].reach < peer for peer in peers) or "bf16x6" in p.text
+    assert targets.figures("forward f16 subm3 64->32 shell:64") is None
+    assert targets.figures("forward f16 subm3 48->48 shell:64") is None
+
+
+def test_bench_on_a_gpu(command, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    works = ("forward", "grad_input", "grad_weight", "step", "map")
+    problems = [f"{work} bf16 subm3 16->16 {TINY}" for work in works]
+    problems += [f"forward tf32 subm3 16->16 {TINY}", f"map f16 conv2s2 16->16 {TINY}"]
+    path = tmp_path / "bench.jsonl"
+    arguments = ("--device", "cuda", "--repeat", 1, "--check", "--json", path)
+    status, out, _ = command("bench", *problems, *arguments)
+    assert status == 0
+    rows = rows_of(path.read_text())
+    assert [row["problem"] for row in rows] == problems
+    for row in rows:
+        assert row["problem"] in out
+        assert row["ms"] > 0
+        assert row["device_type"] == "cuda"
+        # Only the number of output voxels must be waited for.
+        assert ("graph_error" in row) == ("map f16 conv2s2" in row["problem"])
+        assert ("max_error" in row) == ("map" not in row["problem"])
+    assert rows[0]["pairs"] == neighbours(cloud(TINY))
+
+
 WRONG = {
     "no command": ((), "COMMAND"),
     "unknown command": (("train",), "'train'"),
@@ -173,6 +217,8 @@ WRONG = {
     "both filters": (("bench", "--kernel", "a/b", "--algorithm", "explicit_gemm"), "--algorithm"),
     "both lists": (("bench", "--suite", "cpu", f"map f32 subm3 1->1 {TINY}"), "--suite cpu"),
     "suite": (("bench", "--suite", "gpu"), "gpu"),
+    "suite's device": (("bench", "--suite", "h200", "--device", "cpu"), "h200"),
+    "device": (("bench", "--device", "tpu"), "'tpu'"),
     "threads": (("bench", "--threads", "0"), "threads is '0'"),
     "second threads": (("bench", "--threads", "1,many"), "threads is 'many'"),
     "repeat": (("bench", "--repeat", "-3"), "repeat"),

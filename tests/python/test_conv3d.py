@@ -37,10 +37,11 @@ def reached(dense, coords, geometry):
     shape = geometry.out_shape(SHAPE)
     outputs = torch.cartesian_prod(*[torch.arange(n) for n in (BATCH, *shape)]).int()
     if not len(outputs):
-        return outputs
+        return outputs.to(coords.device)
     ones = torch.ones(len(coords), 1, dtype=torch.float64)
     weight = torch.ones(1, *geometry.size, 1, dtype=torch.float64)
-    return outputs[dense.conv(ones, weight, None, geometry, (coords, outputs))[:, 0] > 0]
+    found = dense.conv(ones, weight, None, geometry, (coords, outputs))
+    return outputs[found[:, 0] > 0].to(coords.device)
 
 
 @pytest.mark.parametrize("dtype", vg.functional.DTYPES, ids=str)
@@ -117,7 +118,8 @@ def test_inverse_equals_conv_transpose(geometry, dtype, clouds, dense, layer, ag
     coords = clouds.random(60, extent=5)
     outputs = vg.output_coords(coords, geometry, spatial_shape=SHAPE)
     _, weight, bias, down = layer(coords, 8, 16, dtype, geometry, outputs)
-    x = torch.randn(len(outputs), 8, generator=torch.Generator().manual_seed(4)).to(dtype)
+    x = torch.randn(len(outputs), 8, generator=torch.Generator().manual_seed(4))
+    x = x.to(dtype).to(coords.device)
     against(
         lambda x, w, b: vg.functional.inverse_conv3d(x, w, b, down),
         lambda x, w, b: dense.transposed(x, w, b, geometry, (outputs, coords)),
@@ -151,14 +153,15 @@ def test_floor_rule_keeps_every_halved_voxel(clouds):
     assert torch.equal(coarse, halved.unique(dim=0))
 
 
-def test_without_a_shape_every_reached_voxel_counts():
-    coords = torch.zeros(1, 4, dtype=torch.int32)
+def test_without_a_shape_every_reached_voxel_counts(device):
+    coords = torch.zeros(1, 4, dtype=torch.int32, device=device)
     outputs = vg.output_coords(coords, Geometry((3, 3, 3)))
     assert outputs[:, 1:].amin() == -2 and len(outputs) == 27
     inside = vg.output_coords(coords, Geometry((3, 3, 3)), spatial_shape=(3, 3, 3))
     assert inside.tolist() == [[0, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
 @pytest.mark.parametrize("dtype", vg.functional.DTYPES, ids=str)
 def test_thread_counts_give_the_same_bits(dtype, clouds, layer, threads):
     results = []
@@ -179,10 +182,10 @@ def test_thread_counts_give_the_same_bits(dtype, clouds, layer, threads):
 
 @pytest.mark.parametrize("rows", (0, 1))
 @pytest.mark.parametrize("dtype", vg.functional.DTYPES, ids=str)
-def test_empty_input(rows, dtype, layer):
+def test_empty_input(rows, dtype, device, layer):
     """No output row, or (1 row, far from any output) no pair: shapes, dtypes and zero gradients."""
-    coords = torch.full((rows, 4), 9, dtype=torch.int32)
-    outputs = torch.zeros(3 * rows, 4, dtype=torch.int32)
+    coords = torch.full((rows, 4), 9, dtype=torch.int32, device=device)
+    outputs = torch.zeros(3 * rows, 4, dtype=torch.int32, device=device)
     x, weight, bias, map = layer(coords, 3, 5, dtype, Geometry((2, 2, 2), (2, 2, 2)), outputs)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     y = conv3d(*leaves, map)
@@ -202,13 +205,14 @@ def test_repeated_voxels(clouds, layer):
     assert torch.equal(y[:40], conv3d(x[:40], weight, bias, once))
     assert torch.equal(y[40:], y[:40])
     leaf = x.clone().requires_grad_()
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype).to(
+        y.device
+    )
     (dx,) = torch.autograd.grad(conv3d(leaf, weight, None, map), leaf, dy)
     assert torch.equal(dx[40:], torch.zeros_like(dx[40:]))
     direct = (conv3d(x, weight, None, map) * dy).sum()
-    assert math.isclose(
-        direct, (dx * x).sum(), rel_tol=0, abs_tol=float(bound_of_dot(x, weight, dy))
-    )
+    bound = float(bound_of_dot(x, weight, dy))
+    assert math.isclose(float(direct), float((dx * x).sum()), rel_tol=0, abs_tol=bound)
 
 
 def bound_of_dot(x, weight, dy):

@@ -134,6 +134,13 @@ def test_every_dtype(small, dtype):
     assert (result["max_error"] == 0) == (dtype == "f64")
 
 
+def test_on_every_device(small, device):
+    result = small(wave(), device=str(device), task="normal", dtype="bf16", steps=12)
+    assert result["device_type"] == device.type
+    assert result["loss_last"] < result["loss_first"]
+    assert 0 < result["max_error"] < 2**-7  # of the largest value: one rounding to 8 bits
+
+
 def test_16_bit_layers_err_more_than_f32(small):
     errors = [small(wave(), dtype=dtype)["max_error"] for dtype in ("f32", "f16", "bf16")]
     assert errors == sorted(errors)

@@ -85,7 +85,8 @@ def test_sparse_tensor_refuses(case):
 def test_out_of_range_coordinates_name_the_row(column, value, clouds):
     coords = clouds.random(20)
     coords[7, column] = value
-    error = refuse("7", lambda c: vg.SparseTensor(torch.zeros(20, 1), c, (8, 8, 8), 2), coords)
+    features = torch.zeros(20, 1, device=coords.device)
+    error = refuse("7", lambda c: vg.SparseTensor(features, c, (8, 8, 8), 2), coords)
     assert str(value) in str(error)
 
 
@@ -106,8 +107,8 @@ def test_extents_that_no_key_holds():
 def test_non_contiguous_inputs_are_taken(clouds):
     coords = clouds.random(20)
     wide = torch.cat([coords, coords], 1)[:, :4]
-    features = torch.randn(3, 20).T
-    conv = vg.nn.SubmConv3d(3, 4, 3)
+    features = torch.randn(3, 20, device=coords.device).T
+    conv = vg.nn.SubmConv3d(3, 4, 3, device=coords.device)
     expected = conv(vg.SparseTensor(features.contiguous(), coords)).features
     assert not wide.is_contiguous() and not features.is_contiguous()
     assert torch.equal(conv(vg.SparseTensor(features, wide)).features, expected)
@@ -180,6 +181,7 @@ def test_unknown_algorithm(algorithm):
     assert "implicit_gemm" in str(error) or "grad_input" in str(error)
 
 
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_no_kernel_inside_the_filter_shows_the_table(operands):
     x, weight, bias, map = operands
     name = vg._library.version_and_kernels()[1]["bf16"][0]
@@ -190,7 +192,8 @@ def test_no_kernel_inside_the_filter_shows_the_table(operands):
 
 
 def test_replace(clouds):
-    x = vg.SparseTensor(torch.zeros(20, 3), clouds.random(20))
+    coords = clouds.random(20)
+    x = vg.SparseTensor(torch.zeros(20, 3, device=coords.device), coords)
     refuse("features is float32 [19, 3], expected [20, channels]", x.replace, torch.zeros(19, 3))
 
 
@@ -205,7 +208,9 @@ def test_memory_that_no_machine_has(layer):
     x = torch.zeros(0, 2**24)
     refuse(
         "memory",
-        lambda: vg.functional._GradWeight.apply(x, x, map, vg.functional._How(((), (), ()), 0), [True, False]),
+        lambda: vg.functional._GradWeight.apply(
+            x, x, map, vg.functional._How(((), (), ()), 0), [True, False]
+        ),
         kind=torch.OutOfMemoryError,
     )
 

@@ -55,7 +55,7 @@ struct Sums {
     const double error = (1 + rest) * (1 + rest) - 1 + left_out * rest;
     other.operand_error = (1 + operand_error) * (1 + error) - 1;
     for (double& n : other.terms) n *= products;
-    other.exact = exact && precision != Precision::tf32;
+    // Small integers are exact in every precision.
     return other;
   }
 };

@@ -80,9 +80,12 @@ def available_memory() -> int:
     return free or 2**63
 
 
-def check_memory(what: str, voxels: int, bytes_per_voxel: int) -> None:
-    """Refuses a cloud that does not fit: `what` names it, as the subject of the message."""
-    free = available_memory()
+def check_memory(what: str, voxels: int, bytes_per_voxel: int, free: int | None = None) -> None:
+    """Refuses a cloud that does not fit: `what` names it, as the subject of the message.
+
+    `free`: bytes of another memory than the host's.
+    """
+    free = available_memory() if free is None else free
     if voxels * bytes_per_voxel > free:
         raise InputError(
             f"{what} has {voxels:,} voxels and needs {voxels * bytes_per_voxel / 1e9:.1f} GB,"

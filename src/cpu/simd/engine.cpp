@@ -42,7 +42,7 @@ constexpr Engine engine(Dtype dtype) {
           .pack = [](const PackArgs& a) { pack_panels<T, WideUnit>(a, a.k); },
           .multiply = multiply<T>,
           .outer = outer<T>,
-          .store = store_row<T>,
+          .store = store_rows<T>,
           .compact = compact};
 }
 
@@ -65,7 +65,7 @@ constexpr Engine dot_engine = {
     .pack = [](const PackArgs& a) { pack_panels<Bf16, PairUnit>(a, (a.k + 1) / 2); },
     .multiply = [](const MultiplyArgs& a) { multiply_dot(a, (a.k + 1) / 2); },
     .outer = outer_dot,
-    .store = store_row<Bf16>,
+    .store = store_rows<Bf16>,
     .compact = compact};
 
 #else
@@ -90,7 +90,7 @@ constexpr Engine tile_engine(Dtype dtype, bool (*runs)()) {
           .pack = [](const PackArgs& a) { pack_panels<T, PairUnit>(a, height_of(a.k)); },
           .multiply = multiply_amx<T>,
           .outer = outer_amx<T>,
-          .store = store_row<T>,
+          .store = store_rows<T>,
           .compact = compact};
 }
 

@@ -8,18 +8,22 @@ namespace voxgemm::cpu::VOXGEMM_ISA {
 namespace {
 
 template <class T>
-void store_row(const StoreArgs& a) {
+void store_rows(const StoreArgs& a) {
   const T* bias = static_cast<const T*>(a.bias);
+  const int64_t n = a.n;  // a may overlap y, for all that the compiler knows
+  const float* acc = a.acc;
   T* y = static_cast<T*>(a.y);
-  int c = 0;
-  for (; c + lanes <= a.n; c += lanes) {
-    const F32s sum = load<F32s>(a.acc + c);
-    store_f32(y + c, bias != nullptr ? sum + load_f32(bias + c) : sum);
-  }
-  if (c < a.n) {
-    const int rest = a.n - c;
-    const F32s sum = load_part(a.acc + c, rest);
-    store_part(y + c, bias != nullptr ? sum + load_part(bias + c, rest) : sum, rest);
+  for (int64_t row = 0; row < a.rows; ++row, acc += a.acc_stride, y += a.y_stride) {
+    int64_t c = 0;
+    for (; c + lanes <= n; c += lanes) {
+      const F32s sum = load<F32s>(acc + c);
+      store_f32(y + c, bias != nullptr ? sum + load_f32(bias + c) : sum);
+    }
+    if (c < n) {
+      const int rest = static_cast<int>(n - c);
+      const F32s sum = load_part(acc + c, rest);
+      store_part(y + c, bias != nullptr ? sum + load_part(bias + c, rest) : sum, rest);
+    }
   }
 }
 

@@ -17,14 +17,13 @@ struct Architecture {
   double bandwidth;
 };
 constexpr Architecture architectures[] = {
-    {75, 64 << 10, 40, 65, 8, 320},      // T4
+    {75, 64 << 10, 40, 65, 8, 320},       // T4
     {80, 163 << 10, 108, 312, 19, 1900},  // A100
-    {86, 99 << 10, 84, 140, 35, 900},    // RTX 3090, A40
-    {87, 163 << 10, 16, 40, 5, 200},     // Orin
-    {89, 99 << 10, 128, 330, 80, 900},   // RTX 4090, L40
+    {86, 99 << 10, 84, 140, 35, 900},     // RTX 3090, A40
+    {87, 163 << 10, 16, 40, 5, 200},      // Orin
+    {89, 99 << 10, 128, 330, 80, 900},    // RTX 4090, L40
     {90, 227 << 10, 132, 620, 60, 4400},  // H200: two thirds of what warpgroups reach
-    {100, 227 << 10, 148, 620, 70, 7000},
-    {120, 99 << 10, 170, 420, 100, 1700},  // RTX 5090
+    {100, 227 << 10, 148, 620, 70, 7000}, {120, 99 << 10, 170, 420, 100, 1700},  // RTX 5090
 };
 
 const Architecture& architecture_of(int number) {
@@ -89,13 +88,26 @@ std::string why_not(Math math, size_t shared_bytes, const Problem& problem) {
   return "";
 }
 
+double products_of(Math math) {
+  switch (math) {
+    case Math::f16:
+    case Math::bf16:
+      return 1;
+    case Math::tf32:
+      return 2;
+    case Math::bf16x3:
+      return 3;
+    case Math::bf16x6:
+      return 6;
+    case Math::ieee:
+      return 12;
+  }
+  return 1;
+}
+
 Rates rates_of(Math math, int architecture) {
   const Architecture& device = architecture_of(architecture);
-  double flops = device.matrix;
-  if (math == Math::tf32) flops /= 2;
-  if (math == Math::bf16x3) flops /= 3;
-  if (math == Math::bf16x6) flops /= 6;
-  if (math == Math::ieee) flops = device.f32;
+  const double flops = math == Math::ieee ? device.f32 : device.matrix / products_of(math);
   return {device.multiprocessors, flops * 1e12 / 2, device.bandwidth * 1e9};
 }
 

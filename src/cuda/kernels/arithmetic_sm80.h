@@ -17,6 +17,9 @@ std::string_view name(Math math);
 // they can.
 std::string why_not(Math math, size_t shared_bytes, const Problem& problem);
 
+// The time of a product, in products of 16 bits.
+double products_of(Math math);
+
 // What the cost models know of a device.
 struct Rates {
   int multiprocessors;

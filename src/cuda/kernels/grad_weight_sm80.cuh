@@ -1,25 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Weight gradient by the warp's matrix instructions, on everything from sm_75 on: dW[t] = sum over pairs of x[i]^T
-// dy[o], f32 sums, over the tiles of a schedule by mask or of natural order (schedule.h).
+// Weight gradient by the warp's matrix instructions, on everything from sm_75 on: dW[t] = sum over
+// pairs of x[i]^T dy[o], f32 sums, over the tiles of a schedule by mask or of natural order
+// (schedule.h).
 //
-// It is one product: dW [taps * c_in, c_out] is the transpose of x laid out as [rows, taps * c_in], zero where a row
-// lacks a tap, times dy. A CTA owns 128 (or 64) of those taps * c_in and a block of columns, so a row of dy that it
-// reads serves all taps it has: one of 128 channels, four of 32. It walks the rows in granules of 64, in the order of
-// the schedule, and passes over granules that have none of its taps; a granule is a stage. CTAs of the same slice and
-// other taps are neighbours, and read the same rows at about the same time.
+// It is one product: dW [taps * c_in, c_out] is the transpose of x laid out as [rows, taps * c_in],
+// zero where a row lacks a tap, times dy. A CTA owns 128 (or 64) of those taps * c_in and a block
+// of columns, so a row of dy that it reads serves all taps it has: one of 128 channels, four of 32.
+// It walks the rows in granules of 64, in the order of the schedule, and passes over granules that
+// have none of its taps; a granule is a stage. CTAs of the same slice and other taps are
+// neighbours, and read the same rows at about the same time.
 //
-// A stage: x [64, rows of the tile] and dy [64, cols], both in panels with a line for each row (tile_sm80.cuh); the
-// instructions want both transposed, which ldmatrix does for 16 bits. A thread copies one piece of four lines of every
-// panel. The warps look at 32 granules at a time; the input rows of a granule are loaded while the one before is
-// copied. Three stages and one barrier a stage, as in implicit_gemm_sm80.cuh.
+// A stage: x [64, rows of the tile] and dy [64, cols], both in panels with a line for each row
+// (tile_sm80.cuh); the instructions want both transposed, which ldmatrix does for 16 bits. A thread
+// copies one piece of four lines of every panel. The warps look at 32 granules at a time; the input
+// rows of a granule are loaded a stage before they are needed. Three stages and one barrier a
+// stage, as in implicit_gemm_sm80.cuh.
 //
-// Slices: a CTA takes every slices-th granule (they stand by falling number of taps, so all slices get alike) and
-// leaves f32 sums, which add_slices() adds in order. Slices depend on the problem alone, so the bits do too.
+// Slices: a CTA takes every slices-th granule (they stand by falling number of taps, so all slices
+// get alike) and leaves f32 sums, which add_slices() adds in order. Slices depend on the problem
+// alone, so the bits do too.
 //
-// An absent row is zero, and times an infinite dy NaN, which an absent neighbour must not make: sums that come out NaN
-// are computed once more, over present rows; finite operands never get there.
+// An absent row is zero, and times an infinite dy NaN, which an absent neighbour must not make:
+// sums that come out NaN are computed once more, over present rows; finite operands never get
+// there.
 
 #include "cuda/kernels/tile_sm80.cuh"
 #include "cuda/launch.cuh"
@@ -53,8 +58,8 @@ struct GradParams {
   int tile_rows = 64;
   int64_t group_tiles = 0;
   int groups = 1;
-  int pieces = 0;       // of 16 bytes, of a tap's input channels
-  int row_blocks = 0;   // tiles of dW along a group's taps and input channels
+  int pieces = 0;      // of 16 bytes, of a tap's input channels
+  int row_blocks = 0;  // tiles of dW along a group's taps and input channels
   int column_blocks = 0;
   int slices = 1;
   Gradient dw;
@@ -64,8 +69,8 @@ struct GradParams {
 template <Math math, int rows, int cols>
 struct GradConfig
     : Shape<math, rows, cols, false, false, sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8> {
-  using S = Shape<math, rows, cols, false, false,
-                  sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8>;
+  using S =
+      Shape<math, rows, cols, false, false, sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8>;
   static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words;
   static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
 };
@@ -91,8 +96,8 @@ __device__ __forceinline__ GradTile grad_tile(const GradParams& p) {
   tile.group = number % p.groups;
   tile.slice = number / p.groups;
   tile.first_tap = static_cast<int>(static_cast<int64_t>(tile.group) * p.taps / p.groups);
-  tile.taps = static_cast<int>(static_cast<int64_t>(tile.group + 1) * p.taps / p.groups) -
-              tile.first_tap;
+  tile.taps =
+      static_cast<int>(static_cast<int64_t>(tile.group + 1) * p.taps / p.groups) - tile.first_tap;
   return tile;
 }
 
@@ -175,25 +180,26 @@ class GradProducer {
       x_[c] = place_of(tile.first_piece + c * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
     }
     step();
+    step();
   }
 
-  __device__ __forceinline__ bool has_more() const { return has_more_; }
+  __device__ __forceinline__ bool has_more() const { return rows_.any; }
 
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
     const auto* x = static_cast<const char*>(p_.x);
 #pragma unroll
     for (int c = 0; c < C::a_words; ++c) {
       gather_present<typename C::S, false>(address + c * C::panel_bytes,
-                                           {x + x_[c].piece * 16, p_.x_row_bytes}, x_rows_[c],
+                                           {x + x_[c].piece * 16, p_.x_row_bytes}, rows_.x[c],
                                            present_ + ring * C::a_words + c);
     }
     const auto* dy = static_cast<const char*>(p_.dy);
 #pragma unroll
-    for (int c = 0; c < C::cols * C::size / 128; ++c) {
+    for (int c = 0; c < C::b_panels; ++c) {
       const int column = tile_.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
       gather<typename C::S, false>(address + C::a_bytes + c * C::panel_bytes,
                                    {dy + int64_t{C::size} * column, p_.dy_row_bytes},
-                                   column < p_.c_out ? dy_rows_ : Four());
+                                   column < p_.c_out ? rows_.dy : Four());
     }
     step();
   }
@@ -202,35 +208,46 @@ class GradProducer {
   __device__ __forceinline__ uint32_t wanted_taps() const {
     if (p_.tiles == nullptr) return ~0u;
     const int first = tile_.first_piece / p_.pieces;
-    const int last = min(tile_.taps - 1, (tile_.first_piece + C::rows / C::per_piece - 1) / p_.pieces);
+    const int last =
+        min(tile_.taps - 1, (tile_.first_piece + C::rows / C::per_piece - 1) / p_.pieces);
     return first > last ? 0 : (~0u << first) & (~0u >> (31 - last));
   }
 
-  // Loads the rows of the next granule.
+  // The input rows of a granule that this thread copies.
+  struct GranuleRows {
+    bool any = false;
+    Four x[C::a_words];
+    Four dy;
+  };
+
+  // Goes to the next granule and loads the rows of the one behind it, which so have a stage to
+  // arrive.
   __device__ __forceinline__ void step() {
+    rows_ = upcoming_;
     Granule granule;
-    has_more_ = walk_.next(&granule);
-    if (!has_more_) return;
+    upcoming_.any = walk_.next(&granule);
+    if (!upcoming_.any) return;
     const int line = static_cast<int>(threadIdx.x) / 8 * 4;
     if (p_.tiles == nullptr) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        dy_rows_.row[i] = line + i < granule.rows ? static_cast<int>(granule.first) + line + i : -1;
+        upcoming_.dy.row[i] =
+            line + i < granule.rows ? static_cast<int>(granule.first) + line + i : -1;
       }
     } else {
-      dy_rows_ = four_of_list(p_.order, granule.first + line, granule.first + granule.rows);
+      upcoming_.dy = four_of_list(p_.order, granule.first + line, granule.first + granule.rows);
     }
 #pragma unroll
     for (int c = 0; c < C::a_words; ++c) {
       const int slot = x_[c].slot;
-      x_rows_[c] = Four();
+      upcoming_.x[c] = Four();
       if (slot >= tile_.taps) continue;
       if (p_.tiles == nullptr) {
-        x_rows_[c] = four_of_list(p_.neighbours + (tile_.first_tap + slot) * p_.rows,
-                                  granule.first + line, p_.rows);
+        upcoming_.x[c] = four_of_list(p_.neighbours + (tile_.first_tap + slot) * p_.rows,
+                                      granule.first + line, p_.rows);
       } else if ((granule.mask >> slot & 1) != 0) {
         const int64_t block = granule.first_block + __popc(granule.mask & ((1u << slot) - 1));
-        x_rows_[c] = four_of_block(p_.indices + block * p_.tile_rows + granule.in_tile + line);
+        upcoming_.x[c] = four_of_block(p_.indices + block * p_.tile_rows + granule.in_tile + line);
       }
     }
   }
@@ -239,10 +256,9 @@ class GradProducer {
   const GradTile& tile_;
   uint32_t* present_;
   Walk walk_;
-  bool has_more_ = false;
   Place x_[C::a_words];
-  Four x_rows_[C::a_words];
-  Four dy_rows_;
+  GranuleRows rows_;
+  GranuleRows upcoming_;
 };
 
 struct WeightPlace {
@@ -282,31 +298,37 @@ __device__ __forceinline__ void finish_weight(const GradParams& p,
   }
 }
 
-// Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous channels.
+template <class C>
+__device__ __forceinline__ void write_weight(const GradParams& p,
+                                             int slice,
+                                             const WeightPlace& place,
+                                             float sum) {
+  if (p.slices == 1) return finish_weight<typename C::T>(p, place, sum);
+  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
+  static_cast<float*>(p.sums.data)[slice * size + place.tap * p.sums.tap_stride +
+                                   place.in * p.sums.in_stride + place.out * p.sums.out_stride] =
+      sum;
+}
+
+// Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous
+// channels.
 template <class C>
 __device__ __forceinline__ void write_gradient(const GradParams& p,
                                                const GradTile& tile,
                                                const float* laid_out) {
   constexpr int rows = C::rows / 2;
   constexpr int cols = C::cols / 2;
-  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
+  const int column = tile.column + warp_col() * cols;
   const bool along_in = p.sums.in_stride == 1;
-  for (int e = lane_id(); e < rows * cols; e += 32) {
-    const int r = along_in ? e % rows : e / cols;
-    const int c = along_in ? e / rows : e % cols;
+  for (int r = along_in ? lane_id() : 0; r < rows; r += along_in ? 32 : 1) {
     const int line = warp_row() * rows + r;
     const Place of = place_of(tile.first_piece + line / C::per_piece, p.pieces);
-    const WeightPlace place = {tile.first_tap + of.slot,
-                               of.piece * C::per_piece + line % C::per_piece,
-                               tile.column + warp_col() * cols + c};
-    if (of.slot >= tile.taps || place.in >= p.c_in || place.out >= p.c_out) continue;
-    const float sum = laid_out[r * C::sums_stride + c];
-    if (p.slices == 1) {
-      finish_weight<typename C::T>(p, place, sum);
-    } else {
-      static_cast<float*>(p.sums.data)[tile.slice * size + place.tap * p.sums.tap_stride +
-                                       place.in * p.sums.in_stride +
-                                       place.out * p.sums.out_stride] = sum;
+    const int in = of.piece * C::per_piece + line % C::per_piece;
+    if (of.slot >= tile.taps || in >= p.c_in) continue;
+    for (int c = along_in ? 0 : lane_id(); c < cols && column + c < p.c_out;
+         c += along_in ? 1 : 32) {
+      write_weight<C>(p, tile.slice, {tile.first_tap + of.slot, in, column + c},
+                      laid_out[r * C::sums_stride + c]);
     }
   }
 }

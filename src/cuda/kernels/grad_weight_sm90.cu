@@ -2,7 +2,9 @@
 #include "cuda/kernels/grad_weight_sm90.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include "core/dispatch.h"
 #include "cuda/aligned.h"
 #include "cuda/kernels/grad_weight_sm90.cuh"
 #include "cuda/launch.cuh"
@@ -13,11 +15,11 @@ namespace {
 using grad_weight_sm90::add_pieces;
 using grad_weight_sm90::add_threads;
 using grad_weight_sm90::adds;
+using grad_weight_sm90::chunk_rows;
 using grad_weight_sm90::Config;
+using grad_weight_sm90::most_taps;
 using grad_weight_sm90::Params;
 
-// Their places on the work axis lie in shared memory beside the stages.
-constexpr int most_taps = 2048;
 // A team needs this many rows of a group to be worth its partial sums.
 constexpr int64_t rows_per_team = 512;
 
@@ -74,6 +76,7 @@ void run(const Context& ctx, Params p) {
   p.members = division.members;
   const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
   p.teams = static_cast<int>(std::min<int64_t>(division.teams, useful_teams));
+  p.few_entries = p.groups * p.parts < p.teams;
   // The sums of a lane lie in eight input channels: rows of dw along them make whole sectors.
   const bool ins_inner = p.dw.in_stride == 1;
   p.piece = {nullptr, C::ins * C::columns, ins_inner ? 1 : C::columns, ins_inner ? C::ins : 1};
@@ -90,26 +93,27 @@ void run(const Context& ctx, Params p) {
           .shared_bytes = C::fixed_bytes + starts_bytes},
          grad_weight_sm90::grad_weight<C>, p);
   const Grid grid = {.blocks = C::piece_size / (adds * add_threads),
-                     .columns = int64_t{p.teams - 1} * p.members,
+                     .columns = std::min(p.groups * p.parts, p.teams - 1) * int64_t{p.members},
                      .threads = add_threads,
-                     .shared_bytes = starts_bytes};
+                     .shared_bytes = starts_bytes,
+                     .overlaps = true};
   if (p.dw_is_f32) return launch(ctx, grid, add_pieces<C, float>, p);
   launch(ctx, grid, add_pieces<C, typename C::T>, p);
 }
 
-// Stages fill the shared memory of a multiprocessor, sums the registers of two warpgroups.
-template <class T>
-void run_width(const Context& ctx, const Params& p) {
-  if (p.c_out > 128) {
-    if (p.c_in > 64) return run<Config<T, 1, 2, 256, 4>>(ctx, p);
-    return run<Config<T, 2, 1, 256, 4>>(ctx, p);
+// The tile that holds the channels, with as many taps as registers and shared memory have room for.
+template <class T, class Body>
+auto with_tile(int c_in, int c_out, const Body& body) {
+  if (c_out > 64) {
+    if (c_in <= 64) return body(Type<Config<T, 4, 64, 128>>{});
+    if (c_out <= 128) return body(Type<Config<T, 2, 128, 128>>{});
+    return body(Type<Config<T, 1, 128, 256>>{});
   }
-  if (p.c_out > 64) {
-    if (p.c_in > 64) return run<Config<T, 2, 2, 128, 4>>(ctx, p);
-    return run<Config<T, 4, 1, 128, 4>>(ctx, p);
-  }
-  if (p.c_in > 64) return run<Config<T, 2, 2, 64, 4>>(ctx, p);
-  run<Config<T, 4, 1, 64, 4>>(ctx, p);
+  if (c_in > 64) return body(Type<Config<T, 2, 128, 64>>{});
+  if (c_in > 32) return body(Type<Config<T, 4, 64, 64>>{});
+  if (c_out > 32) return body(Type<Config<T, 8, 32, 64>>{});
+  if (c_in > 16) return body(Type<Config<T, 8, 32, 32>>{});
+  return body(Type<Config<T, 8, 16, 32>>{});
 }
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
@@ -127,19 +131,26 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
   return "";
 }
 
-// Two launches; tensor cores at the rate of full tiles; rows of both operands once a pair through
-// the second-level cache, once from memory; dw.
+// The producer's time as group_work() has it, or that of writing dw.
 double cost(const Kernel&, const Problem& problem) {
-  const double c_in = 64.0 * ceil_div(problem.c_in, 64);
-  const double c_out = 64.0 * ceil_div(problem.c_out, 64);
-  const double pairs = problem.expected_pairs();
-  const double arithmetic = 2 * pairs * c_in * c_out / 600e12;
-  const double gathered = 2 * pairs * (problem.c_in + problem.c_out) / 7e12;
-  const double memory =
-      2.0 * (static_cast<double>(problem.n_in) * problem.c_in +
-             static_cast<double>(problem.n_out) * problem.c_out) +
-      4.0 * problem.geometry.taps() * (static_cast<double>(problem.n_out) + double{c_in} * c_out);
-  return 10e-6 + std::max({arithmetic, gathered, memory / 3.5e12});
+  const double taps = problem.geometry.taps();
+  const auto rows = static_cast<double>(problem.n_out);
+  const double size = taps * problem.c_in * problem.c_out;
+  return with_tile<__half>(problem.c_in, problem.c_out, [&]<class C>(Type<C>) {
+    // Of the rows with any tap of a group, shells have 0.73, 0.48 and 0.36 a pair with 2, 4 and 8
+    // taps; a pair of several taps comes with 0.4 absent ones.
+    const double any = C::taps == 1 ? 1 : C::taps == 2 ? 0.73 : C::taps == 4 ? 0.48 : 0.36;
+    const double present = C::taps == 1 ? 1 : 1.4;
+    const double tiles = static_cast<double>(ceil_div(problem.c_in, C::ins)) *
+                         static_cast<double>(ceil_div(problem.c_out, C::columns));
+    const double copies =
+        problem.expected_pairs() * (present * C::x_blocks / C::taps + any * C::dy_blocks) / 4;
+    const double rounds = rows * std::ceil(taps / C::taps) / (4 * C::chunks * chunk_rows);
+    // 132 multiprocessors at 1.75 GHz.
+    const double clocks = tiles * (13 * copies + 2600 * rounds) / 132;
+    // Two launches, the first rows' way to the tensor cores, the last sums' to memory.
+    return 20e-6 + std::max(clocks / 1.75e9, 4 * size / 2e12);
+  });
 }
 
 ScheduleOptions schedule(const Kernel&, const Problem&) {
@@ -154,8 +165,9 @@ void launch_pass(const Kernel&, const Context& ctx, Pass, const ConvArgs& args) 
   const AlignedMatrix x = aligned_input(ctx, args.x);
   const AlignedMatrix dy = aligned_input(ctx, args.y);
   const Params p = params_of(args, x.matrix, dy.matrix);
-  if (args.x.dtype == Dtype::f16) return run_width<__half>(ctx, p);
-  run_width<__nv_bfloat16>(ctx, p);
+  const auto run_tile = [&]<class C>(Type<C>) { run<C>(ctx, p); };
+  if (args.x.dtype == Dtype::f16) return with_tile<__half>(p.c_in, p.c_out, run_tile);
+  with_tile<__nv_bfloat16>(p.c_in, p.c_out, run_tile);
 }
 
 }  // namespace

@@ -20,19 +20,19 @@ const ConvVariant& variant_of(const Kernel& kernel) {
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   const ConvVariant& variant = variant_of(kernel);
-  const std::string reason =
-      sm80::why_not(variant.math, sm80::conv_shared_bytes(variant), problem);
+  const std::string reason = sm80::why_not(variant.math, sm80::conv_shared_bytes(variant), problem);
   if (!reason.empty() || problem.pass != Pass::grad_weight) return reason;
   return "computes forward and grad_input";
 }
 
-// Of the device's rate for the arithmetic, at many channels.
+// Of the device's rate for the arithmetic, at many channels: measured on an H200 in f16.
 double efficiency(const ConvVariant& variant) {
   if (variant.cols == 128) return 0.62;
-  return variant.rows == 128 ? 0.5 : 0.38;
+  if (variant.cols == 32) return 0.33;
+  return variant.rows == 128 ? 0.5 : 0.49;
 }
 
-// Waves of CTAs, each as long as its stages; then the sums of slices and what every pass moves.
+// Waves of CTAs, each as long as its stages, and no less than the longest; then the sums of slices.
 double cost(const Kernel& kernel, const Problem& problem) {
   const ConvVariant& variant = variant_of(kernel);
   const sm80::Rates rates = sm80::rates_of(variant.math, problem.architecture);
@@ -40,26 +40,31 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const double c_in = backward ? problem.c_out : problem.c_in;
   const double c_out = backward ? problem.c_in : problem.c_out;
   const auto rows = static_cast<double>(problem.n_out);
-  const double size = size_of(problem.dtype);
-  // What a tile multiplies of absent neighbours: sorted by mask little; else about every tap of a
-  // surface is in some of 16 neighbouring rows.
+  const auto size = static_cast<double>(size_of(problem.dtype));
   const double taps = problem.geometry.taps();
+  // What a tile multiplies of absent neighbours: sorted by mask little; else nearly every tap of a
+  // surface is in some of 16 neighbouring rows.
   const double pairs_of_row = problem.expected_pairs() / std::max(rows, 1.0);
   const double taps_of_row =
-      std::min(taps, variant.masked ? 1.15 * pairs_of_row + 0.5 : 1.6 * pairs_of_row);
-  const double ctas = std::ceil(rows / variant.rows) * std::ceil(c_out / variant.cols);
-  const int of_multiprocessor = variant.cols == 128 || size == 4 ? 2 : 3;
-  const double resident = rates.multiprocessors * of_multiprocessor;
-  const double cta_products = double(variant.rows) * variant.cols * taps_of_row *
-                              std::ceil(c_in * size / 16) * 16 / size / variant.slices;
-  const double cta_seconds =
-      cta_products * resident / (rates.products * efficiency(variant)) + 3e-6;
-  // The last wave is seldom full, and its CTAs then run faster than in company.
-  const double work = std::max(1.0, ctas * variant.slices / resident);
-  const double sums = variant.slices > 1 ? 2.0 * variant.slices * rows * c_out * 4 : 0;
+      std::min(taps, variant.masked ? 1.15 * pairs_of_row + 0.5 : 2.1 * pairs_of_row);
+  const double ctas =
+      std::ceil(rows / variant.rows) * std::ceil(c_out / variant.cols) * variant.slices;
+  const double places = variant.cols == 128 ? 2 : 3;  // of a multiprocessor
+  // A CTA alone on its multiprocessor is faster than in company, but does not fill it.
+  const double company = 0.4 * places + 0.6 * std::clamp(ctas / rates.multiprocessors, 1.0, places);
+  const double channels = std::ceil(c_in * size / 16) * 16 / size;
+  const double tap_seconds = double(variant.rows) * variant.cols * channels / variant.slices *
+                             rates.multiprocessors * company /
+                             (rates.products * efficiency(variant));
+  // First and last stages, and the way out.
+  constexpr double ends = 6e-6;
+  const double waves = ctas / (rates.multiprocessors * places);
+  const double compute =
+      std::max(waves * (taps_of_row * tap_seconds + ends), taps * tap_seconds + ends);
   const double moved = (rows * (c_in + c_out) + taps * c_in * c_out) * size + rows * taps * 4;
-  const int launches = 1 + (variant.slices > 1 ? 1 : 0);
-  return 3e-6 * launches + std::max(cta_seconds * work, moved / rates.bytes) + sums / rates.bytes;
+  const double sums = variant.slices > 1 ? 2.0 * variant.slices * rows * c_out * 4 : 0;
+  const double launches = variant.slices > 1 ? 2 : 1;
+  return 3e-6 * launches + std::max(compute, moved / rates.bytes) + sums / rates.bytes;
 }
 
 ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
@@ -110,6 +115,7 @@ std::vector<ConvVariant> variants() {
       // 128 columns of f32 operands, in pieces of bf16, would not fit a thread's registers.
       if (is_16bit) list.push_back({math, 128, 128, masked});
       list.push_back({math, 128, 64, masked});
+      list.push_back({math, 128, 32, masked});
       list.push_back({math, 64, 64, masked});
       list.push_back({math, 64, 64, masked, 4});
     }

@@ -1,27 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Convolution by the warp's matrix instructions, on everything from sm_75 on: y[o] = bias + sum over taps of
-// x[in(o, t)] W[t], f32 sums, over the tiles of a schedule by mask or of natural order (schedule.h).
+// Convolution by the warp's matrix instructions, on everything from sm_75 on: y[o] = bias + sum
+// over taps of x[in(o, t)] W[t], f32 sums, over the tiles of a schedule by mask or of natural order
+// (schedule.h).
 //
-// A CTA computes one tile of rows and a block of columns, column blocks of a tile by neighbouring CTAs. The reduction
-// is one sequence of 16-byte pieces, the channels of the tile's first tap, then of its next one, cut in stages of eight
-// pieces (64 channels of 16 bits, 32 of f32): 8 channels or 96 waste nothing, and a stage can have several taps. A
-// thread copies the same piece of every stage, of four rows in each 64, and holds the input rows of the tap it is at;
-// it loads those of its next tap when it has issued the last copy of this one, a stage ahead of their use.
+// A CTA computes one tile of rows and a block of columns, column blocks of a tile by neighbouring
+// CTAs. The reduction is one sequence of 16-byte pieces, the channels of the tile's first tap, then
+// of its next one, cut in stages of eight pieces (64 channels of 16 bits, 32 of f32): 8 channels or
+// 96 waste nothing, and a stage can have several taps. A thread copies the same piece of every
+// stage, of four rows in each 64, and holds the input rows of the tap it is at and of the next one,
+// which so have a stage or more to arrive. In natural order a tap has whole steps of the
+// instructions to itself, and one that all rows lack multiplies nothing.
 //
-// A stage: x [rows, 8 pieces], one panel, and W [8 pieces, cols], one deep panel where input channels are contiguous,
-// else panels of 128 bytes of columns with a line for each channel (tile_sm80.cuh). Then presence words of each stage
-// and the taps of the tile. Three stages: two are on their way while one is multiplied. One barrier a stage: it says
-// that the stage has landed for all, and that all have left the stage before, which is filled next.
+// A stage: x [rows, 8 pieces], one panel, and W [8 pieces, cols], one deep panel where input
+// channels are contiguous, else panels of 128 bytes of columns with a line for each channel
+// (tile_sm80.cuh). Then presence words of each stage and the taps of the tile. Three stages: two
+// are on their way while one is multiplied. One barrier a stage: it says that the stage has landed
+// for all, and that all have left the stage before, which is filled next.
 //
-// Slices: CTA (tile, columns, slice) takes one part of the stages and leaves f32 sums, which finish() adds in order.
-// Groups (more than 32 taps by mask): a launch for each, in order; every group has every row, and adds to the sums that
-// the one before left. So the bits do not depend on timing.
+// Slices: CTA (tile, columns, slice) takes one part of the stages and leaves f32 sums, which
+// finish() adds in order. Groups (more than 32 taps by mask): a launch for each, in order; every
+// group has every row, and adds to the sums that the one before left. So the bits do not depend on
+// timing.
 //
-// Sums leave through shared memory, 16 bytes a lane in whole rows. A zero-filled row times an infinite weight is NaN,
-// which an absent neighbour must not make: sums that come out NaN are computed once more, over present rows
-// (repaired()); finite operands never get there.
+// Sums leave through shared memory, 16 bytes a lane in whole rows. A zero-filled row times an
+// infinite weight is NaN, which an absent neighbour must not make: sums that come out NaN are
+// computed once more, over present rows (repaired()); finite operands never get there.
 
 #include "cuda/kernels/tile_sm80.cuh"
 #include "cuda/launch.cuh"
@@ -53,7 +58,8 @@ struct ConvParams {
   bool first_group = true;
   bool last_group = true;
   int column_blocks = 0;
-  int pieces = 0;  // of a tap's input channels
+  int pieces = 0;    // of 16 bytes, of a tap in the reduction
+  int x_pieces = 0;  // those that its channels fill; the others are zero
   int slices = 1;
   float* sums = nullptr;  // [slices, rows, sums_stride], or null where one launch finishes
   int64_t sums_stride = 0;
@@ -66,7 +72,7 @@ struct ConvConfig : Shape<math, rows, cols, true, in_contiguous_, 4> {
   // Stages begin at a multiple of 128; presence words; taps of a tile.
   static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words + 4 * 32;
   // 128 x 128: 128 sums a thread.
-  static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
+  static constexpr int ctas_of_sm = rows * cols > 128 * 64 ? 2 : 3;
 };
 
 struct ConvTile {
@@ -101,20 +107,18 @@ template <class C>
 class Producer {
  public:
   // memory: presence words, then taps. begin: the first stage.
-  __device__ __forceinline__ Producer(const ConvParams& p,
-                                      const ConvTile& tile,
-                                      uint32_t* memory,
-                                      int begin)
+  __device__ __forceinline__
+  Producer(const ConvParams& p, const ConvTile& tile, uint32_t* memory, int begin)
       : p_(p), tile_(tile), present_(memory), taps_(memory + stages * C::a_words) {
     x_ = place_of(begin * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
-    w_ = C::in_contiguous ? x_
-                          : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
+    w_ = C::in_contiguous ? x_ : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
     if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
       const int tap = p.first_tap + static_cast<int>(threadIdx.x);
       const int slot = __popc(tile.mask & ((1u << threadIdx.x) - 1));
       taps_[slot] = p.mirror_taps ? p.taps - 1 - tap : tap;
     }
-    load_rows();
+    load_rows(x_.slot, rows_);
+    load_upcoming();
   }
 
   // ring: which of the stages; address: of it.
@@ -122,11 +126,14 @@ class Producer {
     const Rows rows = {static_cast<const char*>(p_.x) + x_.piece * 16, p_.x_row_bytes};
 #pragma unroll
     for (int i = 0; i < C::rows / 64; ++i) {
-      gather_present<C, true>(address + i * 8192, rows, rows_[i],
-                              present_ + ring * C::a_words + i);
+      gather_present<C, true>(address + i * 8192, rows, rows_[i], present_ + ring * C::a_words + i);
     }
     copy_weights(address + C::a_bytes);
-    if (advance(&x_)) load_rows();
+    if (advance(&x_)) {
+#pragma unroll
+      for (int i = 0; i < C::rows / 64; ++i) rows_[i] = upcoming_[i];
+      load_upcoming();
+    }
     if (C::in_contiguous) {
       w_ = x_;
     } else {
@@ -151,24 +158,34 @@ class Producer {
     return place->slot != slot;
   }
 
-  __device__ __forceinline__ void load_rows() {
+  // The rows of the tap that this thread comes to after the one it is at.
+  __device__ __forceinline__ void load_upcoming() {
+    Place next = x_;
+    if (p_.pieces < 8) {
+      advance(&next);
+    } else {
+      ++next.slot;
+    }
+    load_rows(next.slot, upcoming_);
+  }
+
+  __device__ __forceinline__ void load_rows(int slot, Four (&rows)[C::rows / 64]) const {
     const int line = static_cast<int>(threadIdx.x) / 8 * 4;
 #pragma unroll
     for (int i = 0; i < C::rows / 64; ++i) {
-      rows_[i] = Four();
-      if (x_.slot >= tile_.taps) continue;
+      rows[i] = Four();
+      if (slot >= tile_.taps) continue;
       if (p_.tiles != nullptr) {
-        rows_[i] = four_of_block(p_.indices + (tile_.first_block + x_.slot) * C::rows + i * 64 +
-                                 line);
+        rows[i] = four_of_block(p_.indices + (tile_.first_block + slot) * C::rows + i * 64 + line);
       } else {
-        rows_[i] = four_of_list(p_.neighbours + x_.slot * p_.rows, tile_.first + i * 64 + line,
-                                p_.rows);
+        rows[i] =
+            four_of_list(p_.neighbours + slot * p_.rows, tile_.first + i * 64 + line, p_.rows);
       }
     }
   }
 
   __device__ __forceinline__ void copy_weights(uint32_t to) const {
-    const bool inside = w_.slot < tile_.taps;
+    const bool inside = w_.slot < tile_.taps && w_.piece < p_.x_pieces;
     int tap = 0;
     if (inside) {
       tap = p_.tiles != nullptr ? static_cast<int>(taps_[w_.slot])
@@ -216,6 +233,7 @@ class Producer {
   Place x_;
   Place w_;
   Four rows_[C::rows / 64];
+  Four upcoming_[C::rows / 64];
 };
 
 // y[row, n] over present rows only.
@@ -235,21 +253,30 @@ __device__ float repaired(const ConvParams& p, int64_t row, int n) {
   return sum;
 }
 
+// The bias of `count` columns, 0 where there is none.
+template <class T, int count>
+__device__ __forceinline__ void load_bias(const ConvParams& p, int n, float (&bias)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    bias[i] = 0;
+    if (p.bias != nullptr && n + i < p.c_out) bias[i] = widen(static_cast<const T*>(p.bias)[n + i]);
+  }
+}
+
 // Bias, one rounding, and 16 bytes of y.
 template <class T, int count>
 __device__ __forceinline__ void finish_piece(const ConvParams& p,
-                                             int64_t row,
-                                             int n,
-                                             const float (&sums)[count]) {
+                                             const int64_t (&at)[2],
+                                             const float (&sums)[count],
+                                             const float (&bias)[count]) {
+  const int64_t row = at[0];
+  const int n = static_cast<int>(at[1]);
   alignas(16) T out[count];
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     float sum = sums[i];
-    if (n + i < p.c_out) {
-      if (isnan(sum)) sum = repaired<T>(p, row, n + i);
-      if (p.bias != nullptr) sum += widen(__ldg(static_cast<const T*>(p.bias) + n + i));
-    }
-    store(sum, &out[i]);
+    if (isnan(sum) && n + i < p.c_out) sum = repaired<T>(p, row, n + i);
+    store(sum + bias[i], &out[i]);
   }
   *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + row * p.y_stride + n) =
       *reinterpret_cast<const uint4*>(out);
@@ -275,14 +302,16 @@ __device__ __forceinline__ void write_tile(const ConvParams& p,
   constexpr int count = C::per_piece;
   constexpr int lanes = C::cols / 2 / count;  // of a row
   const int at = lane_id() % lanes * count;
-  const int n = static_cast<int>(blockIdx.x) % p.column_blocks * C::cols +
-                warp_col() * (C::cols / 2) + at;
+  const int n =
+      static_cast<int>(blockIdx.x) % p.column_blocks * C::cols + warp_col() * (C::cols / 2) + at;
   if (n >= p.c_out) return;
+  float bias[count];
+  load_bias<typename C::T>(p, n, bias);
   for (int r = lane_id() / lanes; r < C::rows / 2; r += 32 / lanes) {
     const int position = warp_row() * (C::rows / 2) + r;
     if (position >= tile.rows) break;
-    const int64_t row = p.order != nullptr ? __ldg(p.order + tile.first + position)
-                                           : tile.first + position;
+    const int64_t row =
+        p.order != nullptr ? __ldg(p.order + tile.first + position) : tile.first + position;
     float v[count] = {};
     add_floats(laid_out + r * C::sums_stride + at, v);
     if (p.sums != nullptr) {
@@ -296,7 +325,7 @@ __device__ __forceinline__ void write_tile(const ConvParams& p,
         continue;
       }
     }
-    finish_piece<typename C::T>(p, row, n, v);
+    finish_piece<typename C::T>(p, {row, n}, v, bias);
   }
 }
 
@@ -355,7 +384,9 @@ __global__ void finish(const __grid_constant__ ConvParams p) {
     for (int slice = 0; slice < p.slices; ++slice) {
       add_floats(p.sums + (slice * p.rows + row) * p.sums_stride + n, v);
     }
-    finish_piece<T>(p, row, n, v);
+    float bias[count];
+    load_bias<T>(p, n, bias);
+    finish_piece<T>(p, {row, n}, v, bias);
   }
 }
 

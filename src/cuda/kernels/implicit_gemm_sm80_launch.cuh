@@ -27,7 +27,11 @@ inline ConvParams conv_params(const ConvVariant& variant, const ConvArgs& args) 
   p.mirror_taps = args.mirror_taps;
   p.neighbours = args.map->neighbours.as<int32_t>();
   p.column_blocks = static_cast<int>(ceil_div(w.c_out, variant.cols));
-  p.pieces = static_cast<int>(ceil_div(w.c_in * size_of(w.dtype), 16));
+  p.x_pieces = static_cast<int>(ceil_div(w.c_in * size_of(w.dtype), 16));
+  const int pieces_of_step = variant.masked                                                 ? 1
+                             : variant.math == Math::bf16x3 || variant.math == Math::bf16x6 ? 4
+                                                                                            : 2;
+  p.pieces = static_cast<int>(ceil_div(p.x_pieces, pieces_of_step)) * pieces_of_step;
   p.slices = variant.slices;
   // Whole pieces of y.
   p.sums_stride = ceil_div(w.c_out, 8) * 8;
@@ -76,6 +80,9 @@ void run_layout(const Context& ctx, const ConvVariant& variant, const ConvArgs& 
     if (variant.cols == 128) {
       return run_conv<ConvConfig<math, 128, 128, in_contiguous>>(ctx, variant, args);
     }
+  }
+  if (variant.cols == 32) {
+    return run_conv<ConvConfig<math, 128, 32, in_contiguous>>(ctx, variant, args);
   }
   if (variant.rows == 128) {
     return run_conv<ConvConfig<math, 128, 64, in_contiguous>>(ctx, variant, args);

@@ -21,8 +21,10 @@ void convolve(const Context& ctx, const ConvVariant& variant, const ConvArgs& ar
 
 // Dynamic shared memory of a CTA.
 constexpr size_t conv_shared_bytes(const ConvVariant& variant) {
-  // Three stages of 128 bytes a row and a column; alignment, presence words, taps.
-  return 128 + 3 * 128 * size_t(variant.rows + variant.cols) + 3 * 4 * size_t(variant.rows / 64) +
+  // Three stages of 128 bytes a row and a column, panels of columns whole; alignment, presence
+  // words, taps.
+  const int columns = variant.cols < 64 ? 64 : variant.cols;
+  return 128 + 3 * 128 * size_t(variant.rows + columns) + 3 * 4 * size_t(variant.rows / 64) +
          4 * 32;
 }
 

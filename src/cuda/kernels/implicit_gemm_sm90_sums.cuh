@@ -38,7 +38,9 @@ struct ConvParams {
   const int32_t* indices = nullptr;  // [.., rows of a tile]
   int tile_count = 0;
   int column_blocks = 0;
-  int slices = 1;  // of the steps of a tile
+  int slices = 1;            // of the steps of a tile
+  int* next_item = nullptr;  // how many items were asked for; null: they are dealt in turn
+  bool tiles_first = false;  // items of neighbours are tiles, else column blocks
   int taps = 0;
   int groups = 0;
   bool mirror_taps = false;
@@ -168,8 +170,8 @@ __device__ __forceinline__ void add_partials(
   const int first = column + even_column(c);
   for (int buffer = 0; buffer < p.added; ++buffer) {
     const float* part = p.partials + (buffer * p.rows + max(row, int64_t{0})) * p.partial_stride;
-    // Eight loads are under way at a time.
-    constexpr int batch = C::columns / 16 < 8 ? C::columns / 16 : 8;
+    // Four loads are under way at a time.
+    constexpr int batch = C::columns / 16 < 4 ? C::columns / 16 : 4;
 #pragma unroll
     for (int j0 = 0; j0 < C::columns / 8; j0 += 2 * batch) {
       float4 v[batch];

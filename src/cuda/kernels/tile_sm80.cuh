@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the kernels on the warp's matrix instructions share: operands in shared memory, their products, and the gather
-// of rows. A CTA has four warps, two by two over a tile of sums; a warp holds row_blocks x col_blocks blocks of 16 x 8
-// in the layout of ptx/mma.cuh.
+// What the kernels on the warp's matrix instructions share: operands in shared memory, their
+// products, and the gather of rows. A CTA has four warps, two by two over a tile of sums; a warp
+// holds row_blocks x col_blocks blocks of 16 x 8 in the layout of ptx/mma.cuh.
 //
-// Shared memory. An operand is cut in panels with lines of 128 bytes, 8 pieces of 16 bytes. An operand that is
-// contiguous along the reduction (deep) has one panel, a line of it for each row or column of the tile; else panels
-// have a line for each step of the reduction and 128 bytes of the tile's rows or columns, side by side. Piece p of line
-// r lies at piece p ^ (r & 7), so that ldmatrix meets no bank twice; words of f32 that are not deep are read one by
-// one, and there p ^ 2 (r & 3) does it.
+// Shared memory. An operand is cut in panels with lines of 128 bytes, 8 pieces of 16 bytes. An
+// operand that is contiguous along the reduction (deep) has one panel, a line of it for each row or
+// column of the tile; else panels have a line for each step of the reduction and 128 bytes of the
+// tile's rows or columns, side by side. Piece p of line r lies at piece p ^ (r & 7), so that
+// ldmatrix meets no bank twice; words of f32 that are not deep are read one by one, and there p ^ 2
+// (r & 3) does it.
 //
-// f32 operands become tf32, or two or three bf16 each, in registers. For bf16 two 8-deep steps make one of 16: word t
-// of one piece and word t of the next stand side by side. That permutes the reduction in both operands alike.
+// f32 operands become tf32, or two or three bf16 each, in registers. For bf16 two 8-deep steps make
+// one of 16: word t of one piece and word t of the next stand side by side. That permutes the
+// reduction in both operands alike.
 //
-// `present`: 16 rows of gathered operand that a step lacks altogether are neither copied nor multiplied, so the waste
-// of a tile is that of 16 rows. A word per 64 rows of a panel has a byte for each 16 rows and a bit for each piece.
+// `present`: 16 rows of gathered operand that a step lacks altogether are neither copied nor
+// multiplied, so the waste of a tile is that of 16 rows. A word per 64 rows of a panel has a byte
+// for each 16 rows and a bit for each piece.
 
 #include "cuda/float.cuh"
 #include "cuda/kernels/arithmetic_sm80.h"
@@ -68,14 +71,15 @@ struct Shape {
   static constexpr int col_blocks = cols / 16;  // of a warp, 8 columns each
   static constexpr int panel_bytes = depth * 128;
   static constexpr int a_bytes = rows * depth * size;
-  static constexpr int b_bytes = cols * depth * size;
+  static constexpr int b_panels = b_deep ? 1 : (cols * size + 127) / 128;
+  static constexpr int b_bytes = b_deep ? cols * depth * size : b_panels * panel_bytes;
   static constexpr int a_words = a_deep ? rows / 64 : rows * size / 128;  // of `present`
   static constexpr int stage_bytes = a_bytes + b_bytes;
   // The sums of a tile wait there for their way out. Eight words apart, lines meet no bank twice.
   static constexpr int sums_stride = cols / 2 + 8;
   static constexpr int sums_bytes = 2 * rows * sums_stride * 4;
   static constexpr int ring_bytes =
-      stages * stage_bytes > sums_bytes ? stages * stage_bytes : sums_bytes;
+      stages * stage_bytes > sums_bytes ? stages* stage_bytes : sums_bytes;
   using Sums = float[row_blocks][col_blocks][4];
 };
 
@@ -83,13 +87,15 @@ __device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_row() { return threadIdx.x / 64; }
 __device__ __forceinline__ int warp_col() { return threadIdx.x / 32 % 2; }
 
-// Lane's part of the address of a fragment: 16 rows or columns and one step. first: the warp's first block of 16.
+// Lane's part of the address of a fragment: 16 rows or columns and one step. first: the warp's
+// first block of 16.
 template <class S, bool is_a>
 __device__ __forceinline__ uint32_t fragment_place(int first) {
   const int lane = lane_id();
   constexpr bool deep = is_a ? S::a_deep : S::b_deep;
   if constexpr (deep || S::size == 2) {
-    // A deep B, as an A that is not, goes along the step first, then to the other 8 rows or columns.
+    // A deep B, as an A that is not, goes along the step first, then to the other 8 rows or
+    // columns.
     const int line = is_a == deep ? lane % 16 : lane / 16 * 8 + lane % 8;
     const int half = is_a == deep ? lane / 16 : lane / 8 % 2;
     const uint32_t place = line * 128 + ((half ^ (lane & 7)) << 4);
@@ -98,12 +104,16 @@ __device__ __forceinline__ uint32_t fragment_place(int first) {
   }
   const int g = lane / 4;
   const int t = lane % 4;
-  return first / 2 * S::panel_bytes + t * 128 + (((g / 4) ^ (t << 1)) << 4) + g % 4 * 4;
+  const int piece = (first % 2 * 4 + g / 4) ^ (t << 1);
+  return first / 2 * S::panel_bytes + t * 128 + (piece << 4) + g % 4 * 4;
 }
 
 // A: the fragment of 16 rows. B: those of two times 8 columns.
 template <class S, bool is_a>
-__device__ __forceinline__ void load_fragment(uint32_t (&f)[4], uint32_t from, int block, int step) {
+__device__ __forceinline__ void load_fragment(uint32_t (&f)[4],
+                                              uint32_t from,
+                                              int block,
+                                              int step) {
   constexpr bool deep = is_a ? S::a_deep : S::b_deep;
   if constexpr (deep) {
     ptx::load_matrices(f, (from + block * 2048) ^ (step << 5));
@@ -127,7 +137,7 @@ __device__ __forceinline__ bool is_present(const uint32_t (&words)[S::a_words],
                                            int block,
                                            int step,
                                            int count) {
-  constexpr uint32_t step_bits = 3;               // two pieces
+  constexpr uint32_t step_bits = 3;                  // two pieces
   constexpr uint32_t row_bits = (1 << S::size) - 1;  // pieces of 16 rows
   if constexpr (S::a_deep) {
     const uint32_t bits = count == 1 ? step_bits : 5 * step_bits;
@@ -232,8 +242,8 @@ __device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
   uint32_t words[2][4];
   load_fragment<S, is_a>(words[0], from, block, step);
   load_fragment<S, is_a>(words[1], from, block, step + 1);
-  // The instruction's halves of the reduction, which are the two steps: of A words (0, 2) and (1, 3) of a step differ
-  // in their place along it, of B words (0, 1) and (2, 3).
+  // The instruction's halves of the reduction, which are the two steps: of A words (0, 2) and (1,
+  // 3) of a step differ in their place along it, of B words (0, 1) and (2, 3).
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
     const int half = is_a ? q / 2 : q % 2;
@@ -371,9 +381,7 @@ __device__ __forceinline__ void multiply(typename S::Sums& d, const Stage<S>& st
 // Input rows of four neighbouring rows of work, -1 where absent.
 struct Four {
   int row[4] = {-1, -1, -1, -1};
-  __device__ __forceinline__ bool any() const {
-    return (row[0] & row[1] & row[2] & row[3]) >= 0;
-  }
+  __device__ __forceinline__ bool any() const { return (row[0] & row[1] & row[2] & row[3]) >= 0; }
 };
 // Of an index block; at: a multiple of 4.
 __device__ __forceinline__ Four four_of_block(const int32_t* at) {
@@ -396,7 +404,8 @@ struct Rows {
   uint32_t bytes;  // of a row
 };
 
-// This thread's piece of four of the 64 lines at `to`, lines 4 * (threadIdx.x / 8) on: eight lanes copy a line.
+// This thread's piece of four of the 64 lines at `to`, lines 4 * (threadIdx.x / 8) on: eight lanes
+// copy a line.
 template <class S, bool deep>
 __device__ __forceinline__ void gather(uint32_t to, const Rows& rows, const Four& four) {
   const int piece = threadIdx.x % 8;
@@ -404,15 +413,13 @@ __device__ __forceinline__ void gather(uint32_t to, const Rows& rows, const Four
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int flip = deep || S::size == 2 ? (line & 7) + i : i << 1;
-    const int row = four.row[i];
-    ptx::copy_or_zero(
-        to + (line + i) * 128 + ((piece ^ flip) << 4),
-        rows.from + static_cast<uint64_t>(static_cast<uint32_t>(max(row, 0))) * rows.bytes,
-        row >= 0);
+    ptx::gather_or_zero(to + (line + i) * 128 + ((piece ^ flip) << 4), rows.from, four.row[i],
+                        rows.bytes);
   }
 }
 
-// The same, leaving out 16 lines that have nothing, and noting in the byte of each 16 which pieces are present.
+// The same, leaving out 16 lines that have nothing, and noting in the byte of each 16 which pieces
+// are present.
 template <class S, bool deep>
 __device__ __forceinline__ void gather_present(uint32_t to,
                                                const Rows& rows,
@@ -425,8 +432,8 @@ __device__ __forceinline__ void gather_present(uint32_t to,
   if (lane_id() == 0) reinterpret_cast<uint8_t*>(word)[threadIdx.x / 32] = present & 0xff;
 }
 
-// A piece of the reduction of a gathered row: `slot` counts taps, `piece` 16 bytes of a tap's channels. Pieces of all
-// taps follow each other, so no channel count leaves holes in a stage.
+// A piece of the reduction of a gathered row: `slot` counts taps, `piece` 16 bytes of a tap's
+// channels. Pieces of all taps follow each other, so no channel count leaves holes in a stage.
 struct Place {
   int slot = 0;
   int piece = 0;

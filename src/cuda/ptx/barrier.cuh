@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// mbarriers in shared memory (sm_90). A barrier's phase ends when its expected arrivals and bytes are in; wait(parity)
-// returns once the phase of that parity has ended, the first phase having parity 0.
+// mbarriers in shared memory (sm_90). A barrier's phase ends when its expected arrivals and bytes
+// are in; wait(parity) returns once the phase of that parity has ended, the first phase having
+// parity 0.
 
 #include <cstdint>
 

@@ -14,13 +14,16 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool pres
                : "memory");
 }
 
-// Arrives at the barrier once this thread's copies so far have landed; counts as one of its arrivals.
+// Arrives at the barrier once this thread's copies so far have landed; counts as one of its
+// arrivals.
 __device__ __forceinline__ void copies_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // A box of a three-dimensional tensor; its bytes count towards the barrier.
-__device__ __forceinline__ void copy_box(uint32_t to, const void* tensor_map, uint32_t barrier,
+__device__ __forceinline__ void copy_box(uint32_t to,
+                                         const void* tensor_map,
+                                         uint32_t barrier,
                                          int3 origin) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -29,7 +32,8 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* tensor_map, ui
       : "memory");
 }
 
-// Orders what ordinary stores and cp.async wrote to shared memory before reads by wgmma or tensor copies.
+// Orders what ordinary stores and cp.async wrote to shared memory before reads by wgmma or tensor
+// copies.
 __device__ __forceinline__ void proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -49,6 +53,46 @@ __device__ __forceinline__ void gather_16(
       "}\n" ::"r"(to),
       "l"(from), "r"(row), "r"(row_bytes), "r"(outside)
       : "memory");
+}
+
+__device__ __forceinline__ int load_shared(uint32_t from) {
+  int value;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_shared(uint32_t to, int value) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
+
+// Pieces of 16 bytes of row `row`, as gather_16: `pieces` of them, 1, 2 or 4, `step` bytes apart in
+// the row and `to_step` apart in shared memory. One instruction each, and two for the row.
+template <int pieces, int step, int to_step>
+__device__ __forceinline__ void gather_pieces(uint32_t to,
+                                              const void* from,
+                                              int row,
+                                              uint32_t row_bytes) {
+  static_assert(pieces == 1 || pieces == 2 || pieces == 4);
+  asm volatile(
+      "{\n"
+      ".reg .pred absent, second, third;\n"
+      ".reg .b64 at;\n"
+      "setp.lt.s32 absent, %2, 0;\n"
+      "setp.gt.s32 second, %10, 1;\n"
+      "setp.gt.s32 third, %10, 2;\n"
+      "mad.wide.u32 at, %2, %3, %1;\n"
+      "cp.async.cg.shared.global.L2::128B [%0], [at], 16, absent;\n"
+      "@second cp.async.cg.shared.global.L2::128B [%0 + %4], [at + %5], 16, absent;\n"
+      "@third cp.async.cg.shared.global.L2::128B [%0 + %6], [at + %7], 16, absent;\n"
+      "@third cp.async.cg.shared.global.L2::128B [%0 + %8], [at + %9], 16, absent;\n"
+      "}\n" ::"r"(to),
+      "l"(from), "r"(row), "r"(row_bytes), "n"(to_step), "n"(step), "n"(2 * to_step), "n"(2 * step),
+      "n"(3 * to_step), "n"(3 * step), "n"(pieces)
+      : "memory");
+}
+
+// Brings the 128 bytes around `from` to the second-level cache.
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 }  // namespace voxgemm::cuda::ptx

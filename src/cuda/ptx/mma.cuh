@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The warp's matrix instructions, from sm_75 on. d [16, 8] += A [16, k] B [k, 8] with f32 sums: lane l, with g = l / 4
-// and t = l % 4, holds
+// The warp's matrix instructions, from sm_75 on. d [16, 8] += A [16, k] B [k, 8] with f32 sums:
+// lane l, with g = l / 4 and t = l % 4, holds
 //   d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-//   16-bit operands, k = 16, words of two neighbours along k: A (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8);
+//   16-bit operands, k = 16, words of two neighbours along k: A (g, 2t), (g + 8, 2t), (g, 2t + 8),
+//   (g + 8, 2t + 8);
 //     B (2t, g), (2t + 8, g)
 //   tf32, k = 8: A (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); B (t, g), (t + 4, g)
 
@@ -17,8 +18,8 @@
 
 namespace voxgemm::cuda::ptx {
 
-// Four 8 x 8 matrices of 16-bit elements (or 8 x 4 of 32-bit ones): lane l gives the address of row l % 8 of matrix
-// l / 8, 16 bytes, and gets word l % 4 of row l / 4 of each.
+// Four 8 x 8 matrices of 16-bit elements (or 8 x 4 of 32-bit ones): lane l gives the address of row
+// l % 8 of matrix l / 8, 16 bytes, and gets word l % 4 of row l / 4 of each.
 __device__ __forceinline__ void load_matrices(uint32_t (&d)[4], uint32_t from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
@@ -92,7 +93,8 @@ __device__ __forceinline__ uint32_t to_bf16(float first, float second) {
   return both;
 }
 
-// copy_16 for every architecture: sm_75 copies through registers, and its copies are done when the thread is.
+// copy_16 for every architecture: sm_75 copies through registers, and its copies are done when the
+// thread is.
 __device__ __forceinline__ void copy_or_zero(uint32_t to, const void* from, bool present) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   const uint4 v = present ? __ldg(static_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
@@ -101,6 +103,18 @@ __device__ __forceinline__ void copy_or_zero(uint32_t to, const void* from, bool
                : "memory");
 #else
   copy_16(to, from, present);
+#endif
+}
+// 16 bytes of a row at `from` of rows of `row_bytes` bytes; zeros where row is negative.
+__device__ __forceinline__ void gather_or_zero(uint32_t to,
+                                               const void* from,
+                                               int row,
+                                               uint32_t row_bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  const uint64_t offset = static_cast<uint64_t>(static_cast<uint32_t>(max(row, 0))) * row_bytes;
+  copy_or_zero(to, static_cast<const char*>(from) + offset, row >= 0);
+#else
+  gather_16(to, from, row, row_bytes, 0);
 #endif
 }
 // Closes the group of this thread's copies since the last one.

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the CTAs of implicit_gemm_sm90.cuh work on, and how they come by it.
+//
+// All warps of a CTA go through the same items. Thread 0 draws their numbers from a counter of the
+// launch, an item ahead of the producer, and hands them on through a ring of `item_slots` numbers
+// in shared memory: `item_full` of a slot gets one arrival from thread 0, `item_free` one from
+// every warp that has read it.
+//
+// The compiler keeps what it knows to be the same for a whole warp in uniform registers, which
+// barriers and tensor copies ask for; what it does not is brought there by a loop at every use, for
+// 5 to 10% of the time. It takes constants, loads from such addresses and what follows from them to
+// be uniform, but nothing behind a loop that only some threads of a warp enter. Hence everybody
+// waits where thread 0 must, and prefetching has no loop.
+
+#include "cuda/kernels/implicit_gemm_sm90_sums.cuh"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/copy.cuh"
+
+namespace voxgemm::cuda::sm90 {
+
+// Items whose numbers are known to the CTA and not yet to all of its warps.
+constexpr int item_slots = 4;
+
+// Lane 0's value. Nothing that is computed from it is moved up from here.
+template <class T>
+__device__ __forceinline__ T uniform(T value) {
+  return __shfl_sync(0xffffffff, value, 0);
+}
+
+// A tile, the columns of it and the steps of it that one CTA computes.
+struct Item {
+  bool valid = false;
+  int group = 0;
+  int rows = 0;
+  int column = 0;
+  int slice = 0;
+  int first = 0;
+  int first_block = 0;
+  int first_step = 0;
+  int steps = 0;
+  uint32_t mask_0 = 0;  // of the rows of each half
+  uint32_t mask_1 = 0;
+  __device__ __forceinline__ uint32_t mask() const { return mask_0 | mask_1; }
+};
+
+// An item whose loads are under way; arrived() waits for them.
+template <class C>
+struct ItemLoad {
+  bool valid = false;
+  int column = 0;
+  int slice = 0;
+  int4 tile = {};
+  uint4 masks = {};  // of each 64 rows
+
+  __device__ __forceinline__ ItemLoad(const ConvParams& p, int number) {
+    valid = number < p.tile_count * p.column_blocks * p.slices;
+    if (!valid) return;
+    // Neighbours share what costs more: rows, or the weights where tiles are few.
+    int t;
+    if (p.tiles_first) {
+      t = number % p.tile_count;
+      column = number / p.tile_count % p.column_blocks * C::columns;
+      slice = number / p.tile_count / p.column_blocks;
+    } else {
+      column = number % p.column_blocks * C::columns;
+      slice = number / p.column_blocks % p.slices;
+      t = number / p.column_blocks / p.slices;
+    }
+    tile = __ldg(p.tiles + t);
+    if constexpr (C::rows == 128) {
+      const uint2 pair = __ldg(reinterpret_cast<const uint2*>(p.masks) + t);
+      masks = make_uint4(pair.x, 0, pair.y, 0);
+    } else {
+      masks = __ldg(reinterpret_cast<const uint4*>(p.masks) + t);
+    }
+  }
+
+  __device__ __forceinline__ Item arrived(const ConvParams& p) {
+    Item item;
+    item.valid = valid;
+    item.column = column;
+    item.slice = slice;
+    item.first = uniform(tile.x);
+    item.first_block = uniform(tile.y);
+    item.rows = uniform(tile.z);
+    item.group = uniform(tile.w);
+    item.mask_0 = uniform(masks.x | masks.y);
+    item.mask_1 = uniform(masks.z | masks.w);
+    const int all = __popc(item.mask()) * ((p.c_in + C::depth - 1) / C::depth);
+    item.first_step = slice * all / p.slices;
+    item.steps = (slice + 1) * all / p.slices - item.first_step;
+    return item;
+  }
+};
+
+// Where in an item's steps: a tap of its mask, a block of input channels, steps left.
+struct Walk {
+  uint32_t taps = 0;  // the lowest bit is the tap at hand
+  int k = 0;
+  int left = 0;
+  int blocks = 0;  // index blocks before the tap
+  __device__ __forceinline__ Walk(const Item& item, int k_blocks)
+      : taps(item.mask()), left(item.steps) {
+    if (item.first_step == 0) return;
+    blocks = item.first_step / k_blocks;
+    k = item.first_step % k_blocks;
+    for (int i = 0; i < blocks; ++i) taps &= taps - 1;
+  }
+  __device__ __forceinline__ int k_end(int k_blocks) const { return min(k_blocks, k + left); }
+  __device__ __forceinline__ void next_tap(int k_blocks) {
+    left -= k_end(k_blocks) - k;
+    k = 0;
+    taps &= taps - 1;
+  }
+};
+
+// The stage at hand and the parity of its barriers' phase.
+template <int stages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+  __device__ __forceinline__ void skip(int count) {
+    const int place = stage + count;
+    parity ^= place / stages & 1;
+    stage = place % stages;
+  }
+};
+
+struct Shared {
+  uint32_t stages;  // addresses in shared memory
+  uint32_t full;
+  uint32_t free;
+  uint32_t turn;
+  uint32_t item_full;
+  uint32_t item_free;
+  uint32_t items;
+};
+
+// The items of a CTA in turn, as every warp sees them.
+template <class C>
+class Items {
+ public:
+  __device__ __forceinline__ Items(const ConvParams& p, const Shared& shared)
+      : p_(p), shared_(shared) {}
+  __device__ __forceinline__ ItemLoad<C> next() {
+    ptx::barrier_wait(shared_.item_full + 8 * ring_.stage, ring_.parity);
+    const int number = uniform(ptx::load_shared(shared_.items + 4 * ring_.stage));
+    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared_.item_free + 8 * ring_.stage);
+    ring_.next();
+    return ItemLoad<C>(p_, number);
+  }
+
+ private:
+  const ConvParams& p_;
+  const Shared& shared_;
+  Ring<item_slots> ring_;
+};
+
+// The producer's part: thread 0 hands out a number and asks for the next one.
+class Dealer {
+ public:
+  __device__ __forceinline__ Dealer(const ConvParams& p, const Shared& shared)
+      : p_(p), shared_(shared) {}
+  __device__ __forceinline__ void deal() {
+    ptx::barrier_wait(shared_.item_free + 8 * ring_.stage, ring_.parity ^ 1);
+    if (threadIdx.x == 0) {
+      ptx::store_shared(shared_.items + 4 * ring_.stage, number_);
+      ptx::barrier_arrive(shared_.item_full + 8 * ring_.stage);
+      number_ = static_cast<int>(gridDim.x) +
+                (p_.next_item == nullptr ? number_ : atomicAdd(p_.next_item, 1));
+    }
+    ring_.next();
+  }
+
+ private:
+  const ConvParams& p_;
+  const Shared& shared_;
+  Ring<item_slots> ring_;
+  int number_ = static_cast<int>(blockIdx.x);
+};
+
+}  // namespace voxgemm::cuda::sm90
