@@ -259,6 +259,29 @@ TEST_F(Kernels, NeverMultiplyAnAbsentNeighbour) {
   }
 }
 
+// The same of the weight gradient: an output row without a tap adds nothing to it, whatever its dy.
+TEST_F(Kernels, NeverMultiplyTheGradientOfAnAbsentNeighbour) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}) {
+    for (const char* layer : {"subm3 6->17 line:33", "subm3 40->64 random:300:9",
+                              "subm2 72->64 random:300:9", "subm3 64->136 random:300:9",
+                              "subm3 72->136 random:300:9", "subm3x1x1 72->120 random:300:9"}) {
+      const Case c = make_case(context(), problem_text(Pass::grad_weight, dtype, layer));
+      Operands operands = make_operands(c, Fill::reals);
+      for (int64_t row = 0; row < c.map.n_out; row += 7) {
+        operands.dy[row * c.problem.c_out + row % c.problem.c_out] =
+            row % 2 == 0 ? HUGE_VAL : std::nan("");
+      }
+      const Sums expected = judge(context(), c, operands);
+      for (const Kernel& kernel : cuda::kernels()) {
+        if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+        SCOPED_TRACE(kernel.name + " on " + c.problem.text());
+        EXPECT_TRUE(
+            within_bound(run_on_device(c, kernel, operands), expected, {sum_dtype(dtype), dtype}));
+      }
+    }
+  }
+}
+
 TEST_F(Kernels, GradBiasIsTheCpus) {
   Random random("bias");
   for (const int64_t rows : {0, 1, 2047, 5000}) {

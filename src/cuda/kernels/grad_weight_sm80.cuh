@@ -15,7 +15,7 @@
 // A stage: x [64, rows of the tile] and dy [64, cols], both in panels with a line for each row
 // (tile_sm80.cuh); the instructions want both transposed, which ldmatrix does for 16 bits. A thread
 // copies one piece of four lines of every panel. The warps look at 32 granules at a time; the input
-// rows of a granule are loaded a stage before they are needed. Three stages and one barrier a
+// rows of a granule are loaded when the one before has been copied. Three stages and one barrier a
 // stage, as in implicit_gemm_sm80.cuh.
 //
 // Slices: a CTA takes every slices-th granule (they stand by falling number of taps, so all slices
@@ -103,11 +103,11 @@ __device__ __forceinline__ GradTile grad_tile(const GradParams& p) {
 
 // 64 rows of the schedule.
 struct Granule {
-  int64_t first = 0;  // position of its first row
+  int first = 0;  // position of its first row; those and blocks have 31 bits
   int rows = 0;
-  int64_t first_block = 0;  // of its tile
-  int in_tile = 0;          // its first row in the index blocks
-  uint32_t mask = 0;        // of its tile
+  int first_block = 0;  // of its tile
+  int in_tile = 0;      // its first row in the index blocks
+  uint32_t mask = 0;    // of its tile
 };
 
 // The granules of a slice that have a tap of the CTA. All threads of a CTA walk alike.
@@ -115,14 +115,15 @@ class Walk {
  public:
   __device__ __forceinline__ Walk(const GradParams& p, const GradTile& tile, uint32_t wanted)
       : p_(p), group_(tile.group), wanted_(wanted), at_(tile.slice + lane_id() * p.slices) {
-    count_ = p.tiles != nullptr ? p.group_tiles * (p.tile_rows / 64) : (p.rows + 63) / 64;
+    count_ = static_cast<int>(p.tiles != nullptr ? p.group_tiles * (p.tile_rows / 64)
+                                                 : (p.rows + 63) / 64);
     load();
   }
 
   __device__ __forceinline__ bool next(Granule* granule) {
     while (todo_ == 0) {
       // The first lane's granule is the least.
-      at_ += static_cast<int64_t>(32) * p_.slices;
+      at_ += 32 * p_.slices;
       if (__shfl_sync(0xffffffff, at_, 0) >= count_) return false;
       load();
     }
@@ -147,7 +148,7 @@ class Walk {
       const int in_tile = p_.tile_rows / 64;
       const int64_t tile = group_ * p_.group_tiles + at_ / in_tile;
       const int4 entry = __ldg(p_.tiles + tile);
-      mine_.in_tile = static_cast<int>(at_ % in_tile) * 64;
+      mine_.in_tile = at_ % in_tile * 64;
       mine_.first = entry.x + mine_.in_tile;
       mine_.rows = entry.z - mine_.in_tile;
       mine_.first_block = entry.y;
@@ -161,8 +162,8 @@ class Walk {
   const GradParams& p_;
   int group_;
   uint32_t wanted_;  // taps of the group, bit 0 = its first; all where natural order has no masks
-  int64_t at_;       // this lane's granule
-  int64_t count_;
+  int at_;           // this lane's granule, of fewer than 2^25
+  int count_;
   uint32_t todo_ = 0;
   Granule mine_;
 };
@@ -180,17 +181,16 @@ class GradProducer {
       x_[c] = place_of(tile.first_piece + c * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
     }
     step();
-    step();
   }
 
-  __device__ __forceinline__ bool has_more() const { return rows_.any; }
+  __device__ __forceinline__ bool has_more() const { return has_more_; }
 
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
     const auto* x = static_cast<const char*>(p_.x);
 #pragma unroll
     for (int c = 0; c < C::a_words; ++c) {
       gather_present<typename C::S, false>(address + c * C::panel_bytes,
-                                           {x + x_[c].piece * 16, p_.x_row_bytes}, rows_.x[c],
+                                           {x + x_[c].piece * 16, p_.x_row_bytes}, x_rows_[c],
                                            present_ + ring * C::a_words + c);
     }
     const auto* dy = static_cast<const char*>(p_.dy);
@@ -199,7 +199,7 @@ class GradProducer {
       const int column = tile_.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
       gather<typename C::S, false>(address + C::a_bytes + c * C::panel_bytes,
                                    {dy + int64_t{C::size} * column, p_.dy_row_bytes},
-                                   column < p_.c_out ? rows_.dy : Four());
+                                   column < p_.c_out ? dy_rows_ : Four());
     }
     step();
   }
@@ -213,41 +213,31 @@ class GradProducer {
     return first > last ? 0 : (~0u << first) & (~0u >> (31 - last));
   }
 
-  // The input rows of a granule that this thread copies.
-  struct GranuleRows {
-    bool any = false;
-    Four x[C::a_words];
-    Four dy;
-  };
-
-  // Goes to the next granule and loads the rows of the one behind it, which so have a stage to
-  // arrive.
+  // Goes to the next granule and loads its rows.
   __device__ __forceinline__ void step() {
-    rows_ = upcoming_;
     Granule granule;
-    upcoming_.any = walk_.next(&granule);
-    if (!upcoming_.any) return;
+    has_more_ = walk_.next(&granule);
+    if (!has_more_) return;
     const int line = static_cast<int>(threadIdx.x) / 8 * 4;
     if (p_.tiles == nullptr) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        upcoming_.dy.row[i] =
-            line + i < granule.rows ? static_cast<int>(granule.first) + line + i : -1;
+        dy_rows_.row[i] = line + i < granule.rows ? granule.first + line + i : -1;
       }
     } else {
-      upcoming_.dy = four_of_list(p_.order, granule.first + line, granule.first + granule.rows);
+      dy_rows_ = four_of_list(p_.order, granule.first + line, granule.first + granule.rows);
     }
 #pragma unroll
     for (int c = 0; c < C::a_words; ++c) {
       const int slot = x_[c].slot;
-      upcoming_.x[c] = Four();
+      x_rows_[c] = Four();
       if (slot >= tile_.taps) continue;
       if (p_.tiles == nullptr) {
-        upcoming_.x[c] = four_of_list(p_.neighbours + (tile_.first_tap + slot) * p_.rows,
-                                      granule.first + line, p_.rows);
+        x_rows_[c] = four_of_list(p_.neighbours + (tile_.first_tap + slot) * p_.rows,
+                                  granule.first + line, p_.rows);
       } else if ((granule.mask >> slot & 1) != 0) {
         const int64_t block = granule.first_block + __popc(granule.mask & ((1u << slot) - 1));
-        upcoming_.x[c] = four_of_block(p_.indices + block * p_.tile_rows + granule.in_tile + line);
+        x_rows_[c] = four_of_block(p_.indices + block * p_.tile_rows + granule.in_tile + line);
       }
     }
   }
@@ -257,8 +247,9 @@ class GradProducer {
   uint32_t* present_;
   Walk walk_;
   Place x_[C::a_words];
-  GranuleRows rows_;
-  GranuleRows upcoming_;
+  bool has_more_ = false;
+  Four x_rows_[C::a_words];
+  Four dy_rows_;
 };
 
 struct WeightPlace {
