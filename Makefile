@@ -18,8 +18,9 @@ build: setup
 	@test -f build/release/build.ninja || $(configure) release
 	cmake --build build/release -j $(JOBS)
 
+# Torch's threads spin while they wait, which beside another program costs more than it saves (docs/decisions/0005).
 demo: build
-	voxgemm demo $(FILE)
+	OMP_WAIT_POLICY=PASSIVE voxgemm demo $(FILE)
 
 test: build
 	ctest --test-dir build/release --output-on-failure -j $(JOBS)
