@@ -263,22 +263,26 @@ __device__ __forceinline__ void load_bias(const ConvParams& p, int n, float (&bi
   }
 }
 
+// Where 16 bytes of y begin.
+struct YPlace {
+  int64_t row;
+  int n;
+};
+
 // Bias, one rounding, and 16 bytes of y.
 template <class T, int count>
 __device__ __forceinline__ void finish_piece(const ConvParams& p,
-                                             const int64_t (&at)[2],
+                                             const YPlace& at,
                                              const float (&sums)[count],
                                              const float (&bias)[count]) {
-  const int64_t row = at[0];
-  const int n = static_cast<int>(at[1]);
   alignas(16) T out[count];
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     float sum = sums[i];
-    if (isnan(sum) && n + i < p.c_out) sum = repaired<T>(p, row, n + i);
+    if (isnan(sum) && at.n + i < p.c_out) sum = repaired<T>(p, at.row, at.n + i);
     store(sum + bias[i], &out[i]);
   }
-  *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + row * p.y_stride + n) =
+  *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + at.row * p.y_stride + at.n) =
       *reinterpret_cast<const uint4*>(out);
 }
 
