@@ -2,6 +2,8 @@
 # Whether the CUDA backend is built (VOXGEMM_HAS_CUDA), with which runtime and for which devices.
 set(VOXGEMM_CUDA_ARCHITECTURES AUTO CACHE STRING
   "Devices as in sm_NN; AUTO: those of this machine, without any 90")
+# Source lines for profilers and sanitizers; with them the libraries hold the paths of the build machine.
+option(VOXGEMM_LINE_INFO "Line information in device code" OFF)
 set(VOXGEMM_HAS_CUDA OFF)
 if(VOXGEMM_CUDA STREQUAL "OFF")
   return()

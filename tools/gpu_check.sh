@@ -27,7 +27,7 @@ line() { # line NAME SECONDS COMMAND...: the command's result, the end of its lo
 }
 
 build() {
-  line configure 120 cmake -S . -B "$out" -G Ninja -DCMAKE_BUILD_TYPE=Release -DVOXGEMM_CUDA=ON \
+  line configure 120 cmake -S . -B "$out" -G Ninja -DCMAKE_BUILD_TYPE=Release -DVOXGEMM_CUDA=ON -DVOXGEMM_LINE_INFO=ON \
     -DPython_EXECUTABLE="$(command -v "$python")" -DVOXGEMM_LIB_DIR="$PWD/python/voxgemm/_lib"
   line build 900 cmake --build "$out" -j "$(nproc)" -- -k 0
 }
