@@ -136,8 +136,8 @@ Matrix map_status(const Context& ctx, const KernelMap& map) {
 
 void settle(const Context& ctx, KernelMap* map) {
   if (!on_device(ctx)) return;
-  map->pairs(ctx);
   const std::array<int64_t, 3> status = cuda::read_status(ctx, map_status(ctx, *map));
+  if (status[0] < 0) map->pairs(ctx);  // throws the reason
   if (status[1] == 0) map->in_first = {};
   if (status[2] == 0) map->out_first = {};
 }

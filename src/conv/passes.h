@@ -25,8 +25,6 @@ Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& 
 void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& first);
 void fill_zero(const Context& ctx, const WeightsRef& w);
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
-// The rows r with first[r] != r. Waits for the device.
-int64_t count_repeated(const Context& ctx, const MatrixRef& first);
 // Ten times the compute capability of a device, e.g. 90.
 int architecture(const Device& device);
 

@@ -23,13 +23,17 @@ struct Plan::State {
     return *transposed;
   }
 
-  const Schedule& schedule(const Context& ctx,
-                           Pass pass,
-                           const KernelMap& of,
-                           const Problem& problem) {
-    const auto number = static_cast<size_t>(pass);
-    const Kernel& kernel = *kernels[number];
-    const ScheduleOptions wanted = kernel.schedule(kernel, problem);
+  const Kernel& kernel(const Problem& problem) {
+    const auto number = static_cast<size_t>(problem.pass);
+    if (kernels[number] == nullptr) kernels[number] = &choose(problem, options.filters[number]);
+    return *kernels[number];
+  }
+
+  // Of the map that the problem's pass runs on.
+  const Schedule& schedule(const Context& ctx, const KernelMap& of, const Problem& problem) {
+    const auto number = static_cast<size_t>(problem.pass);
+    const Kernel& picked = kernel(problem);
+    const ScheduleOptions wanted = picked.schedule(picked, problem);
     const Schedule* given = options.schedules[number];
     if (given != nullptr && given->options() == wanted) return *given;
     auto& slot = schedules[number];
@@ -41,8 +45,6 @@ struct Plan::State {
 namespace {
 
 bool on_device(const Context& ctx) { return ctx.device.kind == DeviceKind::cuda; }
-
-constexpr int index(Pass pass) { return static_cast<int>(pass); }
 
 WeightsRef seen_transposed(WeightsRef w) {
   std::swap(w.c_in, w.c_out);
@@ -85,11 +87,7 @@ Problem Plan::problem(const Context& ctx, Pass pass) const {
 }
 
 const Kernel& Plan::kernel(const Context& ctx, Pass pass) {
-  const Kernel*& slot = state_->kernels[index(pass)];
-  if (slot == nullptr) {
-    slot = &choose(problem(ctx, pass), state_->options.filters[index(pass)]);
-  }
-  return *slot;
+  return state_->kernel(problem(ctx, pass));
 }
 
 void Plan::forward(const Context& ctx,
@@ -108,8 +106,9 @@ void Plan::forward(const Context& ctx,
   validate_apart(result, memory_of(w, "the weights"));
   if (bias) validate_apart(result, memory_of(*bias, "the bias"));
   if (y.rows == 0) return;
-  const Kernel& picked = kernel(ctx, Pass::forward);
-  const Schedule& schedule = state_->schedule(ctx, Pass::forward, map, problem(ctx, Pass::forward));
+  const Problem asked = problem(ctx, Pass::forward);
+  const Kernel& picked = state_->kernel(asked);
+  const Schedule& schedule = state_->schedule(ctx, map, asked);
   picked.launch(picked, ctx, Pass::forward,
                 {.schedule = &schedule,
                  .map = &map,
@@ -131,10 +130,10 @@ void Plan::grad_input(const Context& ctx,
   validate_apart(memory_of(dx, "dx"), memory_of(dy, "dy"));
   validate_apart(memory_of(dx, "dx"), memory_of(w, "the weights"));
   if (dx.rows == 0) return;
-  const Kernel& picked = kernel(ctx, Pass::grad_input);
+  const Problem asked = problem(ctx, Pass::grad_input);
+  const Kernel& picked = state_->kernel(asked);
   const KernelMap& backward = state_->backward_map(ctx);
-  const Schedule& schedule =
-      state_->schedule(ctx, Pass::grad_input, backward, problem(ctx, Pass::grad_input));
+  const Schedule& schedule = state_->schedule(ctx, backward, asked);
   Matrix merged;
   if (!map.out_first.empty()) {
     merged = on_device(ctx) ? cuda::merge_repeated(ctx, dy, map.out_first)
@@ -166,9 +165,9 @@ void Plan::grad_weight(const Context& ctx,
   if (map.n_out == 0 || map.n_in == 0) {
     return on_device(ctx) ? cuda::fill_zero(ctx, dw) : cpu::fill_zero(ctx, dw);
   }
-  const Kernel& picked = kernel(ctx, Pass::grad_weight);
-  const Schedule& schedule =
-      state_->schedule(ctx, Pass::grad_weight, map, problem(ctx, Pass::grad_weight));
+  const Problem asked = problem(ctx, Pass::grad_weight);
+  const Kernel& picked = state_->kernel(asked);
+  const Schedule& schedule = state_->schedule(ctx, map, asked);
   picked.launch(picked, ctx, Pass::grad_weight,
                 {.schedule = &schedule, .map = &map, .x = x, .w = dw, .y = dy});
 }

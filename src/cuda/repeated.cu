@@ -12,15 +12,6 @@
 namespace voxgemm::cuda {
 namespace {
 
-__global__ void count_rows(const int32_t* first, int64_t rows, unsigned long long* count) {
-  unsigned long long mine = 0;
-  for (int64_t row = thread_index(); row < rows; row += thread_count()) {
-    mine += first[row] != row ? 1 : 0;
-  }
-  for (int lanes = 16; lanes > 0; lanes /= 2) mine += __shfl_xor_sync(0xffffffff, mine, lanes);
-  if (threadIdx.x % 32 == 0 && mine != 0) atomicAdd(count, mine);
-}
-
 // `unit` is two bytes: every element has an even size.
 __global__ void clear_rows(
     const int32_t* first, int64_t rows, uint16_t* units, int64_t row_units, int64_t stride_units) {
@@ -70,15 +61,6 @@ __global__ void add_groups(Groups groups, const T* dy, int64_t dy_stride, int64_
 }
 
 }  // namespace
-
-int64_t count_repeated(const Context& ctx, const MatrixRef& first) {
-  const DeviceGuard guard(ctx.device);
-  const std::shared_ptr<void> memory = ctx.allocate(sizeof(uint64_t));
-  auto* count = static_cast<unsigned long long*>(memory.get());
-  fill_bytes(ctx, count, 0, sizeof(*count));
-  launch(ctx, over(ctx, first.rows), count_rows, first.as<int32_t>(), first.rows, count);
-  return static_cast<int64_t>(read_back(ctx, count));
-}
 
 Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first) {
   const DeviceGuard guard(ctx.device);

@@ -56,7 +56,6 @@ Matrix merge_repeated(const Context&, const MatrixRef&, const MatrixRef&) { abse
 void zero_repeated(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
 void fill_zero(const Context&, const WeightsRef&) { absent(); }
 void grad_bias(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
-int64_t count_repeated(const Context&, const MatrixRef&) { absent(); }
 int architecture(const Device&) { absent(); }
 
 }  // namespace cuda

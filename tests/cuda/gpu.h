@@ -33,6 +33,19 @@ class OnGpu : public ::testing::Test {
   }
 };
 
+// A context whose memory comes from one allocation and is never reused, as a graph needs it.
+inline Context arena_context(const Context& ctx, size_t bytes) {
+  Context arena = ctx;
+  const std::shared_ptr<void> memory = ctx.allocate(bytes);
+  arena.allocate = [memory, bytes, used = size_t{0}](size_t size) mutable {
+    const size_t place = used;
+    used += (size + 255) / 256 * 256;
+    check(used <= bytes, ErrorCode::out_of_memory, "the arena is too small");
+    return std::shared_ptr<void>(memory, static_cast<char*>(memory.get()) + place);
+  };
+  return arena;
+}
+
 inline Matrix to_device(const Context& ctx, const MatrixRef& host) {
   Matrix device = make_matrix(ctx, host.rows, host.cols, host.dtype);
   copy(ctx, host, device);

@@ -181,19 +181,6 @@ TEST_F(Schedules, OfAMapThatCouldNotBeBuilt) {
   ASSERT_NO_FATAL_FAILURE(expect_same_schedule(host, map, {Order::by_tap, 27, 128, one_chunk}));
 }
 
-// A context whose memory comes from one allocation and is never reused, as a graph needs it.
-Context arena_context(const Context& ctx, size_t bytes) {
-  Context arena = ctx;
-  const std::shared_ptr<void> memory = ctx.allocate(bytes);
-  arena.allocate = [memory, bytes, used = size_t{0}](size_t size) mutable {
-    const size_t place = used;
-    used += (size + 255) / 256 * 256;
-    check(used <= bytes, ErrorCode::out_of_memory, "the arena is too small");
-    return std::shared_ptr<void>(memory, static_cast<char*>(memory.get()) + place);
-  };
-  return arena;
-}
-
 TEST_F(Schedules, ReplayFromAGraphWithOtherCoordinates) {
   const Context ctx = arena_context(*gpu(), size_t{512} << 20);
   const cudaStream_t stream = cuda::stream_of(ctx);
