@@ -77,26 +77,13 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   aligned.x = x.matrix;
   aligned.y = dy.matrix;
   const GradVariant& variant = variant_of(kernel);
-  switch (variant.math) {
-    case Math::f16:
-      return sm80::grad_weight<Math::f16>(ctx, variant, aligned);
-    case Math::bf16:
-      return sm80::grad_weight<Math::bf16>(ctx, variant, aligned);
-    case Math::tf32:
-      return sm80::grad_weight<Math::tf32>(ctx, variant, aligned);
-    case Math::bf16x3:
-      return sm80::grad_weight<Math::bf16x3>(ctx, variant, aligned);
-    case Math::bf16x6:
-      return sm80::grad_weight<Math::bf16x6>(ctx, variant, aligned);
-    case Math::ieee:
-      return sm80::grad_weight<Math::ieee>(ctx, variant, aligned);
-  }
+  sm80::dispatch(variant.math,
+                 [&]<Math math>() { sm80::grad_weight<math>(ctx, variant, aligned); });
 }
 
 std::vector<GradVariant> variants() {
   std::vector<GradVariant> list;
-  for (const Math math :
-       {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6, Math::ieee}) {
+  for (const Math math : sm80::all_math) {
     const bool is_16bit = math == Math::f16 || math == Math::bf16;
     const int rows = is_16bit ? 128 : 64;
     for (const bool masked : {true, false}) {
@@ -109,11 +96,7 @@ std::vector<GradVariant> variants() {
 }
 
 Kernel row_of(const GradVariant& variant) {
-  const Algorithm plain =
-      variant.masked ? Algorithm::masked_implicit_gemm : Algorithm::implicit_gemm;
-  const Algorithm split =
-      variant.masked ? Algorithm::masked_implicit_gemm_splitk : Algorithm::implicit_gemm_splitk;
-  const Algorithm algorithm = variant.many_slices ? split : plain;
+  const Algorithm algorithm = sm80::algorithm_of(variant.masked, variant.many_slices);
   return {.name = join(name(algorithm), "_grad_weight_sm80/", sm80::name(variant.math), "/",
                        variant.rows, "x", variant.cols),
           .algorithm = algorithm,

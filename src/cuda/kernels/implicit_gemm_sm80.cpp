@@ -76,23 +76,6 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
           .chunk_rows = one_chunk};
 }
 
-void convolve(const Context& ctx, const ConvVariant& variant, const ConvArgs& args) {
-  switch (variant.math) {
-    case Math::f16:
-      return sm80::convolve<Math::f16>(ctx, variant, args);
-    case Math::bf16:
-      return sm80::convolve<Math::bf16>(ctx, variant, args);
-    case Math::tf32:
-      return sm80::convolve<Math::tf32>(ctx, variant, args);
-    case Math::bf16x3:
-      return sm80::convolve<Math::bf16x3>(ctx, variant, args);
-    case Math::bf16x6:
-      return sm80::convolve<Math::bf16x6>(ctx, variant, args);
-    case Math::ieee:
-      return sm80::convolve<Math::ieee>(ctx, variant, args);
-  }
-}
-
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
   const DeviceGuard guard(ctx.device);
   const AlignedMatrix x = aligned_input(ctx, args.x);
@@ -102,14 +85,14 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   aligned.x = x.matrix;
   aligned.w = w.weights;
   aligned.y = y.matrix;
-  convolve(ctx, variant_of(kernel), aligned);
+  const ConvVariant& variant = variant_of(kernel);
+  sm80::dispatch(variant.math, [&]<Math math>() { sm80::convolve<math>(ctx, variant, aligned); });
   write_back(ctx, y, args.y);
 }
 
 std::vector<ConvVariant> variants() {
   std::vector<ConvVariant> list;
-  for (const Math math :
-       {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6, Math::ieee}) {
+  for (const Math math : sm80::all_math) {
     const bool is_16bit = math == Math::f16 || math == Math::bf16;
     for (const bool masked : {true, false}) {
       // 128 columns of f32 operands, in pieces of bf16, would not fit a thread's registers.
@@ -125,11 +108,7 @@ std::vector<ConvVariant> variants() {
 }
 
 Kernel row_of(const ConvVariant& variant) {
-  const Algorithm plain =
-      variant.masked ? Algorithm::masked_implicit_gemm : Algorithm::implicit_gemm;
-  const Algorithm split =
-      variant.masked ? Algorithm::masked_implicit_gemm_splitk : Algorithm::implicit_gemm_splitk;
-  const Algorithm algorithm = variant.slices > 1 ? split : plain;
+  const Algorithm algorithm = sm80::algorithm_of(variant.masked, variant.slices > 1);
   const std::string slices = variant.slices > 1 ? join(".k", variant.slices) : "";
   return {.name = join(name(algorithm), "_sm80/", sm80::name(variant.math), "/", variant.rows, "x",
                        variant.cols, slices),
