@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import bench, functional, targets
+from . import bench, functional, passes, targets
 from .bench import Contender, Layer, Options, Problem
 from .functional import PASSES, PRECISIONS, KernelMap
 from .machine import provenance
@@ -54,10 +54,10 @@ def _bytes(map: KernelMap, works: tuple[str, ...], problem: Problem, options: Op
 
 def _step(layer: Layer) -> Callable[[], Any]:
     x, weight = layer.x.requires_grad_(), layer.weight.requires_grad_()
-    how = functional._How(layer.filters, layer.problem.precision)
+    how = passes.How(layer.filters, layer.problem.precision)
 
     def step() -> tuple[torch.Tensor, ...]:
-        y = functional._Forward.apply(x, weight, None, layer.map, how)
+        y = passes.Forward.apply(x, weight, None, layer.map, how)
         return torch.autograd.grad(y, (x, weight), layer.dy)
 
     return step

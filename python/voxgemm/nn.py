@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .algorithms import OUTPUT_RULES, filters_of, index_in
 from .errors import ArgumentError
-from .functional import Geometry, KernelMap, Triple, triple
+from .kernel_map import Geometry, KernelMap, Triple, triple
 from .tensor import SparseTensor
 
 
@@ -52,7 +53,7 @@ class _Conv3d(SparseModule):
         self.out_channels = out_channels
         self.kernel_size = triple(kernel_size, "kernel_size")
         self.algorithm = algorithm
-        functional.filters_of(algorithm)
+        filters_of(algorithm)
         shape = (out_channels, *self.kernel_size, in_channels)
         if min(shape) < 1:
             raise ArgumentError(
@@ -174,7 +175,7 @@ class SparseConv3d(_Conv3d):
         self.stride = triple(stride, "stride")
         self.padding = triple(padding, "padding")
         self.dilation = triple(dilation, "dilation")
-        functional.index_in(functional.OUTPUT_RULES, output_rule, "output_rule")
+        index_in(OUTPUT_RULES, output_rule, "output_rule")
         self.output_rule = output_rule
         self.geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation)
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional
+from . import kernel_map
 from ._library import call, ops
 from .errors import ArgumentError
-from .functional import Geometry, KernelMap, Triple
+from .kernel_map import Geometry, KernelMap, Triple, triple
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class MapCache:
         key = (number, geometry)
         if key not in self._submanifold:
             coords = self.sets[number].coords
-            self._submanifold[key] = functional.submanifold_map(coords, geometry)
+            self._submanifold[key] = kernel_map.submanifold_map(coords, geometry)
         return self._submanifold[key]
 
     def strided(self, number: int, geometry: Geometry, output_rule: str) -> tuple[int, KernelMap]:
@@ -49,13 +49,13 @@ class MapCache:
         if key not in self._strided:
             source = self.sets[number]
             shape = source.spatial_shape
-            coords = functional.output_coords(source.coords, geometry, output_rule, shape)
+            coords = kernel_map.output_coords(source.coords, geometry, output_rule, shape)
             if shape is not None and output_rule == "reached":
                 shape = geometry.out_shape(shape)
             elif shape is not None:
                 shape = tuple(-(-n // s) for n, s in zip(shape, geometry.stride, strict=True))
             stride = tuple(a * b for a, b in zip(source.stride, geometry.stride, strict=True))
-            map = functional.strided_map(source.coords, coords, geometry)
+            map = kernel_map.strided_map(source.coords, coords, geometry)
             self.sets.append(CoordinateSet(coords, shape, source.batch_size, stride))
             self._strided[key] = (len(self.sets) - 1, map)
         return self._strided[key]
@@ -112,7 +112,7 @@ class SparseTensor:
         _check(features, coords)
         coords = coords.contiguous()
         if spatial_shape is not None:
-            spatial_shape = functional.triple(spatial_shape, "spatial_shape")
+            spatial_shape = triple(spatial_shape, "spatial_shape")
         zero = call(ops._check_coords.default, coords, spatial_shape, batch_size)
         if torch.compiler.is_compiling():
             coords = coords + zero  # a graph drops what nothing uses, a check too
@@ -185,7 +185,7 @@ class SparseTensor:
             shape = tuple(max(int(c) + 1, 0) for c in most)
         batch = self.batch_size
         call(ops._check_coords.default, self.coords, shape, batch)
-        coords, rows, _ = functional.unique(self.coords)
+        coords, rows, _ = kernel_map.unique(self.coords)
         grid = self.features.new_zeros((batch, *shape, self.features.shape[1]))
         grid = grid.index_put(tuple(coords.long().T), self.features[rows.long()])
         return grid.permute(0, 4, 1, 2, 3).contiguous()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import voxgemm as vg
+from voxgemm import passes
 from voxgemm.functional import Geometry, conv3d
 
 
@@ -208,9 +209,7 @@ def test_memory_that_no_machine_has(layer):
     x = torch.zeros(0, 2**24)
     refuse(
         "memory",
-        lambda: vg.functional._GradWeight.apply(
-            x, x, map, vg.functional._How(((), (), ()), 0), [True, False]
-        ),
+        lambda: passes.GradWeight.apply(x, x, map, passes.How(((), (), ()), 0), [True, False]),
         kind=torch.OutOfMemoryError,
     )
 

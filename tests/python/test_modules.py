@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import voxgemm as vg
+from voxgemm import kernel_map
 
 LAYERS = (vg.nn.SubmConv3d, vg.nn.SparseConv3d, vg.nn.SparseInverseConv3d)
 
@@ -34,13 +35,13 @@ def built(monkeypatch):
     """The names of the map operators that ran."""
     names = []
     for name in ("submanifold_map", "strided_map", "output_coords"):
-        original = getattr(vg.functional, name)
+        original = getattr(kernel_map, name)
 
         def counted(*args, name=name, original=original):
             names.append(name)
             return original(*args)
 
-        monkeypatch.setattr(vg.functional, name, counted)
+        monkeypatch.setattr(kernel_map, name, counted)
     return names
 
 

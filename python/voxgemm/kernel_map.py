@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coordinates, geometries and the kernel maps made of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._library import call, ops
+from .algorithms import DTYPES, OPERATIONS, OUTPUT_RULES, index_in
+from .errors import ArgumentError
+
+Triple = tuple[int, int, int]
+
+
+def triple(value: int | Iterable[int], what: str) -> Triple:
+    values = (value,) * 3 if isinstance(value, int) else value
+    if isinstance(values, Iterable):
+        values = tuple(values)
+        if len(values) == 3 and all(isinstance(v, int) for v in values):
+            return values
+    raise ArgumentError(f"{what} is {value!r}, expected an int or three")
+
+
+class Geometry(NamedTuple):
+    """Per axis (x, y, z): in = out * stride - padding + tap * dilation, with 0 <= tap < size."""
+
+    size: Triple
+    stride: Triple = (1, 1, 1)
+    padding: Triple = (0, 0, 0)
+    dilation: Triple = (1, 1, 1)
+
+    @staticmethod
+    def submanifold(size: Triple, dilation: Triple) -> Geometry:
+        """Stride 1 and the padding under which tap size // 2 reads the output's own voxel."""
+        padding = tuple(k // 2 * d for k, d in zip(size, dilation, strict=True))
+        return Geometry(size, padding=padding, dilation=dilation)
+
+    def numbers(self) -> list[int]:
+        return [*self.size, *self.stride, *self.padding, *self.dilation]
+
+    def out_shape(self, shape: Triple) -> Triple:
+        """As torch's Conv3d; 0 where the kernel does not fit."""
+        axes = zip(shape, *self, strict=True)
+        return tuple(max((n + 2 * p - d * (k - 1) - 1) // s + 1, 0) for n, k, s, p, d in axes)
+
+
+class Asked(NamedTuple):
+    """A pass of a layer on a map, without the map."""
+
+    number: int  # of PASSES
+    c_in: int
+    c_out: int
+    dtype: torch.dtype
+    precision: int
+    filter: tuple[int, ...]
+
+
+class Choice(NamedTuple):
+    """What an operator of a pass takes beside its tensors and those of the map."""
+
+    schedule: list[Tensor]
+    layer: list[int]
+
+    @property
+    def kernel(self) -> str:
+        return bytes(self.layer[self.layer.index(-1) + 1 :]).decode()
+
+
+class _Status:
+    """Three numbers on their way from a CUDA device."""
+
+    def __init__(self, status: Tensor):
+        self.in_place, self.out_place = 1, 2
+        self.host = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
+        self.host.copy_(status, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(status.device))
+
+    def transposed(self) -> _Status:
+        """The same numbers, for the map with the sides exchanged."""
+        other = copy.copy(self)
+        other.in_place, other.out_place = self.out_place, self.in_place
+        return other
+
+    def arrived(self, wait: bool) -> bool:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        if wait:
+            self._event.synchronize()
+        return self._event.query()
+
+
+@dataclasses.dataclass(eq=False)
+class KernelMap:
+    """Which input row feeds which output row through which tap; what every convolution runs on.
+
+    Made by `build_map`, shared by all layers and passes with the same coordinates and geometry. A
+    pytree of tensors and ints; the transposed map, kept from its first use on, is no part of that.
+    """
+
+    neighbours: Tensor  # int32 [taps, n_out]: the input row, or -1
+    pairs_per_tap: Tensor  # int64 [taps]
+    in_first: Tensor  # int32 [n_in]: the lowest row of the same voxel; empty if no voxel repeats
+    out_first: Tensor  # int32 [n_out], likewise
+    n_in: int
+    geometry: Geometry
+    operation: int  # of OPERATIONS
+    symmetric: bool  # transposing only mirrors the taps
+    is_transposed: bool
+    _transposed: KernelMap | None = dataclasses.field(default=None, repr=False)
+    # By options the tensors of a schedule; by what is asked for what runs.
+    _schedules: dict[tuple[int, ...], list[Tensor]] = dataclasses.field(default_factory=dict)
+    _choices: dict[Asked, Choice] = dataclasses.field(default_factory=dict)
+    _status: _Status | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle and copy: without what is on its way from a device."""
+        return {**vars(self), "_status": None}
+
+    @property
+    def n_out(self) -> int:
+        return self.neighbours.shape[1]
+
+    @property
+    def taps(self) -> int:
+        return self.neighbours.shape[0]
+
+    @property
+    def pairs(self) -> int:
+        """The sum of pairs_per_tap. Waits for a CUDA device."""
+        return int(call(ops._pairs.default, self.tensors(), self.layer()))
+
+    def tensors(self, schedule: Iterable[Tensor] = ()) -> list[Tensor]:
+        """What crosses to C++; a schedule of the map comes behind it."""
+        return [self.neighbours, self.pairs_per_tap, self.in_first, self.out_first, *schedule]
+
+    def layer(
+        self,
+        precision: int = 0,
+        schedule: tuple[int, ...] = (0, 1, 128, 128),
+        filter: tuple[int, ...] = (),
+    ) -> list[int]:
+        """The numbers that cross to C++ beside the tensors (struct Layer)."""
+        flags = [self.n_in, self.operation, int(self.symmetric), int(self.is_transposed)]
+        return [*flags, *self.geometry.numbers(), precision, *schedule, *filter]
+
+    def choice(self, asked: Asked) -> Choice:
+        """What a pass runs, found once: while a graph is traced, the operator finds it itself."""
+        if torch.compiler.is_compiling():
+            return Choice([], self.layer(asked.precision, filter=asked.filter))
+        if asked not in self._choices:
+            layer = self.layer(asked.precision, filter=asked.filter)
+            dtype = index_in(DTYPES, asked.dtype, "the dtype")
+            problem = [asked.number, dtype, asked.c_in, asked.c_out]
+            order, groups, tile_rows, chunk_rows, *name = call(
+                ops._choice.default, self.tensors(), layer, problem
+            ).tolist()
+            options = (order, groups, tile_rows, chunk_rows)
+            backward = asked.number == 1 and not self.symmetric
+            parts = (self.transposed() if backward else self).schedule(options)
+            layer = self.layer(asked.precision, options, (-1, *name))
+            self._choices[asked] = Choice(parts, layer)
+        return self._choices[asked]
+
+    def schedule(self, options: tuple[int, ...]) -> list[Tensor]:
+        """The tensors of a schedule with these options, built once."""
+        if options not in self._schedules:
+            parts = call(ops._schedule.default, self.tensors(), self.layer(), list(options))
+            self._schedules[options] = parts
+        return self._schedules[options]
+
+    def watch(self) -> KernelMap:
+        """Asks a CUDA device, without waiting, for what settle() must know."""
+        if not self.neighbours.is_cuda or torch.compiler.is_compiling():
+            return self
+        if not torch.cuda.is_current_stream_capturing():
+            self._status = _Status(call(ops._map_status.default, self.tensors(), self.layer()))
+        return self
+
+    def settle(self, wait: bool) -> None:
+        """Raises if a CUDA map could not be built; forgets the first rows if nothing repeats.
+
+        Unless it is to wait, only where the device has already answered.
+        """
+        status = self._status
+        if status is None or torch.compiler.is_compiling() or not status.arrived(wait):
+            return
+        self._status = None
+        numbers = status.host.tolist()
+        if numbers[0] < 0:
+            self.pairs  # noqa: B018  raises with the reason
+        if numbers[status.in_place] == 0:
+            self.in_first = self.in_first[:0]
+        if numbers[status.out_place] == 0:
+            self.out_first = self.out_first[:0]
+
+    def transposed(self) -> KernelMap:
+        """The same pairs with the sides exchanged: for inverse convolutions and gradients."""
+        if self._transposed is None:
+            # The way back is a copy of this map, not this map: no cycle keeps memory alive. Its
+            # tensors are views: torch 2.10 cannot trace a function that sees one tensor twice.
+            views = {name: getattr(self, name).detach() for name in _TENSORS}
+            neighbours, pairs = call(ops._transpose.default, self.tensors(), self.layer())
+            self._transposed = KernelMap(
+                neighbours=neighbours,
+                pairs_per_tap=pairs,
+                in_first=self.out_first.detach(),
+                out_first=self.in_first.detach(),
+                n_in=self.n_out,
+                geometry=self.geometry,
+                operation=(0, 2, 1)[self.operation],
+                symmetric=self.symmetric,
+                is_transposed=not self.is_transposed,
+                _transposed=dataclasses.replace(self, **views),
+                _status=self._status and self._status.transposed(),
+            )
+        return self._transposed
+
+    def backward_tensors(
+        self, schedule: Iterable[Tensor] = ()
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The two maps of grad_input, the second empty where mirrored taps do; the schedule is of
+        the one that is walked."""
+        if self.symmetric:
+            return self.tensors(schedule), []
+        return self.tensors(), self.transposed().tensors(schedule)
+
+    def __repr__(self) -> str:
+        size, stride = self.geometry.size, self.geometry.stride
+        return (
+            f"KernelMap({OPERATIONS[self.operation]}, kernel_size={size}, stride={stride}, "
+            f"n_in={self.n_in}, n_out={self.n_out})"
+        )
+
+
+_TENSORS = ("neighbours", "pairs_per_tap", "in_first", "out_first")
+_CONTEXT = ("geometry", "operation", "symmetric", "is_transposed")
+pytree.register_pytree_node(
+    KernelMap,
+    lambda map: ([*map.tensors(), map.n_in], tuple(getattr(map, name) for name in _CONTEXT)),
+    lambda leaves, context: KernelMap(*leaves, *context),
+    serialized_type_name="voxgemm.KernelMap",
+    to_dumpable_context=lambda context: [context[0].numbers(), *context[1:]],
+    from_dumpable_context=lambda values: (
+        Geometry(*(tuple(values[0][i : i + 3]) for i in range(0, 12, 3))),
+        *values[1:],
+    ),
+)
+
+
+class UniqueCoords(NamedTuple):
+    coords: Tensor  # int32 [m, 4], in order of first appearance
+    first_row: Tensor  # int32 [m]: the lowest row of each
+    inverse: Tensor  # int32 [n]: which of the m each row became
+
+
+def unique(coords: Tensor) -> UniqueCoords:
+    """Distinct coordinates of int32 [n, 4] (batch, x, y, z) rows."""
+    return UniqueCoords(*call(ops._unique.default, coords))
+
+
+def output_coords(
+    coords: Tensor,
+    geometry: Geometry,
+    output_rule: str = "reached",
+    spatial_shape: Triple | None = None,
+) -> Tensor:
+    """The output voxels of a strided convolution, int32 [m, 4], ascending.
+
+    'reached': every voxel some input reaches through some tap, inside
+    `geometry.out_shape(spatial_shape)` if a shape is given. 'floor': floor(in / stride).
+    """
+    rule = index_in(OUTPUT_RULES, output_rule, "output_rule")
+    return call(ops._output_coords.default, coords, geometry.numbers(), rule, spatial_shape)
+
+
+def build_map(
+    coords: Tensor,
+    kernel_size: int | Triple,
+    *,
+    out_coords: Tensor | None = None,
+    stride: int | Triple = 1,
+    padding: int | Triple = 0,
+    dilation: int | Triple = 1,
+) -> KernelMap:
+    """The map of coords int32 [n, 4]: submanifold (outputs are inputs), or to `out_coords`."""
+    size = triple(kernel_size, "kernel_size")
+    spread = triple(dilation, "dilation")
+    if out_coords is not None:
+        steps, margins = triple(stride, "stride"), triple(padding, "padding")
+        return strided_map(coords, out_coords, Geometry(size, steps, margins, spread))
+    if stride not in (1, (1, 1, 1)) or padding not in (0, (0, 0, 0)):
+        raise ArgumentError(
+            f"stride is {stride} and padding {padding} without out_coords; a submanifold map has "
+            "stride 1 and the padding that centres its kernel"
+        )
+    return submanifold_map(coords, Geometry.submanifold(size, spread))
+
+
+def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
+    table, pairs, first = call(ops._submanifold_map.default, coords, geometry.numbers())
+    odd = all(k % 2 == 1 for k in geometry.size)
+    map = KernelMap(table, pairs, first, first, coords.shape[0], geometry, 0, odd, False)
+    return map.watch()
+
+
+def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
+    parts = call(ops._kernel_map.default, coords, out_coords, geometry.numbers())
+    return KernelMap(*parts, coords.shape[0], geometry, 1, False, False).watch()
