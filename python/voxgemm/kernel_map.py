@@ -314,3 +314,20 @@ def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
     parts = call(ops._kernel_map.default, coords, out_coords, geometry.numbers())
     return KernelMap(*parts, coords.shape[0], geometry, 1, False, False).watch()
+
+
+def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:
+    """The map that a table int32 [taps, n_out] of input rows in [0, n_in), -1 for none, describes.
+
+    Its gradients are exact where no two rows of a tap have the same input row. The values are not
+    looked at.
+    """
+    if neighbours.dtype != torch.int32 or neighbours.ndim != 2:
+        shape = list(neighbours.shape)
+        raise ArgumentError(
+            f"neighbours is {neighbours.dtype} {shape}, expected int32 [taps, n_out]"
+        )
+    table = neighbours.contiguous()
+    # Two tensors: torch 2.10 cannot trace a function that sees one tensor twice.
+    none = [table.new_empty((0,)) for _ in range(2)]
+    return KernelMap(table, (table >= 0).sum(1), *none, n_in, geometry, 1, False, False)

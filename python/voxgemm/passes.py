@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ._library import call, ops
 from .algorithms import Filters
-from .kernel_map import Asked
+from .kernel_map import Asked, KernelMap
 
 
 class How(NamedTuple):
@@ -34,22 +35,36 @@ class Forward(torch.autograd.Function):
     def forward(ctx, x, weight, bias, map, how):
         ctx.save_for_backward(x, weight)
         ctx.map, ctx.how = map, how
-        map.settle(wait=False)
-        choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
-        return call(
-            ops._forward.default, x, weight, bias, map.tensors(choice.schedule), choice.layer
-        )
+        return run_forward(x, weight, bias, map, how)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            dx = GradInput.apply(dy, weight, ctx.map, ctx.how)
-        wanted = list(ctx.needs_input_grad[1:3])
-        if any(wanted):
-            dw, db = GradWeight.apply(x, dy, ctx.map, ctx.how, wanted)
-        return dx, dw if wanted[0] else None, db if wanted[1] else None, None, None
+        return *gradients(dy, x, weight, ctx.map, ctx.how, ctx.needs_input_grad), None, None
+
+
+def run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, how: How) -> Tensor:
+    """The forward pass alone, for an autograd function of the caller's."""
+    map.settle(wait=False)
+    choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
+    return call(ops._forward.default, x, weight, bias, map.tensors(choice.schedule), choice.layer)
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    map: KernelMap,
+    how: How,
+    wanted: Sequence[bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of the forward pass in x, weight and bias, None where not wanted; differentiable."""
+    dx = dw = db = None
+    if wanted[0]:
+        dx = GradInput.apply(dy, weight, map, how)
+    if any(wanted[1:3]):
+        dw, db = GradWeight.apply(x, dy, map, how, list(wanted[1:3]))
+    return dx, dw if wanted[1] else None, db if wanted[2] else None
 
 
 class GradInput(torch.autograd.Function):
