@@ -32,7 +32,7 @@ from .kernel_map import (
     submanifold_map,
     unique,
 )
-from .passes import Forward, How
+from .passes import Forward, How, applied
 
 __all__ = [
     "DTYPES",
@@ -86,7 +86,7 @@ def conv3d(
         # For the backward: made here, where the map can keep it, also while a graph is traced.
         map.transposed()
     how = How(filters_of(algorithm), precision_of(precision, features))
-    return Forward.apply(features, weight, bias, map, how)
+    return applied(Forward)(features, weight, bias, map, how)
 
 
 def inverse_conv3d(

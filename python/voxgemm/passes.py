@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,92 +29,145 @@ def _asked(number: int, c_in: int, c_out: int, dtype: torch.dtype, how: How) -> 
     return Asked(number, c_in, c_out, dtype, how.precision, how.filters[number])
 
 
-# The passes are bilinear and each other's gradients: derivatives of any order stay among them.
-# `how` is the filters of the three passes and the precision.
-class Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, map, how):
-        ctx.save_for_backward(x, weight)
-        ctx.map, ctx.how = map, how
-        return run_forward(x, weight, bias, map, how)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight = ctx.saved_tensors
-        return *gradients(dy, x, weight, ctx.map, ctx.how, ctx.needs_input_grad), None, None
-
-
+# Every pass is linear in each of its operands, and the passes are each other's derivatives: those
+# of any order stay among these three. First derivatives record nothing and call plain functions.
 def run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, how: How) -> Tensor:
-    """The forward pass alone, for an autograd function of the caller's."""
     map.settle(wait=False)
     choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
     return call(ops._forward.default, x, weight, bias, map.tensors(choice.schedule), choice.layer)
 
 
+def grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
+    map.settle(wait=True)
+    choice = map.choice(_asked(1, *_channels(weight), weight.dtype, how))
+    maps = map.backward_tensors(choice.schedule)
+    return call(ops._grad_input.default, dy, weight, *maps, choice.layer)
+
+
+def grad_weight(
+    x: Tensor, dy: Tensor, wanted: list[bool], map: KernelMap, how: How
+) -> tuple[Tensor, Tensor]:
+    """Of the weights and of the bias, an empty tensor for what is not wanted."""
+    map.settle(wait=True)
+    choice = map.choice(_asked(2, x.shape[1], dy.shape[1], dy.dtype, how))
+    tensors = map.tensors(choice.schedule)
+    return call(ops._grad_weight.default, x, dy, tensors, choice.layer, wanted)
+
+
+class Forward(torch.autograd.Function):
+    """run_forward(), with derivatives of any order."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, map, how):
+        _keep(ctx, x, weight, map, how)
+        return run_forward(x, weight, bias, map, how)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return *gradients(dy, x, weight, ctx.map, ctx.how, wanted), None, None
+
+
 def gradients(
     dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
     map: KernelMap,
     how: How,
     wanted: Sequence[bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those of the forward pass in x, weight and bias, None where not wanted; differentiable."""
+    """Those of run_forward() in x, weight and bias, None where not wanted; differentiable.
+
+    x is needed for the weights' gradient only, and the weights for that in x.
+    """
+    first = not torch.is_grad_enabled()
     dx = dw = db = None
     if wanted[0]:
-        dx = GradInput.apply(dy, weight, map, how)
-    if any(wanted[1:3]):
-        dw, db = GradWeight.apply(x, dy, map, how, list(wanted[1:3]))
+        dx = (grad_input if first else applied(GradInput))(dy, weight, map, how)
+    if wanted[1] or wanted[2]:
+        both = [wanted[1], wanted[2]]
+        rows = x if wanted[1] else dy  # the bias's gradient reads no x
+        dw, db = (grad_weight if first else applied(GradWeight))(rows, dy, both, map, how)
     return dx, dw if wanted[1] else None, db if wanted[2] else None
 
 
 class GradInput(torch.autograd.Function):
+    """grad_input(), with derivatives of any order."""
+
     @staticmethod
     def forward(ctx, dy, weight, map, how):
-        ctx.save_for_backward(dy, weight)
-        ctx.map, ctx.how = map, how
-        map.settle(wait=True)
-        choice = map.choice(_asked(1, *_channels(weight), weight.dtype, how))
-        return call(
-            ops._grad_input.default,
-            dy,
-            weight,
-            *map.backward_tensors(choice.schedule),
-            choice.layer,
-        )
+        _keep(ctx, dy, weight, map, how)
+        return grad_input(dy, weight, map, how)
 
     @staticmethod
     def backward(ctx, g):
         dy, weight = ctx.saved_tensors
         d_dy = dw = None
         if ctx.needs_input_grad[0]:
-            d_dy = Forward.apply(g, weight, None, ctx.map, ctx.how)
+            d_dy = applied(Forward)(g, weight, None, ctx.map, ctx.how)
         if ctx.needs_input_grad[1]:
-            dw, _ = GradWeight.apply(g, dy, ctx.map, ctx.how, [True, False])
+            dw, _ = applied(GradWeight)(g, dy, [True, False], ctx.map, ctx.how)
         return d_dy, dw, None, None
 
 
 class GradWeight(torch.autograd.Function):
+    """grad_weight(), with derivatives of any order."""
+
     @staticmethod
-    def forward(ctx, x, dy, map, how, wanted):
-        ctx.save_for_backward(x, dy)
-        ctx.map, ctx.how, ctx.wanted = map, how, wanted
-        map.settle(wait=True)
-        choice = map.choice(_asked(2, x.shape[1], dy.shape[1], dy.dtype, how))
-        tensors = map.tensors(choice.schedule)
-        return call(ops._grad_weight.default, x, dy, tensors, choice.layer, wanted)
+    def forward(ctx, x, dy, wanted, map, how):
+        ctx.wanted = wanted
+        _keep(ctx, x, dy, map, how)
+        return grad_weight(x, dy, wanted, map, how)
 
     @staticmethod
     def backward(ctx, g, g_bias):
         x, dy = ctx.saved_tensors
         dx = d_dy = None
         if ctx.needs_input_grad[0] and ctx.wanted[0]:
-            dx = GradInput.apply(dy, g, ctx.map, ctx.how)
+            dx = applied(GradInput)(dy, g, ctx.map, ctx.how)
         if ctx.needs_input_grad[1]:
             # <g, dw> + <g_bias, db> is <conv(x, g) + g_bias, dy>.
             if ctx.wanted[0]:
                 bias = g_bias if ctx.wanted[1] else None
-                d_dy = Forward.apply(x, g, bias, ctx.map, ctx.how)
+                d_dy = applied(Forward)(x, g, bias, ctx.map, ctx.how)
             else:
-                d_dy = g_bias.expand_as(dy)
+                d_dy = g_bias.expand(ctx.map.n_out, -1)
         return dx, d_dy, None, None, None
+
+
+def _keep(ctx: Any, rows: Tensor, weight: Tensor, map: KernelMap, how: How) -> None:
+    """Of two operands each is kept for the other's derivative only."""
+    of_rows, of_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(rows if of_weight else None, weight if of_rows else None)
+    ctx.map, ctx.how = map, how
+
+
+def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """function.apply; inside torch.func.grad and its like, what these can work with."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return functools.partial(_apply_transformed, function)
+    return function.apply
+
+
+def _apply_transformed(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """Transforms ask for setup_context, which costs 15 us a call, and take pytrees apart."""
+    *operands, map, how = args
+    compute = {Forward: run_forward, GradInput: grad_input, GradWeight: grad_weight}[function]
+
+    class Transformed(function):
+        @staticmethod
+        def forward(*operands):
+            return compute(*operands, map, how)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            if len(inputs) > 2:
+                ctx.wanted = inputs[2]
+            _keep(ctx, *inputs[:2], map, how)
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return function.backward(ctx, *gradients)[:-2]
+
+    return Transformed.apply(*operands)

@@ -55,6 +55,85 @@ def test_frozen_operands(problem, frozen):
         assert leaf.grad is None if i in frozen else torch.equal(leaf.grad, wanted)
 
 
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)])
+def test_what_is_kept_for_the_backward(problem, wanted):
+    """x for the weights' gradient, the weights for x's, nothing for the bias's."""
+    function, tensors = problem
+    x, weight, bias = (t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        function(x, weight, bias)
+    expected = ([x] if 1 in wanted else []) + ([weight] if 0 in wanted else [])
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in expected}
+
+
+def test_a_recorded_backward_computes_the_same(problem):
+    function, tensors = problem
+    y = function(*tensors).square().sum()
+    plain = torch.autograd.grad(y, tensors, retain_graph=True)
+    recorded = torch.autograd.grad(y, tensors, create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
+    assert all(g.requires_grad for g in recorded) and not any(g.requires_grad for g in plain)
+
+
+def test_a_retained_graph_gives_its_gradients_again(problem):
+    function, tensors = problem
+    y = function(*tensors).square().sum()
+    y.backward(retain_graph=True)
+    once = [t.grad.clone() for t in tensors]
+    y.backward()
+    assert all(torch.equal(t.grad, 2 * g) for t, g in zip(tensors, once, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        y.backward()
+
+
+def test_derivatives_of_torch_func(problem):
+    """torch.func.grad and vjp, and the one inside the other."""
+    function, tensors = problem
+    plain = [t.detach() for t in tensors]
+    every = (0, 1, 2)
+
+    def loss(x, weight, bias):
+        return function(x, weight, bias).pow(3).sum()
+
+    def squares(gradients):
+        return sum(g.square().sum() for g in gradients)
+
+    gradients = torch.autograd.grad(loss(*tensors), tensors, create_graph=True)
+    second = torch.autograd.grad(squares(gradients), tensors)
+    found = torch.func.grad(loss, every)(*plain)
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
+    found = torch.func.grad(lambda *t: squares(torch.func.grad(loss, every)(*t)), every)(*plain)
+    assert all(torch.equal(a, b) for a, b in zip(found, second, strict=True))
+    y, pullback = torch.func.vjp(function, *plain)
+    expected = torch.autograd.grad(function(*tensors), tensors, y)
+    assert all(torch.equal(a, b) for a, b in zip(pullback(y), expected, strict=True))
+
+
+def test_functional_call(clouds, device):
+    """A module with parameters from outside, which alone get gradients."""
+    torch.manual_seed(0)
+    net = vg.nn.Sequential(vg.nn.SubmConv3d(4, 6, 3), torch.nn.ReLU(), vg.nn.SparseConv3d(6, 5, 2))
+    net.to(device).double()
+    x = vg.SparseTensor(torch.randn(40, 4, device=device).double(), clouds.random(40))
+    other = {name: torch.randn_like(p, requires_grad=True) for name, p in net.named_parameters()}
+    y = torch.func.functional_call(net, other, x)
+    y.features.sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+    net.load_state_dict(other)
+    expected = net(x)
+    assert torch.equal(y.features, expected.features)
+    expected.features.sum().backward()
+    for name, p in net.named_parameters():
+        assert torch.equal(p.grad, other[name].grad)
+
+    def loss(parameters):
+        return torch.func.functional_call(net, parameters, x).features.sum()
+
+    found = torch.func.grad(loss)({name: p.detach() for name, p in other.items()})
+    assert all(torch.equal(found[name], other[name].grad) for name in other)
+
+
 def test_bias_of_a_frozen_layer_has_a_second_derivative(problem):
     function, (x, weight, bias) = problem
     frozen = x.detach(), weight.detach()
@@ -151,6 +230,25 @@ def test_checkpoint(problem, reentrant):
     y = checkpoint(function, *tensors, use_reentrant=reentrant)
     y.square().sum().backward()
     assert all(torch.equal(t.grad, e) for t, e in zip(tensors, expected, strict=True))
+
+
+def test_checkpoint_of_modules(clouds, device):
+    """The network runs twice, builds its maps once, and random masks come back the same."""
+    torch.manual_seed(0)
+    net = vg.nn.Sequential(
+        vg.nn.SubmConv3d(4, 6, 3), torch.nn.Dropout(0.5), vg.nn.SparseConv3d(6, 5, 2, 2)
+    ).to(device)
+    features = torch.randn(40, 4, device=device, requires_grad=True)
+    x = vg.SparseTensor(features, clouds.random(40))
+    leaves = [features, *net.parameters()]
+    runs, found = [], []
+    net[0].register_forward_hook(lambda module, inputs, output: runs.append(output))
+    for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+        torch.manual_seed(1)
+        y = run(x)
+        found.append(torch.autograd.grad(y.features.square().sum(), leaves))
+    assert len(runs) == 3 and len(x.maps.sets) == 2
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_compile(clouds, layer):

@@ -209,7 +209,7 @@ def test_memory_that_no_machine_has(layer):
     x = torch.zeros(0, 2**24)
     refuse(
         "memory",
-        lambda: passes.GradWeight.apply(x, x, map, passes.How(((), (), ()), 0), [True, False]),
+        lambda: passes.GradWeight.apply(x, x, [True, False], map, passes.How(((), (), ()), 0)),
         kind=torch.OutOfMemoryError,
     )
 
