@@ -5,12 +5,13 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 python := $(abspath $(VENV))/bin/python
 ready := $(VENV)/.voxgemm-ready
 configure := cmake -DPython_EXECUTABLE=$(python) --preset
+formatted := python dropin tests/python tests/dropin tools cmake
 sources := git ls-files -co --exclude-standard --
 
 .PHONY: setup build demo test check format format-check tidy rules asan tsan wheel wheel-test bench clean
 
 setup: $(ready)
-$(ready): tools/setup.sh pyproject.toml CMakeLists.txt
+$(ready): tools/setup.sh pyproject.toml CMakeLists.txt $(wildcard dropin/*/pyproject.toml)
 	tools/setup.sh $(VENV)
 	touch $@
 
@@ -38,12 +39,12 @@ check: setup format-check rules
 
 format:
 	$(sources) '*.h' '*.cpp' '*.cuh' '*.cu' | xargs clang-format -i
-	ruff format python tests/python tools cmake
+	ruff format $(formatted)
 
 format-check:
 	$(sources) '*.h' '*.cpp' '*.cuh' '*.cu' | xargs clang-format --dry-run -Werror
-	ruff format --check python tests/python tools cmake
-	ruff check python tests/python tools cmake
+	ruff format --check $(formatted)
+	ruff check $(formatted)
 
 # After a configured build, which writes the compile commands.
 tidy:

@@ -41,3 +41,6 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip install -q "scikit-build-core>=0.11"
 # Only names and the console command are installed: CMake builds the library, into python/voxgemm/_lib.
 pip install --no-build-isolation --config-settings=wheel.cmake=false --config-settings=editable.mode=inplace -e ".[dev,test,demo]"
+for dropin in dropin/*/; do
+  pip install -q --no-build-isolation --no-deps --config-settings=editable.mode=inplace -e "$dropin"
+done

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kept, and without effect: nothing here is tuned."""
+
+autotune_config = []

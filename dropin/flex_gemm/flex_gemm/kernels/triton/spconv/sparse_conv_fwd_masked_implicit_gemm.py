@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+from ._launchers import launcher
+
+sparse_conv_fwd_masked_implicit_gemm = launcher(__name__)

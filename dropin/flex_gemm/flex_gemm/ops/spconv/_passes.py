@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The passes of a convolution for FlexGEMM's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from voxgemm import passes
+from voxgemm.algorithms import filters_of, precision_of
+from voxgemm.kernel_map import KernelMap, Triple
+from voxgemm.passes import How
+
+from ...errors import expect
+from ...kernels.triton.spconv import config
+
+Three = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def how_of(feats: Tensor, algorithm: str) -> How:
+    precision = 0
+    if feats.dtype == torch.float32 and feats.is_cuda:
+        assigned = vars(config).get("allow_tf32")
+        asked = None if assigned is None else "tf32" if assigned else "ieee"
+        precision = precision_of(asked, feats)
+    if torch.compiler.is_compiling():
+        return How(filters_of(algorithm), precision)
+    key = (algorithm, precision)
+    if key not in _HOWS:
+        from . import check_algorithm
+
+        _HOWS[key] = How(filters_of(check_algorithm(algorithm)), precision)
+    return _HOWS[key]
+
+
+_HOWS: dict[tuple[str, int], How] = {}
+
+
+def cast(
+    feats: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under autocast all in its dtype; double stays."""
+    kind = feats.device.type
+    if not torch.is_autocast_enabled(kind) or feats.dtype == torch.float64:
+        return feats, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return feats.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def kernel_size_of(feats: Tensor, weight: Tensor) -> Triple:
+    if weight.ndim != 5:
+        expect(False, f"weight has {weight.ndim} dimensions, expected [Co, Kw, Kh, Kd, Ci]")
+    if feats.shape[-1] != weight.shape[4]:
+        expect(
+            False,
+            f"Input channels ({feats.shape[-1]}) should match weight channels ({weight.shape[4]})",
+        )
+    return tuple(weight.shape[1:4])
+
+
+def gradients(
+    grad_output: Tensor,
+    feats: Tensor,
+    weight: Tensor,
+    map: KernelMap,
+    how: How,
+    wanted: Sequence[bool],
+) -> Three:
+    """passes.gradients, also for maps where two rows of a tap have the same input row.
+
+    There are two such: a submanifold map whose voxels repeat, since every row is its own centre,
+    and neighbour maps that a program made up.
+    """
+    if wanted[0]:
+        map.settle(wait=True)
+        if map.operation == 0 and map.in_first.shape[0]:
+            _, *others = passes.gradients(
+                grad_output, feats, weight, map, how, (False, *wanted[1:])
+            )
+            return _repeated_grad_input(grad_output, weight, map, how), *others
+        if map.operation == 1 and not exact(map):
+            _, *others = passes.gradients(
+                grad_output, feats, weight, map, how, (False, *wanted[1:])
+            )
+            return _general_grad_input(grad_output, weight, map), *others
+    return passes.gradients(grad_output, feats, weight, map, how, wanted)
+
+
+def exact(map: KernelMap) -> bool:
+    """Whether transposing loses no pair: looked at once per map."""
+    if map.in_first.shape[0] or map.out_first.shape[0] or torch.compiler.is_compiling():
+        return True  # voxgemm's own, or not to be known now
+    known = vars(map).get("_exact")
+    if known is None:
+        known = map.transposed().pairs == map.pairs
+        map._exact = known
+    return known
+
+
+def centre(size: Triple) -> Triple:
+    return tuple(k // 2 for k in size)
+
+
+def without_centre(weight: Tensor, size: Triple) -> tuple[Tensor, Tensor]:
+    """The weights with a zero for the row's own voxel, and that voxel's [Co, Ci]."""
+    at = (slice(None), *centre(size))
+    rest = torch.ones_like(weight)
+    rest[at] = 0
+    return weight * rest, weight[at]
+
+
+def _repeated_grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
+    """As voxgemm where a row's own voxel is left out, and that one by row."""
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    rest, own = without_centre(weight.to(wide), map.geometry.size)
+    how = How(how.filters, 0)
+    dx = passes.GradInput.apply(dy.to(wide), rest, map, how) + dy.to(wide) @ own
+    return dx.to(dy.dtype)
+
+
+def _general_grad_input(dy: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
+    from voxgemm import sampling
+
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    dx = dy.new_zeros((map.n_in, weight.shape[4]), dtype=wide)
+    by_tap = weight.to(wide).reshape(weight.shape[0], map.taps, -1)
+    one = torch.ones((map.n_out, 1), dtype=wide, device=dy.device)
+    for tap in range(map.taps):
+        rows = map.neighbours[tap][:, None]
+        dx = dx + sampling.weighted_sum_grad_features(
+            dy.to(wide) @ by_tap[:, tap], rows, one, map.n_in
+        )
+    return dx.to(dy.dtype)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the drop-ins' tests share: the library's own fixtures, the documents of the originals."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import pathlib
+import re
+
+import pytest
+import torch
+from pytest import fixture
+
+import voxgemm as vg
+
+HERE = pathlib.Path(__file__).resolve().parent
+_spec = importlib.util.spec_from_file_location("voxgemm_tests", HERE.parent / "python/conftest.py")
+_library = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_library)
+device, clouds, dense = _library.device, _library.clouds, _library.dense
+within, against, threads = _library.within, _library.against, _library.threads
+
+# Where the originals' documents are kept beside a checkout; the library does not need them.
+DOCUMENTS = HERE.parents[2] / "shared" / "seeds"
+
+
+def blocks_of(name: str, language: str) -> list[str]:
+    """The code blocks of a document, in order; none where it is not at hand."""
+    path = DOCUMENTS / name
+    if not path.is_file():
+        return []
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S)
+
+
+@fixture
+def document(request):
+    """blocks(name, language) of a document, or a skip that says where it was sought."""
+
+    def blocks(name: str, language: str = "python") -> list[str]:
+        found = blocks_of(name, language)
+        if not found:
+            pytest.skip(f"{DOCUMENTS / name} is not at hand")
+        return found
+
+    return blocks
+
+
+@fixture
+def terms():
+    """terms(map, channels): the most products in one sum of any pass, and one for the bias."""
+
+    def count(size, channels: int, rows: int) -> int:
+        return max(math.prod(size) * channels, rows) + 1
+
+    return count
+
+
+@fixture
+def randn(device):
+    """randn(*shape, dtype) on the device; the same numbers on every device."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device="cpu").to(dtype).to(device)
+
+    return draw
+
+
+@fixture
+def reference(dense):
+    """reference(geometry, coords, out_coords) -> the dense convolution of (x, weight, bias)."""
+
+    def make(geometry: vg.Geometry, coords, out_coords=None):
+        sides = (coords, coords if out_coords is None else out_coords)
+        return lambda x, weight, bias: dense.conv(x, weight, bias, geometry, sides)
+
+    return make

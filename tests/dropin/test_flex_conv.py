@@ -1,0 +1,692 @@
+# SPDX-License-Identifier: Apache-2.0
+"""flex_gemm's convolutions against torch's dense ones, and what programs do with them."""
+
+from __future__ import annotations
+
+import pickle
+
+import torch
+from pytest import fixture, mark, raises
+
+import flex_gemm
+import voxgemm as vg
+from flex_gemm.ops import spconv
+from flex_gemm.ops.spconv import (
+    Algorithm,
+    SparseConv3dFunction,
+    SparseConv3dNeighborCache,
+    SpConvConfig,
+    SubMConv3dCompiledFunction,
+    SubMConv3dFunction,
+    SubMConv3dNeighborCache,
+    sparse_conv3d,
+    sparse_submanifold_conv3d,
+)
+
+ALGORITHMS = [name for key, name in vars(Algorithm).items() if key.isupper()]
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+# kernel size, dilation, Ci, Co, dtype: each value of the specification's list at least once
+LAYERS = [
+    (1, 1, 3, 6, F32),
+    (2, 1, 6, 3, F16),
+    (2, 2, 1, 6, F64),
+    (3, 1, 48, 96, BF16),
+    (3, 2, 96, 48, F16),
+    (3, 3, 1, 192, F32),
+    (3, 1, 3, 3, F64),
+    (4, 1, 3, 6, F32),
+    (4, 3, 6, 1, BF16),
+    (5, 1, 6, 48, F32),
+    (5, 2, 3, 6, F16),
+    ((3, 1, 5), 3, 192, 6, F32),
+    ((3, 1, 5), 1, 6, 3, BF16),
+]
+none = torch.tensor(-1, dtype=torch.int32)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Torch compares few uint32 numbers."""
+    return tensor.view(torch.int32) if tensor.dtype == torch.uint32 else tensor
+
+
+@fixture(autouse=True)
+def state():
+    """Programs assign the module's variables; every test begins with the defaults."""
+    names = [name for name in vars(spconv) if name.isupper() and not name.startswith("_")]
+    before = {name: getattr(spconv, name) for name in names}
+    yield
+    for name, value in before.items():
+        setattr(spconv, name, value)
+    vars(flex_gemm.kernels.triton.spconv.config).pop("allow_tf32", None)
+
+
+@fixture(params=ALGORITHMS)
+def algorithm(request):
+    spconv.set_algorithm(request.param)
+    return request.param
+
+
+@fixture
+def layer(clouds, randn):
+    """make(rows, size, Ci, Co, dtype) -> feats, coords, shape, weight, bias."""
+
+    def make(rows=60, size=3, c_in=4, c_out=5, dtype=F32, extent=8):
+        size = (size,) * 3 if isinstance(size, int) else size
+        coords = clouds.random(rows, extent)
+        shape = torch.Size((2, c_in, extent, extent, extent))
+        weight = randn(c_out, *size, c_in, dtype=dtype)
+        return randn(rows, c_in, dtype=dtype), coords, shape, weight, randn(c_out, dtype=dtype)
+
+    return make
+
+
+def triple(value):
+    return (value,) * 3 if isinstance(value, int) else value
+
+
+@mark.parametrize("size, dilation, c_in, c_out, dtype", LAYERS)
+def test_submanifold_equals_dense(
+    size, dilation, c_in, c_out, dtype, algorithm, layer, reference, against, terms
+):
+    feats, coords, shape, weight, bias = layer(60, size, c_in, c_out, dtype)
+    geometry = vg.Geometry.submanifold(triple(size), triple(dilation))
+
+    def run(feats, weight, bias):
+        out, cache = sparse_submanifold_conv3d(
+            feats, coords, shape, weight, bias, None, triple(dilation)
+        )
+        again, same = sparse_submanifold_conv3d(
+            feats, coords, shape, weight, bias, cache, triple(dilation)
+        )
+        assert same is cache and torch.equal(out, again) and out.dtype == dtype
+        return out
+
+    count = terms(triple(size), max(c_in, c_out), len(coords))
+    against(run, reference(geometry, coords), (feats, weight, bias), count)
+
+
+STRIDED = [
+    (3, 1, 1, 1),
+    (3, 1, 1, 2),
+    (2, 2, 0, 1),
+    (1, 2, 0, 1),
+    (3, 2, 1, 1),
+    (4, 3, 2, 1),
+    ((3, 1, 5), (2, 1, 3), (1, 0, 2), 1),
+]
+
+
+@mark.parametrize("values", STRIDED, ids=str)
+def test_strided_equals_dense(values, algorithm, layer, reference, against, terms):
+    geometry = vg.Geometry(*(triple(value) for value in values))
+    feats, coords, shape, weight, bias = layer(40, geometry.size, 3, 5)
+    expected = SparseConv3dFunction._get_output_coords_torch(coords, shape, *geometry)
+
+    def run(feats, weight, bias):
+        out, out_coords, cache = sparse_conv3d(
+            feats, coords, shape, weight, bias, None, None, *geometry[1:]
+        )
+        assert torch.equal(out_coords, expected)
+        assert isinstance(cache, SparseConv3dNeighborCache)
+        assert torch.equal(cache.out_coords, expected)
+        again, kept, same = sparse_conv3d(
+            feats, coords, shape, weight, bias, cache, None, *geometry[1:]
+        )
+        assert same is cache and torch.equal(kept, expected) and torch.equal(out, again)
+        return out
+
+    count = terms(geometry.size, 5, len(expected))
+    against(run, reference(geometry, coords, expected), (feats, weight, bias), count)
+
+
+def test_given_outputs_in_any_order_and_repeated(layer, reference, against, terms, clouds):
+    feats, coords, shape, weight, bias = layer(40, 3, 3, 5)
+    geometry = vg.Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1))
+    reached = SparseConv3dFunction._get_output_coords(coords, shape, *geometry)
+    order = torch.randperm(len(reached), generator=torch.Generator().manual_seed(0))
+    wanted = torch.cat([reached[order], reached[:7]]).contiguous()
+
+    def run(feats, weight, bias):
+        out, out_coords, _ = sparse_conv3d(
+            feats, coords, shape, weight, bias, None, wanted, *geometry[1:]
+        )
+        assert torch.equal(out_coords, wanted)
+        return out
+
+    count = terms(geometry.size, 5, len(wanted))
+    against(run, reference(geometry, coords, wanted), (feats, weight, bias), count)
+
+
+def test_one_odd_voxel_gives_eight_outputs(device):
+    coords = torch.tensor([[0, 5, 7, 9]], dtype=torch.int32, device=device)
+    found = SparseConv3dFunction._get_output_coords(
+        coords, (1, 1, 16, 16, 16), (3,) * 3, (2,) * 3, (1,) * 3, (1,) * 3
+    )
+    near = [(2, 3), (3, 4), (4, 5)]
+    expected = [(0, x, y, z) for x in near[0] for y in near[1] for z in near[2]]
+    assert found.tolist() == [list(row) for row in expected]
+
+
+@mark.parametrize("values", STRIDED, ids=str)
+@mark.parametrize("way", [0, 1])
+def test_output_coords_of_both_ways(values, way, layer):
+    spconv.OUT_COORD_ALGO = way
+    geometry = [triple(value) for value in values]
+    _, coords, shape, _, _ = layer(50)
+    found = SparseConv3dFunction._get_output_coords(coords, shape, *geometry)
+    expected = SparseConv3dFunction._get_output_coords_torch(coords, shape, *geometry)
+    assert torch.equal(found, expected)
+
+
+@mark.parametrize("extent", [2**11 - 1, 2**14, 2**20])
+def test_huge_boxes_stay_lexicographic(extent, device):
+    """Volumes just below 2^33 and far above it."""
+    far = torch.tensor([[0, extent - 1, 0, 5], [1, 0, extent - 1, 1], [0, 3, 3, 3]])
+    coords = far.int().to(device)
+    shape = (2, 1, extent, extent, extent)
+    geometry = [triple(value) for value in (3, 2, 1, 1)]
+    found = SparseConv3dFunction._get_output_coords(coords, shape, *geometry)
+    expected = SparseConv3dFunction._get_output_coords_torch(coords, shape, *geometry)
+    assert torch.equal(found, expected)
+    assert found.tolist() == sorted(found.tolist())
+
+
+def test_a_kernel_that_does_not_fit_has_no_outputs(layer):
+    feats, coords, shape, weight, bias = layer(10, 5, extent=3)
+    out, out_coords, _ = sparse_conv3d(feats, coords, shape, weight, bias)
+    assert out.shape == (0, 5) and out_coords.shape == (0, 4) and out_coords.dtype == torch.int32
+
+
+@mark.parametrize("size", [3, (3, 1, 5), 2])
+def test_maps_equal_those_of_sorting_and_searching(size, algorithm, layer):
+    _, coords, shape, _, _ = layer(80)
+    dilation = (1, 2, 1)
+    four = SubMConv3dFunction._compute_neighbor_cache(coords, shape, triple(size), dilation)
+    five = SubMConv3dFunction._compute_neighbor_cache(coords, shape, triple(size), dilation, False)
+    other = SubMConv3dFunction._compute_neighbor_cache_torch(coords, shape, triple(size), dilation)
+    for cache in (four, five, other):
+        assert cache.neighbor_map.dtype == torch.uint32 and cache.neighbor_map.is_contiguous()
+        assert torch.equal(bits(cache["neighbor_map"]), bits(other.neighbor_map))
+    if size != 2:
+        middle = bits(four.neighbor_map)[:, four.neighbor_map.shape[1] // 2]
+        assert middle.tolist() == list(range(80))
+
+
+def by_hand(neighbours: list[list[int]], block: int):
+    """Every derived field by Python's loops."""
+    rows, taps = len(neighbours), len(neighbours[0])
+    masks = [sum(1 << v for v in range(taps) if row[v] >= 0) for row in neighbours]
+
+    def decoded(mask: int) -> int:
+        value = mask
+        while mask := mask >> 1:
+            value ^= mask
+        return value
+
+    order = sorted(range(rows), key=lambda row: (decoded(masks[row]), row))
+    pairs = [(v, o) for v in range(taps) for o in range(rows) if neighbours[o][v] >= 0]
+    first = [sum(v < tap for v, _ in pairs) for tap in range(taps + 1)]
+    blocks = [order[i : i + block] for i in range(0, rows, block)]
+    present = [[v for v in range(taps) if any(masks[r] >> v & 1 for r in b)] for b in blocks]
+    return masks, order, pairs, first, present
+
+
+@mark.parametrize("size", [1, 3, (3, 3, 4), (17, 1, 1), (3, 5, 5)])
+def test_derived_fields(size, layer):
+    _, coords, shape, _, _ = layer(75)
+    cache = SubMConv3dFunction._compute_neighbor_cache(coords, shape, triple(size), (1, 1, 1))
+    neighbours = bits(cache.neighbor_map).tolist()
+    masks, order, pairs, first, present = by_hand(neighbours, 16)
+    words = bits(cache.gray_code).view(75, -1).long() & 0xFFFFFFFF
+    found = [sum(w << (32 * i) for i, w in enumerate(row)) for row in words.tolist()]
+    assert found == masks
+    assert cache.gray_code.dtype == torch.int32
+    assert cache.gray_code.ndim == (1 if len(neighbours[0]) <= 32 else 2)
+    assert cache.sorted_idx.dtype == torch.int64 and cache.sorted_idx.tolist() == order
+    assert [
+        (n, o)
+        for n, o in zip(
+            bits(cache.valid_signal_i).tolist(), bits(cache.valid_signal_o).tolist(), strict=True
+        )
+    ] == [(neighbours[o][v], o) for v, o in pairs]
+    assert bits(cache.valid_signal_seg).tolist() == first
+    for name in ("valid_signal_i", "valid_signal_o", "valid_signal_seg"):
+        assert cache[name].dtype == torch.uint32
+    cache.compute_kernel_idx(16)
+    taps, begins = cache.valid_kernel_callback(16), cache.valid_kernel_seg_callback(16)
+    assert taps.dtype == begins.dtype == torch.int32
+    assert [taps[a:b].tolist() for a, b in zip(begins, begins[1:], strict=False)] == present
+    assert int(begins[-1]) == len(taps)
+
+
+def test_derived_fields_backwards(layer):
+    feats, coords, shape, weight, bias = layer(50)
+    _, _, cache = sparse_conv3d(
+        feats, coords, shape, weight, bias, stride=(2,) * 3, padding=(1,) * 3
+    )
+    forwards, backwards = bits(cache.neighbor_map), bits(cache.neighbor_map_bwd)
+    expected = torch.full((50, 27), -1, dtype=torch.int32)
+    for o, row in enumerate(forwards.tolist()):
+        for v, i in enumerate(row):
+            if i >= 0:
+                expected[i, v] = o
+    assert torch.equal(backwards.cpu(), expected)
+    masks, order, _, _, present = by_hand(expected.tolist(), 32)
+    assert (bits(cache.gray_code_bwd).long() & 0xFFFFFFFF).tolist() == masks
+    assert cache["sorted_idx_bwd"].tolist() == order
+    taps, begins = cache.valid_kernel_bwd_callback(32), cache.valid_kernel_bwd_seg_callback(32)
+    assert [taps[a:b].tolist() for a, b in zip(begins, begins[1:], strict=False)] == present
+    cache.compute_kernel_idx_bwd(64)
+    assert "valid_kernel_bwd_64" in vars(cache)
+    assert cache["unknown"] is None
+
+
+def test_cache_of_a_bare_map_trains_and_freezes(layer):
+    feats, coords, shape, weight, bias = layer(50)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    out, made = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    expected = torch.autograd.grad(out.square().sum(), leaves)
+    with torch.no_grad():
+        _, quiet = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    hint = SubMConv3dFunction._compute_neighbor_cache(coords, shape, (3,) * 3, (1,) * 3, False)
+    bare = SubMConv3dNeighborCache(neighbor_map=made.neighbor_map.clone())
+    stored = pickle.loads(pickle.dumps(quiet))
+    for cache in (quiet, hint, bare, stored):
+        again, same = sparse_submanifold_conv3d(feats, coords, shape, weight, bias, cache)
+        assert same is cache and torch.equal(again, out)
+        found = torch.autograd.grad(again.square().sum(), leaves)
+        if cache is not bare:  # whose backward does not know that taps are mirrored
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        torch.testing.assert_close(found, expected)
+        frozen = sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=cache.freeze())
+        torch.testing.assert_close(frozen, out)
+
+
+def test_assigned_maps_replace_what_was_derived(layer):
+    feats, coords, shape, weight, bias = layer(50)
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    before = cache.gray_code.clone()
+    cache["neighbor_map"] = torch.flip(bits(cache.neighbor_map), [1]).contiguous()
+    assert not torch.equal(cache.gray_code, before)
+    mirrored, _ = sparse_submanifold_conv3d(feats, coords, shape, weight.flip(1, 2, 3), bias, cache)
+    torch.testing.assert_close(mirrored, out)
+    with raises(AttributeError, match="no field 'unknown'"):
+        cache["unknown"]
+    cache.my_own = 3
+    assert cache["my_own"] == 3
+
+
+@mark.parametrize("wanted", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (0, 0, 1), (0, 1, 0)])
+@mark.parametrize("with_bias", [True, False])
+def test_every_subset_of_gradients(wanted, with_bias, layer, algorithm):
+    feats, coords, shape, weight, bias = layer(30)
+    bias = bias if with_bias else None
+    leaves = [t for t in (feats, weight, bias)]
+    for leaf, flag in zip(leaves, wanted, strict=True):
+        if leaf is not None:
+            leaf.requires_grad_(bool(flag))
+    asked = [bool(flag) and leaf is not None for leaf, flag in zip(leaves, wanted, strict=True)]
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    strided, _, strided_cache = sparse_conv3d(feats, coords, shape, weight, bias)
+    if any(asked):
+        (out.sum() + strided.sum()).backward()
+    assert [leaf is not None and leaf.grad is not None for leaf in leaves] == asked
+    dy = torch.ones_like(out).expand_as(out)
+    for found in (
+        SubMConv3dFunction._sparse_submanifold_conv_backward(dy, feats, cache, weight, bias),
+        SparseConv3dFunction._sparse_conv_backward(
+            torch.ones_like(strided), feats, strided_cache, weight, bias
+        ),
+    ):
+        assert [gradient is not None for gradient in found] == asked
+
+
+@mark.parametrize("rows", [0, 1])
+def test_few_rows(rows, layer, algorithm):
+    feats, coords, shape, weight, bias = layer(rows)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    assert out.shape == (rows, 5) and out.dtype == feats.dtype
+    strided, out_coords, _ = sparse_conv3d(feats, coords, shape, weight, bias, stride=(2, 2, 2))
+    frozen = sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=cache.freeze())
+    gradients = torch.autograd.grad(out.sum() + strided.sum() + frozen.sum(), leaves)
+    assert [g.shape for g in gradients] == [t.shape for t in leaves]
+    assert rows or all(int(g.count_nonzero()) == 0 for g in gradients)
+    assert cache.gray_code.shape == (rows,) and cache.sorted_idx.shape == (rows,)
+
+
+def test_no_outputs_asked_for(layer, device):
+    feats, coords, shape, weight, bias = layer(20)
+    nowhere = torch.empty(0, 4, dtype=torch.int32, device=device)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    out, out_coords, _ = sparse_conv3d(feats, coords, shape, weight, bias, out_coords=nowhere)
+    assert out.shape == (0, 5) and out_coords.shape == (0, 4)
+    for gradient in torch.autograd.grad(out.sum(), leaves):
+        assert int(gradient.count_nonzero()) == 0
+
+
+def test_an_empty_sample(layer, reference, against, terms):
+    feats, coords, shape, weight, bias = layer(30)
+    coords[:, 0] *= 2
+    shape = torch.Size((3, *shape[1:]))
+    geometry = vg.Geometry.submanifold((3,) * 3, (1,) * 3)
+
+    def run(*operands):
+        return sparse_submanifold_conv3d(operands[0], coords, shape, *operands[1:])[0]
+
+    against(run, reference(geometry, coords), (feats, weight, bias), terms((3,) * 3, 5, 30))
+
+
+def test_repeated_voxels_are_their_own_centres(layer, device):
+    """A dense matrix of the rule, in double: linear, so its transpose gives the gradients."""
+    feats, coords, shape, weight, bias = layer(20, dtype=F64)
+    coords = torch.cat([coords, coords[[3, 3, 11]]]).contiguous()
+    feats = torch.cat([feats, feats[:3] * 2]).contiguous()
+    lowest = {tuple(row): i for i, row in reversed(list(enumerate(coords.tolist())))}
+    matrix = torch.zeros(23, 27, 23, dtype=F64)
+    for o, (b, *at) in enumerate(coords.tolist()):
+        for v in range(27):
+            step = (v // 9 - 1, v // 3 % 3 - 1, v % 3 - 1)
+            there = (b, *(a + s for a, s in zip(at, step, strict=True)))
+            if v == 13:
+                matrix[o, v, o] = 1
+            elif there in lowest:
+                matrix[o, v, lowest[there]] = 1
+
+    def rule(x, w, b):
+        return torch.einsum("ovi,ic,dvc->od", matrix.to(device), x, w.reshape(5, 27, 4)) + b
+
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    expected = rule(*leaves)
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    frozen = sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=cache.freeze())
+    wanted = torch.autograd.grad(expected.square().sum(), leaves)
+    for actual in (out, frozen):
+        torch.testing.assert_close(actual, expected)
+        found = torch.autograd.grad(actual.square().sum(), leaves, retain_graph=True)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_wrong_arguments_are_both_kinds_of_errors(layer, device):
+    feats, coords, shape, weight, bias = layer(20)
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    _, _, strided = sparse_conv3d(feats, coords, shape, weight, bias, stride=(2, 2, 2))
+    run = sparse_submanifold_conv3d
+    cases = {
+        "Unsupported algorithm x": lambda: spconv.set_algorithm("x"),
+        "ratio is 0.5": lambda: spconv.set_hashmap_ratio(0.5),
+        "ratio is nan": lambda: spconv.set_hashmap_ratio(float("nan")),
+        "ratio is inf": lambda: spconv.set_hashmap_ratio(float("inf")),
+        r"Input channels \(3\) should match weight channels \(4\)": lambda: run(
+            feats[:, :3], coords, shape, weight, bias
+        ),
+        "feats has 19 rows, the neighbor_cache was made of 20": lambda: run(
+            feats[:19], coords, shape, weight, bias, cache
+        ),
+        "size is .* made for": lambda: run(feats, coords, shape, weight[:, :1], bias, cache),
+        "dilation is .* made for": lambda: run(
+            feats, coords, shape, weight, bias, cache, (2, 2, 2)
+        ),
+        "stride is .* made for": lambda: sparse_conv3d(
+            feats, coords, shape, weight, bias, strided, stride=(3, 3, 3)
+        ),
+        "padding is .* made for": lambda: sparse_conv3d(
+            feats, coords, shape, weight, bias, strided, stride=(2, 2, 2), padding=(1, 1, 1)
+        ),
+        "row 0": lambda: run(feats, coords + 9, shape, weight, bias),
+        "expected the five numbers": lambda: run(feats, coords, shape[2:], weight, bias),
+        "bfloat16|bf16": lambda: run(feats, coords, shape, weight.bfloat16(), bias),
+        "Unsupported algorithm y": lambda: cache.freeze(algorithm="y"),
+        "Unsupported algorithm z": lambda: run(feats, coords, shape, weight, bias, algorithm="z"),
+        "neighbor_map names row 20": lambda: run(
+            feats,
+            coords,
+            shape,
+            weight,
+            bias,
+            SubMConv3dNeighborCache(neighbor_map=bits(cache.neighbor_map).clamp(min=20)),
+        ),
+    }
+    for text, call in cases.items():
+        for kind in (ValueError, AssertionError, vg.ArgumentError, flex_gemm.ArgumentError):
+            with raises(kind, match=text):
+                call()
+
+
+def test_a_bad_assigned_algorithm_is_found_at_use(layer):
+    spconv.ALGORITHM = "fastest"
+    with raises(ValueError, match="Unsupported algorithm fastest"):
+        sparse_submanifold_conv3d(*layer(5))
+
+
+def test_the_backward_runs_the_forwards_algorithm(layer, algorithm):
+    feats, coords, shape, weight, bias = layer(60, c_in=16, c_out=16)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    runs = []
+    for then in (algorithm, *ALGORITHMS):
+        spconv.set_algorithm(algorithm)
+        out, _ = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+        spconv.set_algorithm(then)
+        runs.append(torch.autograd.grad(out.square().sum(), leaves))
+    for others in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], others, strict=True))
+
+
+def test_the_named_algorithm_runs(layer, algorithm):
+    """The kernels' names in the map's record of choices."""
+    feats, coords, shape, weight, bias = layer(200)
+    out, cache = sparse_submanifold_conv3d(
+        feats.requires_grad_(), coords, shape, weight.requires_grad_(), bias
+    )
+    out.sum().backward()
+    chosen = {asked.number: choice.kernel for asked, choice in cache._map._choices.items()}
+    assert sorted(chosen) == [0, 1, 2]
+    assert all(kernel.startswith(f"{algorithm}_") for kernel in chosen.values()), chosen
+
+
+def test_algorithm_for_one_call(layer):
+    feats, coords, shape, weight, bias = layer(60)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    for name in ALGORITHMS:
+        spconv.set_algorithm(name)
+        expected = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)[0]
+        strided = sparse_conv3d(feats, coords, shape, weight, bias)[0]
+        wanted = torch.autograd.grad(expected.sum() + strided.sum(), leaves)
+        spconv.set_algorithm(ALGORITHMS[0])
+        out = sparse_submanifold_conv3d(feats, coords, shape, weight, bias, algorithm=name)[0]
+        other = sparse_conv3d(feats, coords, shape, weight, bias, algorithm=name)[0]
+        assert torch.equal(out, expected) and torch.equal(other, strided)
+        found = torch.autograd.grad(out.sum() + other.sum(), leaves)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@mark.parametrize("with_bias", [True, False])
+@mark.parametrize("dtype, bound", [(F16, 1e-3), (F32, 1e-6)])
+def test_frozen_configs(dtype, bound, with_bias, layer, algorithm):
+    feats, coords, shape, weight, bias = layer(80, c_in=8, c_out=8, dtype=dtype)
+    weight = weight / 15  # results near 1, so that the specification's bounds are relative ones
+    bias = bias if with_bias else None
+    leaves = [t.requires_grad_() for t in (feats, weight, bias) if t is not None]
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    config = cache.freeze(algorithm=algorithm)
+    assert isinstance(config, SpConvConfig) and config.block_sizes == [32, 64, 128, 256]
+    assert config.splitk == 1 and config.algorithm == algorithm
+    assert config.neighbor_map is cache.neighbor_map and config.sorted_idx is cache.sorted_idx
+    assert len(config.valid_kernels) == len(config.valid_kernel_segs) == 4
+    assert config.valid_kernels[1] is cache.valid_kernel_64
+    size = (8, 27, 8)
+    fields = [getattr(config, f) for f in list(config.__dataclass_fields__)]
+    dy = torch.randn_like(out) / 16
+    wanted = torch.autograd.grad(out, leaves, dy)
+    for result in (
+        sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=config),
+        SubMConv3dCompiledFunction.apply(feats, weight.reshape(size), bias, *fields),
+        sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=SpConvConfig(*fields)),
+    ):
+        torch.testing.assert_close(result, out, rtol=bound, atol=bound)
+        found = torch.autograd.grad(result, leaves, dy)
+        torch.testing.assert_close(found, wanted, rtol=bound, atol=bound)
+    config.splitk = 4
+    result = sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=config)
+    torch.testing.assert_close(result, out, rtol=bound, atol=bound)
+
+
+@mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_configs_compile_whole(backend, layer, device):
+    feats, coords, shape, weight, bias = layer(60, c_in=8, c_out=8)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    with torch.no_grad():
+        _, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    config = cache.freeze()
+
+    def step(feats, weight, bias):
+        out = sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=config)
+        return torch.nn.functional.silu(out).square().sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    expected, found = step(*leaves), compiled(*leaves)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(expected, leaves)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), wanted)
+
+
+def test_a_replaced_backward(layer, monkeypatch):
+    """As programs do that offload what the backward reads."""
+    feats, coords, shape, weight, bias = layer(30)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    out, _ = SubMConv3dFunction.apply(feats, coords, shape, None, weight, bias, (1, 1, 1))
+    expected = torch.autograd.grad(out.square().sum(), leaves)
+    seen = []
+
+    def backward(ctx, grad_output, _):
+        feats, weight, bias = ctx.saved_tensors
+        seen.append(ctx.neighbor_cache)
+        gi, gw, gb = SubMConv3dFunction._sparse_submanifold_conv_backward(
+            grad_output.contiguous(), feats, ctx.neighbor_cache, weight, bias
+        )
+        return gi, None, None, None, gw, gb, None
+
+    monkeypatch.setattr(SubMConv3dFunction, "backward", staticmethod(backward))
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    found = torch.autograd.grad(out.square().sum(), leaves)
+    assert seen == [cache]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_static_helpers_take_the_programs_keywords(layer, algorithm):
+    feats, coords, shape, weight, bias = layer(30)
+    cache = SubMConv3dFunction._compute_neighbor_cache(coords, shape, (3, 3, 3), (1, 1, 1))
+    out = SubMConv3dFunction._sparse_submanifold_conv_forward(
+        feats=feats, neighbor_cache=cache, weight=weight, bias=bias
+    )
+    assert torch.equal(out, sparse_submanifold_conv3d(feats, coords, shape, weight, bias)[0])
+    geometry = ((3,) * 3, (2,) * 3, (1,) * 3, (1,) * 3)
+    rows = SparseConv3dFunction._get_output_coords(coords, shape, *geometry)
+    made = SparseConv3dFunction._compute_neighbor_cache(
+        coords, rows, shape, *geometry, needs_grad=False, is_out_coords_given=True
+    )
+    other = SparseConv3dFunction._compute_neighbor_cache_torch(coords, rows, shape, *geometry)
+    first = SparseConv3dFunction._sparse_conv_forward(feats, made, weight, bias)
+    second = SparseConv3dFunction._sparse_conv_forward(feats, other, weight, bias)
+    assert torch.equal(first, second)
+
+
+def test_checkpointing_reuses_the_cache(layer):
+    """Three layers of one resolution under non-reentrant checkpointing, as TRELLIS.2 runs them."""
+    feats, coords, shape, weight, bias = layer(60, c_in=5)
+    caches = {}
+
+    def block(x):
+        for _ in range(3):
+            spconv.set_algorithm(Algorithm.IMPLICIT_GEMM_SPLITK)
+            spconv.set_hashmap_ratio(2.0)
+            x, caches["cache"] = sparse_submanifold_conv3d(
+                x, coords, shape, weight, bias, caches.get("cache"), (1, 1, 1)
+            )
+        return x
+
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    expected = torch.autograd.grad(block(feats).square().sum(), leaves)
+    out = torch.utils.checkpoint.checkpoint(block, feats, use_reentrant=False)
+    found = torch.autograd.grad(out.square().sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_second_order(layer):
+    feats, coords, shape, weight, bias = layer(12, c_in=2, c_out=2, dtype=F64, extent=3)
+    _, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    _, _, strided = sparse_conv3d(feats, coords, shape, weight, bias)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    for run in (
+        lambda *a: sparse_submanifold_conv3d(a[0], coords, shape, a[1], a[2], cache)[0],
+        lambda *a: sparse_conv3d(a[0], coords, shape, a[1], a[2], strided)[0],
+    ):
+        assert torch.autograd.gradcheck(run, leaves)
+        assert torch.autograd.gradgradcheck(run, leaves, atol=1e-4)
+
+
+def test_autocast(layer, device):
+    feats, coords, shape, weight, bias = layer(40)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    with torch.autocast(device.type, dtype=BF16):
+        out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+        direct, _ = SubMConv3dFunction.apply(feats, coords, shape, cache, weight, bias, (1, 1, 1))
+        strided, _, _ = sparse_conv3d(feats, coords, shape, weight, bias)
+        frozen = sparse_submanifold_conv3d(feats, weight=weight, bias=bias, config=cache.freeze())
+    for result in (out, direct, strided, frozen):
+        assert result.dtype == BF16
+        gradients = torch.autograd.grad(result.float().sum(), leaves)
+        assert [g.dtype for g in gradients] == [F32] * 3
+
+
+def test_non_finite_rows_reach_their_neighbours_only(layer, algorithm):
+    feats, coords, shape, weight, bias = layer(60)
+    feats[7] = float("nan")
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    reached = (bits(cache.neighbor_map) == 7).any(1)
+    assert torch.equal(out.isnan().any(1), reached)
+
+
+def test_any_strides(layer):
+    feats, coords, shape, weight, bias = layer(40)
+    expected, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    wide = torch.zeros(40, 8, device=feats.device)[:, ::2]
+    wide.copy_(feats)
+    turned = weight.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    dy = torch.ones(1, 1, device=feats.device).expand(40, 5)
+    wide.requires_grad_(), turned.requires_grad_()
+    out, _ = sparse_submanifold_conv3d(wide, coords, shape, turned, bias)
+    assert torch.equal(out, expected)
+    found = torch.autograd.grad(out, (wide, turned), dy)
+    assert [g.shape for g in found] == [wide.shape, turned.shape]
+
+
+def test_repeatable(layer, algorithm, threads, device):
+    feats, coords, shape, weight, bias = layer(300, c_in=16, c_out=16)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    runs = []
+    for count in (1, 3, 16, 16) if device.type == "cpu" else (1, 1):
+        threads(count)
+        out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+        strided, _, _ = sparse_conv3d(feats, coords, shape, weight, bias, stride=(2, 2, 2))
+        gradients = torch.autograd.grad(out.square().sum() + strided.square().sum(), leaves)
+        runs.append((out, strided, *gradients, bits(cache.neighbor_map)))
+    for others in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], others, strict=True))
+
+
+def test_allow_tf32_is_torchs_until_assigned(device, layer):
+    config = flex_gemm.kernels.triton.spconv.config
+    assert config.allow_tf32 == torch.backends.cuda.matmul.allow_tf32
+    feats, coords, shape, weight, bias = layer(200, c_in=64, c_out=64)
+    exact = sparse_submanifold_conv3d(feats.double(), coords, shape, weight.double(), bias.double())
+    errors = {}
+    for allowed in (True, False):
+        config.allow_tf32 = allowed
+        out, _ = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+        errors[allowed] = float((out - exact[0]).abs().max() / exact[0].abs().max())
+    assert errors[False] < 1e-5
+    # On the CPU the switch changes nothing.
+    assert errors[True] > 1e-5 if device.type == "cuda" else errors[True] == errors[False]
+    config._kernel_config.configure(allow_tf32=False, invalid_neigh=-1)
+    assert config.allow_tf32 is False
