@@ -12,7 +12,9 @@ import pytest
 import torch
 from pytest import fixture
 
+import flex_gemm
 import voxgemm as vg
+from flex_gemm.ops import spconv
 
 HERE = pathlib.Path(__file__).resolve().parent
 _spec = importlib.util.spec_from_file_location("voxgemm_tests", HERE.parent / "python/conftest.py")
@@ -23,6 +25,8 @@ within, against, threads = _library.within, _library.against, _library.threads
 
 # Where the originals' documents are kept beside a checkout; the library does not need them.
 DOCUMENTS = HERE.parents[2] / "shared" / "seeds"
+
+FLEX_ALGORITHMS = [name for key, name in vars(spconv.Algorithm).items() if key.isupper()]
 
 
 def blocks_of(name: str, language: str) -> list[str]:
@@ -74,5 +78,36 @@ def reference(dense):
     def make(geometry: vg.Geometry, coords, out_coords=None):
         sides = (coords, coords if out_coords is None else out_coords)
         return lambda x, weight, bias: dense.conv(x, weight, bias, geometry, sides)
+
+    return make
+
+
+@fixture
+def flex_state():
+    """Programs assign the module's variables; every test begins with the defaults."""
+    names = [name for name in vars(spconv) if name.isupper() and not name.startswith("_")]
+    before = {name: getattr(spconv, name) for name in names}
+    yield
+    for name, value in before.items():
+        setattr(spconv, name, value)
+    vars(flex_gemm.kernels.triton.spconv.config).pop("allow_tf32", None)
+
+
+@fixture(params=FLEX_ALGORITHMS)
+def algorithm(request, flex_state):
+    spconv.set_algorithm(request.param)
+    return request.param
+
+
+@fixture
+def layer(clouds, randn):
+    """make(rows, size, Ci, Co, dtype) -> feats, coords, shape, weight, bias."""
+
+    def make(rows=60, size=3, c_in=4, c_out=5, dtype=torch.float32, extent=8):
+        size = (size,) * 3 if isinstance(size, int) else size
+        coords = clouds.random(rows, extent)
+        shape = torch.Size((2, c_in, extent, extent, extent))
+        weight = randn(c_out, *size, c_in, dtype=dtype)
+        return randn(rows, c_in, dtype=dtype), coords, shape, weight, randn(c_out, dtype=dtype)
 
     return make
