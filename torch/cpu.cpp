@@ -39,6 +39,7 @@ Tensor cpu_info() { return info(Context::cpu(1)); }
 
 STABLE_TORCH_LIBRARY_IMPL(voxgemm, CPU, m) {
   add_operators(m);
+  add_voxel_operators(m);
   m.impl("_parse_problem", TORCH_BOX(&Guarded<&parse_problem>::call));
 }
 

@@ -23,7 +23,10 @@ Tensor cuda_info() { return info(cuda_context_of({DeviceKind::cuda, 0})); }
 // The caller's current stream.
 Context context_of(const Tensor& tensor) { return cuda_context_of(device_of(tensor)); }
 
-STABLE_TORCH_LIBRARY_IMPL(voxgemm, CUDA, m) { add_operators(m); }
+STABLE_TORCH_LIBRARY_IMPL(voxgemm, CUDA, m) {
+  add_operators(m);
+  add_voxel_operators(m);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(voxgemm, CompositeExplicitAutograd, m) {
   m.impl("_cuda_info", TORCH_BOX(&Guarded<&cuda_info>::call));

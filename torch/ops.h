@@ -46,6 +46,8 @@ using ::torch::stable::detail::StableLibrary;
 
 // Gives a dispatch key of the library its operators; they run where context_of() says.
 void add_operators(StableLibrary& library);
+// Those beside convolution.
+void add_voxel_operators(StableLibrary& library);
 
 // The version, then a line "DTYPE KERNEL" per kernel that can run there.
 Tensor info(const Context& ctx);

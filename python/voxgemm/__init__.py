@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import _library, errors, functional, nn
+from . import _library, errors, functional, hashmap, nn, serialization
 from .errors import ArgumentError
 from .functional import Algorithm, Geometry, KernelMap, build_map, output_coords, unique
 from .nn import explain
@@ -23,9 +23,11 @@ __all__ = [
     "errors",
     "explain",
     "functional",
+    "hashmap",
     "info",
     "nn",
     "output_coords",
+    "serialization",
     "unique",
 ]
 

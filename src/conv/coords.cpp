@@ -6,12 +6,11 @@
 #include <numeric>
 
 #include "conv/passes.h"
+#include "conv/validate.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
 namespace {
-
-bool on_device(const Context& ctx) { return ctx.device.kind == DeviceKind::cuda; }
 
 void validate_index(const VoxelIndex& index, const MatrixRef& coords) {
   check(index.rows() == coords.rows, "the voxel index has ", index.rows(),

@@ -44,8 +44,6 @@ struct Plan::State {
 
 namespace {
 
-bool on_device(const Context& ctx) { return ctx.device.kind == DeviceKind::cuda; }
-
 WeightsRef seen_transposed(WeightsRef w) {
   std::swap(w.c_in, w.c_out);
   std::swap(w.in_stride, w.out_stride);

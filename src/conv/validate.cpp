@@ -59,6 +59,24 @@ void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected
   check(matrix.data != nullptr || matrix.rows == 0, expected.what, " has no memory");
 }
 
+void validate_column(const Context& ctx, const MatrixRef& matrix, const Expected& expected) {
+  validate_matrix(ctx, matrix, expected);
+  check(matrix.stride == matrix.cols || matrix.rows <= 1, expected.what, " has rows ",
+        matrix.stride, " elements apart, expected ", matrix.cols);
+}
+
+Dtype integer_dtype(const MatrixRef& matrix, const char* what) {
+  check(matrix.dtype == Dtype::i32 || matrix.dtype == Dtype::i64, what, " has dtype ",
+        name(matrix.dtype), ", expected i32 or i64");
+  return matrix.dtype;
+}
+
+void validate_sortable(int64_t rows) {
+  constexpr int64_t most = (int64_t{1} << 32) - 2;
+  check(rows <= most, ErrorCode::unsupported, "there are ", rows,
+        " rows to sort, expected at most ", most);
+}
+
 void validate_weights(const Context& ctx,
                       const WeightsRef& w,
                       const KernelMap& map,

@@ -7,6 +7,8 @@
 
 namespace voxgemm {
 
+inline bool on_device(const Context& ctx) { return ctx.device.kind == DeviceKind::cuda; }
+
 // Every argument rule of the passes. Below the entry of a pass code may assume what these check.
 
 void validate_plan(const KernelMap& map, const PlanOptions& options);
@@ -18,6 +20,12 @@ struct Expected {
   Dtype dtype;
 };
 void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected& expected);
+// The same, and its rows stand one behind the other.
+void validate_column(const Context& ctx, const MatrixRef& matrix, const Expected& expected);
+// The dtype of a matrix that must be i32 or i64.
+Dtype integer_dtype(const MatrixRef& matrix, const char* what);
+// Rows are sorted as 32-bit numbers.
+void validate_sortable(int64_t rows);
 void validate_weights(const Context& ctx,
                       const WeightsRef& w,
                       const KernelMap& map,

@@ -51,6 +51,15 @@ OPERATORS = (
 )
 
 
+IN_TEST_VOXEL_OPS = {
+    "_curve_encode",
+    "_curve_decode",
+    "_sort_codes",
+    "_hash_insert",
+    "_check_hash_insert",
+    "_hash_lookup",
+    "_voxel_keys",
+}
 # What only CUDA maps have.
 ON_GPU = ("_map_status",)
 
@@ -78,7 +87,7 @@ def test_every_operator_is_checked():
         "_pairs",
         "_schedule",
     }
-    assert names == set(OPERATORS) | set(ON_GPU) | on_host
+    assert names - IN_TEST_VOXEL_OPS == set(OPERATORS) | set(ON_GPU) | on_host
 
 
 def test_opcheck_of_absent_arguments(calls):

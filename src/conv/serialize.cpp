@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "voxgemm/serialize.h"
+
+#include <algorithm>
+
+#include "conv/operators.h"
+#include "conv/validate.h"
+#include "voxgemm/coords.h"
+#include "voxgemm/error.h"
+
+namespace voxgemm {
+namespace {
+
+void validate_curve(const CurveOptions& options, Dtype dtype) {
+  const int most = dtype == Dtype::i32 ? 10 : 21;
+  check(options.bits >= 0 && options.bits <= most, "a curve has ", options.bits,
+        " bits an axis, expected 0 to ", most, " for codes of ", name(dtype));
+  Int3 sorted = options.axes;
+  std::sort(sorted.begin(), sorted.end());
+  check(sorted == Int3{0, 1, 2}, "the axes of a curve are ", options.axes[0], ", ", options.axes[1],
+        ", ", options.axes[2], ", expected a permutation of 0, 1, 2");
+}
+
+}  // namespace
+
+void curve_encode(const Context& ctx,
+                  const MatrixRef& coords,
+                  const CurveOptions& options,
+                  const MatrixRef& codes) {
+  validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  validate_column(ctx, codes, {"codes", coords.rows, 1, integer_dtype(codes, "codes")});
+  validate_curve(options, codes.dtype);
+  validate_apart(memory_of(codes, "codes"), memory_of(coords, "coords"));
+  on_device(ctx) ? cuda::curve_encode(ctx, coords, options, codes)
+                 : cpu::curve_encode(ctx, coords, options, codes);
+}
+
+void curve_decode(const Context& ctx,
+                  const MatrixRef& codes,
+                  const CurveOptions& options,
+                  const MatrixRef& coords) {
+  validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  validate_column(ctx, codes, {"codes", coords.rows, 1, integer_dtype(codes, "codes")});
+  validate_curve(options, codes.dtype);
+  validate_apart(memory_of(coords, "coords"), memory_of(codes, "codes"));
+  on_device(ctx) ? cuda::curve_decode(ctx, codes, options, coords)
+                 : cpu::curve_decode(ctx, codes, options, coords);
+}
+
+SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
+  validate_column(ctx, codes, {"codes", codes.rows, 1, integer_dtype(codes, "codes")});
+  validate_sortable(codes.rows);
+  return on_device(ctx) ? cuda::sort_codes(ctx, codes) : cpu::sort_codes(ctx, codes);
+}
+
+}  // namespace voxgemm

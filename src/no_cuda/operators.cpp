@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stands for src/cuda's part of conv/operators.h in builds without it.
+#include "conv/operators.h"
+
+#include "voxgemm/error.h"
+
+namespace voxgemm::cuda {
+namespace {
+
+[[noreturn]] void absent() {
+  fail(ErrorCode::unsupported, true,
+       "this build of voxgemm has no CUDA backend, expected a CPU context");
+}
+
+}  // namespace
+
+void curve_encode(const Context&, const MatrixRef&, const CurveOptions&, const MatrixRef&) {
+  absent();
+}
+void curve_decode(const Context&, const MatrixRef&, const CurveOptions&, const MatrixRef&) {
+  absent();
+}
+SortedCodes sort_codes(const Context&, const MatrixRef&) { absent(); }
+Matrix hash_insert(const Context&, const HashTableRef&, const HashInsert&) { absent(); }
+std::array<int64_t, 2> read_hash_status(const Context&, const MatrixRef&) { absent(); }
+void hash_lookup(const Context&, const HashTableRef&, const MatrixRef&, const MatrixRef&) {
+  absent();
+}
+void voxel_keys(const Context&, const MatrixRef&, const Int3&, const MatrixRef&) { absent(); }
+
+}  // namespace voxgemm::cuda
