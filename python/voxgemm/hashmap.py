@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ._library import call, ops
+from .algorithms import index_in
 from .columns import as_bits, may_wait
 from .errors import ArgumentError
-from .functional import Triple, index_in, triple
+from .kernel_map import Triple, triple
 
 DTYPES = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 

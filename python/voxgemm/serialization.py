@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ._library import call, ops
+from .algorithms import index_in
 from .columns import as_bits, may_wait
 from .errors import ArgumentError
-from .functional import Triple, index_in, triple
+from .kernel_map import Triple, triple
 
 CURVES = ("z_order", "hilbert", "rows")
 AXES = ("xyz", "xzy", "yxz", "yzx", "zxy", "zyx")
