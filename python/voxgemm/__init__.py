@@ -10,6 +10,7 @@ import torch
 from . import _library, errors, functional, hashmap, nn, serialization
 from .errors import ArgumentError
 from .functional import Algorithm, Geometry, KernelMap, build_map, output_coords, unique
+from .joins import cat, collate, union_add
 from .nn import explain
 from .tensor import SparseTensor
 
@@ -20,6 +21,8 @@ __all__ = [
     "KernelMap",
     "SparseTensor",
     "build_map",
+    "cat",
+    "collate",
     "errors",
     "explain",
     "functional",
@@ -28,6 +31,7 @@ __all__ = [
     "nn",
     "output_coords",
     "serialization",
+    "union_add",
     "unique",
 ]
 

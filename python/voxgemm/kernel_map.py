@@ -262,7 +262,14 @@ class UniqueCoords(NamedTuple):
 
 
 def unique(coords: Tensor) -> UniqueCoords:
-    """Distinct coordinates of int32 [n, 4] (batch, x, y, z) rows."""
+    """The distinct rows of coords, int32 [n, 4]. Waits for the device; n may be 0.
+
+    >>> coords = torch.tensor([[0, 7, 7, 7], [0, 1, 1, 1], [0, 7, 7, 7]], dtype=torch.int32)
+    >>> vg.unique(coords).first_row.tolist(), vg.unique(coords).inverse.tolist()
+    ([0, 1], [0, 1, 0])
+
+    Raises ArgumentError: another shape or dtype.
+    """
     return UniqueCoords(*call(ops._unique.default, coords))
 
 
@@ -272,10 +279,17 @@ def output_coords(
     output_rule: str = "reached",
     spatial_shape: Triple | None = None,
 ) -> Tensor:
-    """The output voxels of a strided convolution, int32 [m, 4], ascending.
+    """The output voxels, int32 [m, 4], of a strided convolution on coords, int32 [n, 4].
 
     'reached': every voxel some input reaches through some tap, inside
-    `geometry.out_shape(spatial_shape)` if a shape is given. 'floor': floor(in / stride).
+    `geometry.out_shape(spatial_shape)` if a shape is given. 'floor': floor(in / stride). In
+    ascending order, none twice. Waits for the device; n may be 0.
+
+    >>> coords = torch.tensor([[0, 4, 5, 6], [0, 5, 5, 6]], dtype=torch.int32)
+    >>> vg.output_coords(coords, vg.Geometry((2, 2, 2), (2, 2, 2))).tolist()
+    [[0, 2, 2, 3]]
+
+    Raises ArgumentError: another shape or dtype, a geometry that is none, an unknown rule.
     """
     rule = index_in(OUTPUT_RULES, output_rule, "output_rule")
     return call(ops._output_coords.default, coords, geometry.numbers(), rule, spatial_shape)
@@ -290,7 +304,22 @@ def build_map(
     padding: int | Triple = 0,
     dilation: int | Triple = 1,
 ) -> KernelMap:
-    """The map of coords int32 [n, 4]: submanifold (outputs are inputs), or to `out_coords`."""
+    """The map of a convolution on coords, int32 [n, 4]: which row feeds which through which tap.
+
+    Without out_coords, int32 [m, 4], outputs are the inputs (submanifold), and tap size // 2 of
+    each axis reads the output's own voxel. With them, per axis: in = out * stride - padding +
+    tap * dilation. Waits for no device; n and m may be 0.
+
+    >>> coords = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], dtype=torch.int32)
+    >>> map = vg.build_map(coords, 3)
+    >>> map, map.pairs
+    (KernelMap(submanifold, kernel_size=(3, 3, 3), stride=(1, 1, 1), n_in=2, n_out=2), 4)
+    >>> half = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.int32)
+    >>> vg.build_map(coords, 2, out_coords=half, stride=2).pairs
+    2
+
+    Raises ArgumentError: another shape or dtype, a geometry that is none, more than 4096 taps.
+    """
     size = triple(kernel_size, "kernel_size")
     spread = triple(dilation, "dilation")
     if out_coords is not None:

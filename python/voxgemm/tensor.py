@@ -1,127 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features on active voxels, and the kernel maps of their coordinates."""
+"""Features on active voxels."""
 
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from . import kernel_map
 from ._library import call, ops
 from .errors import ArgumentError
-from .kernel_map import Geometry, KernelMap, Triple, triple
+from .kernel_map import Triple, triple
+from .map_cache import CoordinateSet, MapCache
+from .segments import merged_rows
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CoordinateSet:
-    coords: Tensor  # int32 [n, 4]
-    spatial_shape: Triple | None
-    batch_size: int | None
-    stride: Triple  # in voxels of the set that all began with
-
-
-class MapCache:
-    """Coordinate sets that come from one another, and their kernel maps, each built once.
-
-    Every tensor that a network makes of its input shares one. Sets are known by number, so that
-    nothing refers back to a tensor and memory is freed as soon as the last one is dropped.
-    """
-
-    def __init__(self, root: CoordinateSet):
-        self.sets = [root]
-        self._submanifold: dict[tuple[int, Geometry], KernelMap] = {}
-        # (set, geometry, output rule) -> (set it leads to, map)
-        self._strided: dict[tuple[int, Geometry, str], tuple[int, KernelMap]] = {}
-
-    def submanifold(self, number: int, geometry: Geometry) -> KernelMap:
-        key = (number, geometry)
-        if key not in self._submanifold:
-            coords = self.sets[number].coords
-            self._submanifold[key] = kernel_map.submanifold_map(coords, geometry)
-        return self._submanifold[key]
-
-    def strided(self, number: int, geometry: Geometry, output_rule: str) -> tuple[int, KernelMap]:
-        """The number of the set that the convolution leads to, and the map towards it."""
-        key = (number, geometry, output_rule)
-        if key not in self._strided:
-            source = self.sets[number]
-            shape = source.spatial_shape
-            coords = kernel_map.output_coords(source.coords, geometry, output_rule, shape)
-            if shape is not None and output_rule == "reached":
-                shape = geometry.out_shape(shape)
-            elif shape is not None:
-                shape = tuple(-(-n // s) for n, s in zip(shape, geometry.stride, strict=True))
-            stride = tuple(a * b for a, b in zip(source.stride, geometry.stride, strict=True))
-            map = kernel_map.strided_map(source.coords, coords, geometry)
-            self.sets.append(CoordinateSet(coords, shape, source.batch_size, stride))
-            self._strided[key] = (len(self.sets) - 1, map)
-        return self._strided[key]
-
-    def inverse(self, number: int, asked: dict[str, Triple]) -> tuple[int, KernelMap]:
-        """Back through the strided convolution that led to a set and has the geometry asked for."""
-        ways = [
-            (key[0], key[1], map)
-            for key, (target, map) in self._strided.items()
-            if target == number
-        ]
-        fitting = [
-            way for way in ways if all(getattr(way[1], name) == asked[name] for name in asked)
-        ]
-        if len(fitting) == 1:
-            return fitting[0][0], fitting[0][2].transposed()
-        found = "; ".join(_described(way[1]) for way in fitting or ways)
-        wanted = ", ".join(f"{_FIELDS[name]}={value}" for name, value in asked.items())
-        if fitting:
-            raise ArgumentError(
-                f"several SparseConv3d with {wanted} led to these coordinates ({found}); say which "
-                "by stride, padding and dilation"
-            )
-        came = f"they came from SparseConv3d with {found}" if ways else "they came from none"
-        raise ArgumentError(
-            f"an inverse convolution goes back to where a SparseConv3d with {wanted} came from, "
-            f"but of these coordinates {came}"
-        )
-
-
-_FIELDS = dict(zip(Geometry._fields, ("kernel_size", "stride", "padding", "dilation"), strict=True))
-
-
-def _described(geometry: Geometry) -> str:
-    return ", ".join(f"{_FIELDS[name]}={value}" for name, value in geometry._asdict().items())
+Number = int | float
 
 
 class SparseTensor:
-    """Features [n, channels] on voxels with coordinates int32 [n, 4] (batch, x, y, z) in any order.
+    """Features on voxels: floats [n, channels] and coordinates int32 [n, 4], in any order.
 
-    With a spatial shape or a batch size given, a coordinate outside it is an error; without, any
-    int32 is legal. Voxels may repeat: a look-up finds the lowest row, each row has its own output
-    (`voxgemm.unique` merges). Layers find their kernel maps here, so whatever a network computes on
-    one set of coordinates shares them.
+    A coordinate is (batch, x, y, z). With a spatial shape or a batch size given, one outside it is
+    an error; without, any int32 is legal. Voxels may repeat: a look-up finds the lowest row, each
+    row has its own output (`unique` merges). n may be 0.
+
+    Layers find their kernel maps here: all that a network computes on one set of coordinates shares
+    the set and its maps. Arithmetic and `cat` take tensors on the same set, which they know by
+    identity: no device is asked, nothing is compared.
+
+    >>> coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 5, 0, 0]], dtype=torch.int32)
+    >>> x = vg.SparseTensor(torch.ones(3, 2), coords)
+    >>> y = x * 2 + x.replace(torch.zeros(3, 2))
+    >>> y.features.sum(), y.coords is x.coords
+    (tensor(12.), True)
+    >>> [item.voxels for item in x]
+    [2, 1]
+
+    Raises ArgumentError: tensors of another shape, dtype or device than said, coordinates outside.
     """
+
+    features: Tensor
+    _maps: MapCache
+    _number: int
 
     def __init__(
         self,
         features: Tensor,
         coords: Tensor,
-        spatial_shape: Triple | None = None,
+        spatial_shape: int | Sequence[int] | None = None,
         batch_size: int | None = None,
     ):
         _check(features, coords)
         coords = coords.contiguous()
-        if spatial_shape is not None:
-            spatial_shape = triple(spatial_shape, "spatial_shape")
-        zero = call(ops._check_coords.default, coords, spatial_shape, batch_size)
+        shape = None if spatial_shape is None else triple(spatial_shape, "spatial_shape")
+        zero = call(ops._check_coords.default, coords, shape, batch_size)
         if torch.compiler.is_compiling():
             coords = coords + zero  # a graph drops what nothing uses, a check too
         self.features = features
-        self._maps = MapCache(CoordinateSet(coords, spatial_shape, batch_size, (1, 1, 1)))
+        self._maps = MapCache(CoordinateSet(coords, shape, batch_size, (1, 1, 1)))
         self._number = 0
+
+    @classmethod
+    def _on(cls, features: Tensor, maps: MapCache, number: int = 0) -> SparseTensor:
+        out: SparseTensor = object.__new__(cls)
+        out.features, out._maps, out._number = features, maps, number
+        return out
+
+    @classmethod
+    def from_dense(cls, grid: Tensor, mask: Tensor | None = None) -> SparseTensor:
+        """The voxels of a grid [batch, channels, X, Y, Z] that a mask, bool [batch, X, Y, Z], has.
+
+        Without a mask: where any channel differs from zero. Rows are in ascending order of
+        (batch, x, y, z). Waits for the device. Differentiable in the grid.
+
+        >>> grid = torch.zeros(1, 2, 4, 4, 4)
+        >>> grid[0, 1, 3, 0, 2] = 5
+        >>> x = vg.SparseTensor.from_dense(grid)
+        >>> x.coords.tolist(), x.features.tolist()
+        ([[0, 3, 0, 2]], [[0.0, 5.0]])
+        """
+        if grid.ndim != 5 or not grid.is_floating_point():
+            raise ArgumentError(
+                f"grid is {_shape(grid)}, expected floats [batch, channels, X, Y, Z]"
+            )
+        batch, _, *extents = grid.shape
+        if mask is None:
+            mask = (grid != 0).any(1)
+        elif mask.dtype != torch.bool or mask.shape != (batch, *extents):
+            raise ArgumentError(f"mask is {_shape(mask)}, expected bool {[batch, *extents]}")
+        at = mask.nonzero()
+        features = grid.permute(0, 2, 3, 4, 1)[tuple(at.T)]
+        here = CoordinateSet(at.int(), triple(extents, "extents"), batch, (1, 1, 1))
+        return cls._on(features, MapCache(here))
 
     @property
     def maps(self) -> MapCache:
+        """The coordinate sets and maps shared by all that descends from one tensor."""
         return self._maps
 
     @property
@@ -130,75 +109,333 @@ class SparseTensor:
         return self._number
 
     @property
+    def _set(self) -> CoordinateSet:
+        return self._maps.sets[self._number]
+
+    @property
     def coords(self) -> Tensor:
+        """int32 [n, 4]: (batch, x, y, z) of each row, in steps of `stride`."""
         return self._maps.sets[self._number].coords
 
     @property
     def spatial_shape(self) -> Triple | None:
-        return self._maps.sets[self._number].spatial_shape
+        """The number of voxels per axis, if the first tensor had a shape."""
+        return self._set.spatial_shape
 
     @property
     def stride(self) -> Triple:
         """How many voxels of the first tensor one step is, per axis."""
-        return self._maps.sets[self._number].stride
+        return self._set.stride
 
     @property
     def batch_size(self) -> int:
-        """As given, else the highest batch number plus one."""
-        given = self._maps.sets[self._number].batch_size
+        """As given, else the highest batch number plus one, for which the device is waited for."""
+        given = self._set.batch_size
         if given is not None:
             return given
-        return int(self.coords[:, 0].max()) + 1 if len(self.coords) else 0
+        return int(self.coords[:, 0].max()) + 1 if self.voxels else 0
+
+    @property
+    def voxels(self) -> int:
+        """n, the number of rows."""
+        return self.coords.shape[0]
+
+    @property
+    def channels(self) -> int:
+        return self.features.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features."""
+        return self.features.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
 
     def replace(self, features: Tensor, number: int | None = None) -> SparseTensor:
-        """Other features on the same coordinates or another set of `maps`, which is shared."""
-        out = object.__new__(SparseTensor)
-        out.features = features
-        out._maps = self._maps
-        out._number = self._number if number is None else number
-        if features.ndim != 2 or len(features) != len(out.coords):
+        """Other features [n, any] on the same coordinates, or on another set of `maps`."""
+        out = self._on(features, self._maps, self._number if number is None else number)
+        if features.ndim != 2 or features.shape[0] != out.coords.shape[0]:
             raise ArgumentError(
-                f"features is {_shape(features)}, expected [{len(out.coords)}, channels]: "
+                f"features is {_shape(features)}, expected [{out.voxels}, channels]: "
                 "one row per voxel"
             )
         return out
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> SparseTensor:
+        """function(features), [n, any], on the same coordinates.
+
+        >>> x = vg.SparseTensor(torch.tensor([[-1.0]]), torch.zeros(1, 4, dtype=torch.int32))
+        >>> x.apply(torch.relu).features
+        tensor([[0.]])
+        """
+        return self.replace(function(self.features))
+
+    def shares_coords(self, other: SparseTensor) -> bool:
+        """Whether row i of both is one voxel, by identity: two equal copies do not count."""
+        return self.coords is other.coords
+
+    def _operand(self, other: Operand, name: str) -> Tensor | Number:
+        """What stands beside the features: those of a tensor on the same coordinates, or other."""
+        if not isinstance(other, SparseTensor):
+            return other
+        check_shared(name, (self, other))
+        return other.features
+
+    def __add__(self, other: Operand) -> SparseTensor:
+        return self.replace(self.features + self._operand(other, "a sum"))
+
+    def __sub__(self, other: Operand) -> SparseTensor:
+        return self.replace(self.features - self._operand(other, "a difference"))
+
+    def __mul__(self, other: Operand) -> SparseTensor:
+        return self.replace(self.features * self._operand(other, "a product"))
+
+    def __truediv__(self, other: Operand) -> SparseTensor:
+        return self.replace(self.features / self._operand(other, "a quotient"))
+
+    def __rsub__(self, other: Tensor | Number) -> SparseTensor:
+        return self.replace(other - self.features)
+
+    def __rtruediv__(self, other: Tensor | Number) -> SparseTensor:
+        return self.replace(other / self.features)
+
+    def __neg__(self) -> SparseTensor:
+        return self.replace(-self.features)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+    __array_ufunc__ = None  # numpy's scalars on the left leave the operation to the above
+
+    def select(self, which: Tensor) -> SparseTensor:
+        """The rows where a mask bool [n] is set, or those that int64 [k] names, in its order.
+
+        They stand on coordinates of their own, whose maps are built anew. A mask makes the caller
+        wait for the device.
+
+        >>> x = vg.SparseTensor(torch.eye(3), torch.arange(12, dtype=torch.int32).view(3, 4))
+        >>> x.select(x.features[:, 1] == 0).coords.tolist()
+        [[0, 1, 2, 3], [8, 9, 10, 11]]
+        """
+        if which.dtype == torch.bool and which.shape == (self.voxels,):
+            rows = which.nonzero()[:, 0]
+        elif which.dtype == torch.int64 and which.ndim == 1:
+            rows = which
+        else:
+            raise ArgumentError(
+                f"which is {_shape(which)}, expected bool [{self.voxels}] or int64 [k]"
+            )
+        return self.moved(self.features[rows], self.coords[rows])
+
+    def moved(self, features: Tensor, coords: Tensor, **changes: Any) -> SparseTensor:
+        """On other coordinates, whose CoordinateSet is this one's but for the changes."""
+        here = dataclasses.replace(self._set, coords=coords, **changes)
+        return self._on(features, MapCache(here))
+
+    def unique(self, reduce: str = "sum") -> SparseTensor:
+        """Each voxel once, in order of first appearance, with its rows' features reduced.
+
+        'sum' and 'mean' add in row order (in float32 if the features have 16 bits), 'first' takes
+        the lowest row. Waits for the device. Differentiable, any order.
+
+        >>> x = vg.SparseTensor(torch.tensor([[1.0], [2.0], [4.0]]), torch.zeros(3, 4).int())
+        >>> x.unique().features, x.unique("mean").features, x.unique("first").features
+        (tensor([[7.]]), tensor([[2.3333]]), tensor([[1.]]))
+        """
+        if reduce not in ("sum", "mean", "first"):
+            raise ArgumentError(f"reduce is {reduce!r}, expected one of sum, mean, first")
+        coords, first, inverse = kernel_map.unique(self.coords)
+        if coords.shape[0] == self.voxels:
+            return self
+        if reduce == "first":
+            return self.moved(self.features[first.long()], coords)
+        counts = inverse.bincount(minlength=coords.shape[0])
+        features = merged_rows(self.features, inverse.long(), counts, reduce == "mean")
+        return self.moved(features, coords)
+
+    def dense(self) -> Tensor:
+        """[batch, channels, X, Y, Z], zero where no voxel is; of repeated voxels the lowest row.
+
+        Without a spatial shape the extents are those of the coordinates, from 0. Raises
+        ArgumentError where a coordinate is negative. Waits for the device. Differentiable.
+
+        >>> x = vg.SparseTensor(torch.ones(1, 2), torch.tensor([[0, 1, 2, 3]], dtype=torch.int32))
+        >>> x.dense().shape
+        torch.Size([1, 2, 2, 3, 4])
+        """
+        shape = self.spatial_shape
+        if shape is None:
+            most = self.coords[:, 1:].amax(0).tolist() if self.voxels else (-1, -1, -1)
+            shape = triple([max(int(c) + 1, 0) for c in most], "the extents")
+        batch = self.batch_size
+        call(ops._check_coords.default, self.coords, shape, batch)
+        coords, rows, _ = kernel_map.unique(self.coords)
+        grid = self.features.new_zeros((batch, *shape, self.channels))
+        grid = grid.index_put(tuple(coords.long().T), self.features[rows.long()])
+        return grid.permute(0, 4, 1, 2, 3).contiguous()
+
+    def __len__(self) -> int:
+        """The number of batch items, as `batch_size`; `voxels` counts rows."""
+        return self.batch_size
+
+    def __iter__(self) -> Iterator[SparseTensor]:
+        """The batch items, each alone with batch number 0. Waits for the device once."""
+        size = self.counted()
+        batch = self.coords[:, 0]
+        order = batch.argsort(stable=True)
+        counts = batch.bincount(minlength=size).tolist()
+        places = self.coords[order]
+        places[:, 0] = 0
+        rows = self.features[order]
+        for features, coords in zip(rows.split(counts), places.split(counts), strict=True):
+            yield self.moved(features, coords, batch_size=1)
+
+    def __getitem__(self, item: int | slice) -> SparseTensor:
+        """Batch item number `item`, or those of a slice, numbered from 0. Waits for the device.
+
+        >>> x = vg.SparseTensor(torch.ones(2, 1), torch.tensor([[0] * 4, [3] * 4]).int())
+        >>> len(x), x[3].coords.tolist(), x[-2:].coords.tolist(), x[1].voxels
+        (4, [[0, 3, 3, 3]], [[1, 3, 3, 3]], 0)
+        """
+        if not isinstance(item, (int, slice)):
+            raise ArgumentError(
+                f"x[...] takes a batch item's number or a slice of them, got a "
+                f"{type(item).__name__}; x.select takes masks and rows"
+            )
+        size = self.counted()
+        if isinstance(item, int) and not -size <= item < size:
+            raise IndexError(f"batch item {item} of {size}")
+        kept = range(size)[item if isinstance(item, slice) else slice(item % size, item % size + 1)]
+        numbers = [-1] * size
+        for number, batch in enumerate(kept):
+            numbers[batch] = number
+        table = torch.tensor(numbers, dtype=torch.int32, device=self.coords.device)
+        new = table[self.coords[:, 0].long()]
+        rows = (new >= 0).nonzero()[:, 0]
+        coords = torch.cat([new[rows, None], self.coords[rows, 1:]], 1)
+        return self.moved(self.features[rows], coords, batch_size=len(kept))
+
+    def counted(self) -> int:
+        """The batch size; raises where a batch number is negative."""
+        size = self.batch_size
+        if self._set.batch_size is None:
+            call(ops._check_coords.default, self.coords, None, size)
+        return size
 
     def to(self, *args: Any, **kwargs: Any) -> SparseTensor:
         """As Tensor.to, of the features. To another device coordinates follow, maps do not."""
         features = self.features.to(*args, **kwargs)
         if features.device == self.coords.device:
             return self.replace(features)
-        here = self._maps.sets[self._number]
-        moved = dataclasses.replace(here, coords=here.coords.to(features.device))
-        out = self.replace(features)
-        out._maps, out._number = MapCache(moved), 0
-        return out
+        wait = {"non_blocking": True} if kwargs.get("non_blocking") else {}
+        return self.moved(features, self.coords.to(features.device, **wait))
 
-    def dense(self) -> Tensor:
-        """[batch, channels, X, Y, Z], zero where no voxel is; of repeated voxels the lowest row.
+    def cpu(self) -> SparseTensor:
+        return self.to("cpu")
 
-        Without a spatial shape the extents are those of the coordinates, from 0.
-        """
-        shape = self.spatial_shape
-        if shape is None:
-            most = self.coords[:, 1:].amax(0).tolist() if len(self.coords) else (-1, -1, -1)
-            shape = tuple(max(int(c) + 1, 0) for c in most)
-        batch = self.batch_size
-        call(ops._check_coords.default, self.coords, shape, batch)
-        coords, rows, _ = kernel_map.unique(self.coords)
-        grid = self.features.new_zeros((batch, *shape, self.features.shape[1]))
-        grid = grid.index_put(tuple(coords.long().T), self.features[rows.long()])
-        return grid.permute(0, 4, 1, 2, 3).contiguous()
+    def cuda(self, device: int | torch.device | None = None) -> SparseTensor:
+        return self.to("cuda" if device is None else torch.device("cuda", device))
 
-    def __len__(self) -> int:
-        return len(self.coords)
+    def float(self) -> SparseTensor:
+        return self.to(torch.float32)
+
+    def double(self) -> SparseTensor:
+        return self.to(torch.float64)
+
+    def half(self) -> SparseTensor:
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> SparseTensor:
+        return self.to(torch.bfloat16)
+
+    def detach(self) -> SparseTensor:
+        """The same without a history of derivatives; the maps are shared."""
+        return self.replace(self.features.detach())
+
+    def pin_memory(self) -> SparseTensor:
+        """In page-locked memory, for copies that do not wait; DataLoader calls it."""
+        return self.moved(self.features.pin_memory(), self.coords.pin_memory())
+
+    def __repr__(self) -> str:
+        batch = self._set.batch_size
+        return (
+            f"SparseTensor({self.voxels} voxels, {self.channels} channels, "
+            f"{self.features.dtype}, {self.features.device}, stride={self.stride}, "
+            f"spatial_shape={self.spatial_shape}"
+            + ("" if batch is None else f", batch_size={batch}")
+            + ")"
+        )
+
+
+Operand = SparseTensor | Tensor | Number
+
+
+def check_shared(name: str, tensors: Sequence[SparseTensor]) -> None:
+    first = tensors[0]
+    for tensor in tensors:
+        if not tensor.shares_coords(first):
+            raise ArgumentError(
+                f"{name} of tensors on different coordinates: {first.voxels} voxels at stride "
+                f"{first.stride}, and {tensor.voxels} at {tensor.stride}; coordinates are the same "
+                "where one tensor was made of the other, and voxgemm.union_add adds any"
+            )
+
+
+class _Context:
+    """What a pytree of a SparseTensor keeps beside features and coordinates.
+
+    The maps are held weakly, and by no copy, so that a specification kept for long (an exported
+    program's) keeps none of its example alive.
+    """
+
+    def __init__(self, here: CoordinateSet, maps: MapCache | None = None, number: int = 0):
+        self.static = (here.spatial_shape, here.batch_size, here.stride)
+        self.maps = None if maps is None else weakref.ref(maps)
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Context) and self.static == other.static
+
+    def __hash__(self) -> int:
+        return hash(self.static)
 
     def __repr__(self) -> str:
         return (
-            f"SparseTensor({len(self)} voxels, {self.features.shape[1]} channels, "
-            f"{self.features.dtype}, {self.features.device}, stride={self.stride}, "
-            f"spatial_shape={self.spatial_shape})"
+            f"spatial_shape={self.static[0]}, batch_size={self.static[1]}, stride={self.static[2]}"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _context_of, (self.static,)
+
+
+def _context_of(static: Sequence[Any]) -> _Context:
+    """Of the spatial shape, batch size and stride, also as JSON gives them."""
+    shape, size, stride = (tuple(v) if isinstance(v, list) else v for v in static)
+    return _Context(CoordinateSet(torch.empty(0, 4), shape, size, stride))
+
+
+def _flatten(x: SparseTensor) -> tuple[list[Any], _Context]:
+    return [x.features, x.coords], _Context(x._set, x._maps, x._number)
+
+
+def _unflatten(leaves: Any, context: _Context) -> SparseTensor:
+    """On the same maps if the coordinates are the very same tensor."""
+    features, coords = leaves
+    maps = context.maps and context.maps()
+    if maps is not None and maps.sets[context.number].coords is coords:
+        return SparseTensor._on(features, maps, context.number)
+    return SparseTensor._on(features, MapCache(CoordinateSet(coords, *context.static)))
+
+
+pytree.register_pytree_node(
+    SparseTensor,
+    _flatten,
+    _unflatten,
+    serialized_type_name="voxgemm.SparseTensor",
+    to_dumpable_context=lambda context: context.static,
+    from_dumpable_context=_context_of,
+)
 
 
 def _shape(tensor: Tensor) -> str:

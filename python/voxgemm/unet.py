@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .functional import KernelMap
+from .joins import cat
+from .kernel_map import KernelMap
 from .nn import SparseConv3d, SparseInverseConv3d, SubmConv3d
 from .tensor import SparseTensor
 
@@ -46,8 +47,7 @@ class Residual(nn.Module):
         self.second = _subm(channels, channels, relu=False)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        y = self.second(self.first(x))
-        return y.replace((x.features + y.features).relu())
+        return (x + self.second(self.first(x))).apply(torch.relu)
 
 
 class UNet(nn.Module):
@@ -99,6 +99,5 @@ class UNet(nn.Module):
             skips.append(x)
             x = encoder(down(x))
         for up, decoder in zip(reversed(self.ups), reversed(self.decoders), strict=True):
-            skip = skips.pop()
-            x = decoder(skip.replace(torch.cat([skip.features, up(x).features], 1)))
+            x = decoder(cat([skips.pop(), up(x)]))
         return self.head(x.features)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coordinate sets that a network's tensors stand on, and the kernel maps between them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from . import kernel_map
+from .errors import ArgumentError
+from .kernel_map import Geometry, KernelMap, Triple
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CoordinateSet:
+    coords: Tensor  # int32 [n, 4]
+    spatial_shape: Triple | None
+    batch_size: int | None
+    stride: Triple  # in voxels of the set that all began with
+
+
+class MapCache:
+    """Coordinate sets that come from one another, and their kernel maps, each built once.
+
+    Every tensor that a network makes of its input shares one. Sets are known by number, so that
+    nothing refers back to a tensor and memory is freed as soon as the last one is dropped.
+    """
+
+    def __init__(self, root: CoordinateSet):
+        self.sets = [root]
+        self._submanifold: dict[tuple[int, Geometry], KernelMap] = {}
+        # (set, geometry, output rule) -> (set it leads to, map)
+        self._strided: dict[tuple[int, Geometry, str], tuple[int, KernelMap]] = {}
+
+    def submanifold(self, number: int, geometry: Geometry) -> KernelMap:
+        key = (number, geometry)
+        if key not in self._submanifold:
+            coords = self.sets[number].coords
+            self._submanifold[key] = kernel_map.submanifold_map(coords, geometry)
+        return self._submanifold[key]
+
+    def strided(self, number: int, geometry: Geometry, output_rule: str) -> tuple[int, KernelMap]:
+        """The number of the set that the convolution leads to, and the map towards it."""
+        key = (number, geometry, output_rule)
+        if key not in self._strided:
+            source = self.sets[number]
+            shape = source.spatial_shape
+            coords = kernel_map.output_coords(source.coords, geometry, output_rule, shape)
+            if shape is not None and output_rule == "reached":
+                shape = geometry.out_shape(shape)
+            elif shape is not None:
+                shape = tuple(-(-n // s) for n, s in zip(shape, geometry.stride, strict=True))
+            stride = tuple(a * b for a, b in zip(source.stride, geometry.stride, strict=True))
+            map = kernel_map.strided_map(source.coords, coords, geometry)
+            self.sets.append(CoordinateSet(coords, shape, source.batch_size, stride))
+            self._strided[key] = (len(self.sets) - 1, map)
+        return self._strided[key]
+
+    def inverse(self, number: int, asked: dict[str, Triple]) -> tuple[int, KernelMap]:
+        """Back through the strided convolution that led to a set and has the geometry asked for."""
+        ways = [
+            (key[0], key[1], map)
+            for key, (target, map) in self._strided.items()
+            if target == number
+        ]
+        fitting = [
+            way for way in ways if all(getattr(way[1], name) == asked[name] for name in asked)
+        ]
+        if len(fitting) == 1:
+            return fitting[0][0], fitting[0][2].transposed()
+        found = "; ".join(_described(way[1]) for way in fitting or ways)
+        wanted = ", ".join(f"{_FIELDS[name]}={value}" for name, value in asked.items())
+        if fitting:
+            raise ArgumentError(
+                f"several SparseConv3d with {wanted} led to these coordinates ({found}); say which "
+                "by stride, padding and dilation"
+            )
+        came = f"they came from SparseConv3d with {found}" if ways else "they came from none"
+        raise ArgumentError(
+            f"an inverse convolution goes back to where a SparseConv3d with {wanted} came from, "
+            f"but of these coordinates {came}"
+        )
+
+
+_FIELDS = dict(zip(Geometry._fields, ("kernel_size", "stride", "padding", "dilation"), strict=True))
+
+
+def _described(geometry: Geometry) -> str:
+    return ", ".join(f"{_FIELDS[name]}={value}" for name, value in geometry._asdict().items())

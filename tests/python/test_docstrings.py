@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples in docstrings say what happens."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import voxgemm as vg
+
+MODULES = sorted(module.name for module in pkgutil.iter_modules(vg.__path__, "voxgemm."))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        assert error.name and not error.name.startswith("voxgemm")
+        pytest.skip(f"{error.name} is not installed")
+    failed, _ = doctest.testmod(module, extraglobs={"torch": torch, "vg": vg})
+    assert failed == 0
+
+
+def test_what_users_build_with_has_an_example():
+    wanted = {"SparseTensor", "build_map", "cat", "collate", "union_add", "unique"}
+    for name in wanted:
+        assert ">>> " in getattr(vg, name).__doc__, name
