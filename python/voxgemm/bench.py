@@ -223,9 +223,11 @@ class Contender:
     flops: float  # of one call of work
     calls: int = 1
     wait: Callable[[], Any] = lambda: None  # for the device that works
+    rest: float = 0.0  # seconds before a lap in which nothing runs
 
     def seconds(self) -> float:
         self.wait()
+        time.sleep(self.rest)
         start = time.perf_counter()
         for _ in range(self.calls):
             self.work()

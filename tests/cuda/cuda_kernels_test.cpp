@@ -249,11 +249,12 @@ TEST_F(Kernels, NeverMultiplyAnAbsentNeighbour) {
         operands.w[i] = 0;
         poisoned.w[i] = tap % 2 == 0 ? HUGE_VAL : std::nan("");
       }
+      const Sums expected = judge(context(), c, operands);
       for (const Kernel& kernel : cuda::kernels()) {
         if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
         SCOPED_TRACE(kernel.name + " on " + c.problem.text());
         EXPECT_TRUE(
-            same_bits(run_on_device(c, kernel, poisoned), run_on_device(c, kernel, operands)));
+            within_bound(run_on_device(c, kernel, poisoned), expected, {sum_dtype(dtype), dtype}));
       }
     }
   }

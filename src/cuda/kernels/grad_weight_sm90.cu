@@ -2,7 +2,6 @@
 #include "cuda/kernels/grad_weight_sm90.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/dispatch.h"
 #include "cuda/aligned.h"
@@ -14,8 +13,6 @@ namespace {
 
 using grad_weight_sm90::add_pieces;
 using grad_weight_sm90::add_threads;
-using grad_weight_sm90::adds;
-using grad_weight_sm90::chunk_rows;
 using grad_weight_sm90::Config;
 using grad_weight_sm90::most_taps;
 using grad_weight_sm90::Params;
@@ -61,7 +58,10 @@ Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) 
   p.dy = dy.data;
   p.dy_row_bytes = static_cast<uint32_t>(2 * dy.stride);
   p.c_out = w.c_out;
-  p.dw = {w.data, w.tap_stride, w.in_stride, w.out_stride};
+  p.dw = w.data;
+  p.tap_stride = w.tap_stride;
+  p.in_stride = w.in_stride;
+  p.out_stride = w.out_stride;
   p.dw_is_f32 = w.dtype == Dtype::f32;
   return p;
 }
@@ -77,9 +77,6 @@ void run(const Context& ctx, Params p) {
   const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
   p.teams = static_cast<int>(std::min<int64_t>(division.teams, useful_teams));
   p.few_entries = p.groups * p.parts < p.teams;
-  // The sums of a lane lie in eight input channels: rows of dw along them make whole sectors.
-  const bool ins_inner = p.dw.in_stride == 1;
-  p.piece = {nullptr, C::ins * C::columns, ins_inner ? 1 : C::columns, ins_inner ? C::ins : 1};
   Layout layout;
   const size_t starts = layout.add<unsigned long long>(p.groups + 1);
   const size_t partials = layout.add<float>(int64_t{2} * p.teams * p.members * C::piece_size);
@@ -92,7 +89,7 @@ void run(const Context& ctx, Params p) {
           .threads = C::threads,
           .shared_bytes = C::fixed_bytes + starts_bytes},
          grad_weight_sm90::grad_weight<C>, p);
-  const Grid grid = {.blocks = C::piece_size / (adds * add_threads),
+  const Grid grid = {.blocks = C::piece_size / 1024,
                      .columns = std::min(p.groups * p.parts, p.teams - 1) * int64_t{p.members},
                      .threads = add_threads,
                      .shared_bytes = starts_bytes,
@@ -106,8 +103,8 @@ template <class T, class Body>
 auto with_tile(int c_in, int c_out, const Body& body) {
   if (c_out > 64) {
     if (c_in <= 64) return body(Type<Config<T, 4, 64, 128>>{});
-    if (c_out <= 128) return body(Type<Config<T, 2, 128, 128>>{});
-    return body(Type<Config<T, 1, 128, 256>>{});
+    if (c_in <= 128) return body(Type<Config<T, 2, 128, 128>>{});
+    return body(Type<Config<T, 1, 256, 128>>{});
   }
   if (c_in > 64) return body(Type<Config<T, 2, 128, 64>>{});
   if (c_in > 32) return body(Type<Config<T, 4, 64, 64>>{});
@@ -134,7 +131,6 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
 // The producer's time as group_work() has it, or that of writing dw.
 double cost(const Kernel&, const Problem& problem) {
   const double taps = problem.geometry.taps();
-  const auto rows = static_cast<double>(problem.n_out);
   const double size = taps * problem.c_in * problem.c_out;
   return with_tile<__half>(problem.c_in, problem.c_out, [&]<class C>(Type<C>) {
     // Of the rows with any tap of a group, shells have 0.73, 0.48 and 0.36 a pair with 2, 4 and 8
@@ -145,9 +141,8 @@ double cost(const Kernel&, const Problem& problem) {
                          static_cast<double>(ceil_div(problem.c_out, C::columns));
     const double copies =
         problem.expected_pairs() * (present * C::x_blocks / C::taps + any * C::dy_blocks) / 4;
-    const double rounds = rows * std::ceil(taps / C::taps) / (4 * C::chunks * chunk_rows);
     // 132 multiprocessors at 1.75 GHz.
-    const double clocks = tiles * (13 * copies + 2600 * rounds) / 132;
+    const double clocks = tiles * 13 * copies / 132;
     // Two launches, the first rows' way to the tensor cores, the last sums' to memory.
     return 20e-6 + std::max(clocks / 1.75e9, 4 * size / 2e12);
   });

@@ -15,10 +15,11 @@
 // team does not do alone is left as f32 partial sums, which add_pieces() adds in the order of
 // teams. Nothing depends on timing.
 //
-// Pairs. Warpgroup 0 produces: in rounds its warps read the neighbours of some chunks and append
-// the rows that have a tap to queues in shared memory, one queue for each set of halves of the
-// group that a row has (both; the first; the second). 64 rows of a queue are a batch, so absent
-// pairs cost nothing where the group is one tap or two, and little where it is more.
+// Pairs. Warpgroup 1 indexes: in rounds its warps read the neighbours of some chunks and append the
+// rows that have a tap to queues in shared memory, one queue for each set of halves of the group
+// that a row has (both; the first; the second). 64 rows of a queue are a batch, so absent pairs
+// cost nothing where the group is one tap or two, and little where it is more. Warpgroup 0 copies:
+// it turns batches into stages.
 //
 // A stage is a batch: blocks of 64 rows x 64 channels (128 bytes a row, 128-byte swizzle: 16-byte
 // piece p of row r lies at piece p ^ (r & 7)):
@@ -27,25 +28,26 @@
 //      block
 //   dY [columns / 64] blocks
 // Both operands have their channels contiguous ("MN-major") and the rows are the sum's index, so
-// nothing is transposed. Consumer warpgroup w multiplies half w of the X blocks with all of dY:
-// half of the taps, or with one tap half of its channels.
+// nothing is transposed. Consumer w, warpgroup 2 + w, multiplies half w of the X blocks with all of
+// dY: half of the taps, or with one tap half of its channels.
 //
 // Synchronisation: `full` of a stage gets one arrival from every producer thread when its copies
 // have landed and one after the stage's note is written; `free` one from every consumer warp. The
 // note says which halves are there and whether a team's piece ends. cp.async writes through the
 // generic proxy and wgmma reads through the asynchronous one, hence the consumers' fence. A
 // consumer that skips a batch first drains what it multiplies, or the ring would stop in a run of
-// skips.
+// skips. The queues have room for two rounds: `round` says that one is appended, `room` that all
+// of its full batches are copied.
 //
 // Rows past the end of a batch are zeros on both sides. A row that has only some taps of a half is
 // zero on the side of x alone, and zero times an infinite dy is NaN, which an absent pair must not
 // make: a warp with NaN among its sums computes those once more, over present pairs only
 // (repair()).
 //
-// Measured on an H200 at 1.75 GHz, bf16: 590 TFLOP/s of useful products at 256 to 1024 channels.
-// The producer is the limit: 13 clocks for a copy instruction of a warp (512 bytes; absent rows
-// count like present ones) and 2600 for a round, in which nothing is copied. Half as many
-// instructions around the copies, by immediate offsets, gained nothing.
+// A copy instruction of a warp (512 bytes) takes 13 clocks on an H200, and absent rows count like
+// present ones, so copying is the limit, and the copying warps do nothing else. Lost: indexing by
+// the same warps, 2600 clocks a round of 512 rows, a quarter to a half of the time; fewer
+// instructions around the copies by immediate offsets gained nothing.
 
 #include "cuda/kernels/grad_weight_sm90_pieces.cuh"
 #include "cuda/kernels/grad_weight_sm90_sums.cuh"
@@ -57,16 +59,20 @@ namespace voxgemm::cuda::grad_weight_sm90 {
 
 struct Shared {
   uint32_t stages;  // addresses in shared memory
-  uint32_t full;
+  uint32_t full;    // barriers of the stages
   uint32_t free;
-  int32_t* queues;             // [queues, taps + 1, queue_rows]: input rows of the taps, output row
-  int* counts;                 // [4 warps]
-  uint32_t* notes;             // [stages]
-  unsigned long long* starts;  // [groups + 1]: the groups on the axis of one part
+  uint32_t round;     // of the two rounds: there is one
+  uint32_t room;      // it is copied
+  int32_t* queues;    // [queues, taps + 1, queue_rows]: input rows of the taps, output row
+  int* counts;        // [2 rounds, 4 warps]
+  int* rounds;        // [2]: rows appended to the queues
+  uint32_t* notes;    // [stages]
+  AxisPlace* starts;  // [groups + 1]
 };
 
 // Bits 0 and 1 of a note: the halves that are there.
 constexpr uint32_t note_end = 4;
+constexpr int round_last = 1 << 30;
 
 template <int stages>
 struct Ring {
@@ -80,117 +86,154 @@ struct Ring {
   }
 };
 
-// Neighbours that a lane holds for a round: of row i * 32 + lane of the warp's chunks.
-template <class C>
-struct Round {
-  int in[C::taps][C::reads];
-  int out[C::chunks];  // first output row of a chunk, this lane's
-};
-
-// Whether there was a chunk left.
-template <class C>
-__device__ __forceinline__ bool read_round(const Params& p,
-                                           const Piece& piece,
-                                           Chunks* chunks,
-                                           Round<C>* round) {
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  bool any = false;
-#pragma unroll
-  for (int part = 0; part < C::chunks; ++part) {
-    int mine = -1;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const int chunk = chunks->next();
-      any = any || chunk >= 0;
-      if (w == warp) mine = chunk;
-    }
-    round->out[part] = mine * chunk_rows + lane;
-#pragma unroll
-    for (int i = 0; i < chunk_rows / 32; ++i) {
-      const int64_t row = static_cast<int64_t>(mine) * chunk_rows + i * 32 + lane;
-      const int at = part * (chunk_rows / 32) + i;
-#pragma unroll
-      for (int j = 0; j < C::taps; ++j) {
-        const int tap = piece.group * C::taps + j;
-        const bool there = mine >= 0 && row < p.rows && tap < p.taps;
-        round->in[j][at] = there ? __ldg(p.neighbours + tap * p.rows + row) : -1;
-      }
-    }
-  }
-  return any;
-}
-
-// Queue positions; all producer threads hold the same.
-template <class C>
-struct Queues {
-  int head[C::queues] = {};
-  int count[C::queues] = {};
-};
-
 __device__ __forceinline__ int wrapped(int at, int size) { return at >= size ? at - size : at; }
 
-// Counts or places of all queues in one word, ten bits each.
+// A number for each queue in one word.
 template <class C>
-__device__ __forceinline__ int count_of(int packed, int queue) {
+__device__ __forceinline__ int number_of(int packed, int queue) {
   return C::queues == 1 ? packed : packed >> (10 * queue) & 1023;
 }
+static_assert(Config<__half, 2, 64, 64>::queue_rows <= 1023);
 
+// Appends the rows that have a tap to the queues.
 template <class C>
-__device__ __forceinline__ void append(const Shared& shared,
-                                       const Round<C>& round,
-                                       Queues<C>* queues) {
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  int own = 0;          // rows of this warp, packed
-  int queue[C::reads];  // of this lane's rows, or -1
-  int place[C::reads];  // within the warp's rows
+class Indexer {
+ public:
+  __device__ __forceinline__ Indexer(const Params& p, const Shared& shared)
+      : p_(p), shared_(shared) {}
+
+  __device__ __forceinline__ void run_piece(const Piece& piece) {
+    Chunks chunks(p_, piece);
+    Neighbours next;
+    bool more = read(piece, &chunks, &next);
+    do {
+      const Neighbours now = next;
+      // The next round's neighbours are on their way meanwhile.
+      more = more && read(piece, &chunks, &next);
+      append(now, !more);
+    } while (more);
+  }
+
+ private:
+  // Of row i * 32 + lane of the warp's chunks.
+  struct Neighbours {
+    int in[C::taps][C::reads];
+    int out[C::chunks];  // first output row of a chunk, this lane's
+  };
+
+  // Whether there was a chunk left; else all are absent.
+  __device__ __forceinline__ bool read(const Piece& piece, Chunks* chunks, Neighbours* to) const {
+    const int warp = threadIdx.x % 128 / 32;
+    const int lane = threadIdx.x % 32;
+    bool any = false;
 #pragma unroll
-  for (int i = 0; i < C::reads; ++i) {
-    bool first = false;
-    bool second = false;
+    for (int part = 0; part < C::chunks; ++part) {
+      int mine = -1;
 #pragma unroll
-    for (int j = 0; j < C::taps; ++j) {
-      (2 * j < C::taps ? first : second) |= round.in[j][i] >= 0;
+      for (int w = 0; w < 4; ++w) {
+        const int chunk = chunks->next();
+        any = any || chunk >= 0;
+        if (w == warp) mine = chunk;
+      }
+      to->out[part] = mine * chunk_rows + lane;
+#pragma unroll
+      for (int i = 0; i < chunk_rows / 32; ++i) {
+        const int64_t row = static_cast<int64_t>(mine) * chunk_rows + i * 32 + lane;
+#pragma unroll
+        for (int j = 0; j < C::taps; ++j) {
+          const int tap = piece.group * C::taps + j;
+          const bool there = mine >= 0 && row < p_.rows && tap < p_.taps;
+          to->in[j][part * (chunk_rows / 32) + i] =
+              there ? __ldg(p_.neighbours + tap * p_.rows + row) : -1;
+        }
+      }
     }
-    queue[i] = first ? (second || C::taps == 1 ? 0 : 1) : second ? 2 : -1;
-    int before = own;
+    return any;
+  }
+
+  __device__ __forceinline__ void append(const Neighbours& rows, bool last) {
+    const int thread = threadIdx.x % 128;
+    const int warp = thread / 32;
+    int own = 0;          // rows of this warp
+    int queue[C::reads];  // of this lane's rows, or -1
+    int place[C::reads];  // within the warp's rows
+#pragma unroll
+    for (int i = 0; i < C::reads; ++i) {
+      bool first = false;
+      bool second = false;
+#pragma unroll
+      for (int j = 0; j < C::taps; ++j) {
+        (2 * j < C::taps ? first : second) |= rows.in[j][i] >= 0;
+      }
+      queue[i] = first ? (second || C::taps == 1 ? 0 : 1) : second ? 2 : -1;
+      int before = own;
+#pragma unroll
+      for (int q = 0; q < C::queues; ++q) {
+        const uint32_t votes = __ballot_sync(0xffffffff, queue[i] == q);
+        before += __popc(votes & ((1u << thread % 32) - 1)) << (10 * q);
+        own += __popc(votes) << (10 * q);
+      }
+      place[i] = number_of<C>(before, max(queue[i], 0));
+    }
+    int* counts = shared_.counts + 4 * ring_.stage;
+    if (thread % 32 == 0) counts[warp] = own;
+    ptx::named_barrier(1, 128);
+    int begin = ends_;
+    int all = 0;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int count = counts[w];
+      if (w < warp) begin = moved(begin, count);
+      all += count;
+    }
+    ptx::barrier_wait(shared_.room + 8 * ring_.stage, ring_.parity ^ 1);
+#pragma unroll
+    for (int i = 0; i < C::reads; ++i) {
+      if (queue[i] < 0) continue;
+      const int at = wrapped(number_of<C>(begin, queue[i]) + place[i], C::queue_rows);
+      int32_t* to = shared_.queues + queue[i] * (C::taps + 1) * C::queue_rows + at;
+#pragma unroll
+      for (int j = 0; j < C::taps; ++j) to[j * C::queue_rows] = rows.in[j][i];
+      to[C::taps * C::queue_rows] = rows.out[i * 32 / chunk_rows] + i * 32 % chunk_rows;
+    }
+    ends_ = moved(ends_, all);
+    if (last) complete_batches();
+    if (thread == 0) shared_.rounds[ring_.stage] = last ? all | round_last : all;
+    ptx::barrier_arrive(shared_.round + 8 * ring_.stage);
+    ring_.next();
+  }
+
+  // Ends of the queues after so many more rows.
+  __device__ __forceinline__ static int moved(int ends, int counts) {
+    int result = 0;
 #pragma unroll
     for (int q = 0; q < C::queues; ++q) {
-      const uint32_t votes = __ballot_sync(0xffffffff, queue[i] == q);
-      before += __popc(votes & ((1u << lane) - 1)) << (10 * q);
-      own += __popc(votes) << (10 * q);
+      const int end = number_of<C>(ends, q) + number_of<C>(counts, q);
+      result |= wrapped(end, C::queue_rows) << (10 * q);
     }
-    place[i] = count_of<C>(before, max(queue[i], 0));
+    return result;
   }
-  if (lane == 0) shared.counts[warp] = own;
-  // Also: every warp has read its rows of the batches before, whose places are taken now.
-  ptx::named_barrier(1, 128);
-  int before = 0;
-  int all = 0;
+
+  // Absent rows behind the last ones.
+  __device__ __forceinline__ void complete_batches() {
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    if (w < warp) before += shared.counts[w];
-    all += shared.counts[w];
+    for (int q = 0; q < C::queues; ++q) {
+      const int end = number_of<C>(ends_, q);
+      const int missing = -end & (batch_rows - 1);
+      const int thread = threadIdx.x % 128;
+      if (thread < missing) {
+        int32_t* to = shared_.queues + q * (C::taps + 1) * C::queue_rows + end + thread;
+        for (int j = 0; j <= C::taps; ++j) to[j * C::queue_rows] = -1;
+      }
+      ends_ += missing << (10 * q);
+    }
   }
-  int begin = 0;  // of this warp's rows in the queues, packed
-#pragma unroll
-  for (int q = 0; q < C::queues; ++q) {
-    const int end = wrapped(queues->head[q] + queues->count[q], C::queue_rows);
-    begin |= wrapped(end + count_of<C>(before, q), C::queue_rows) << (10 * q);
-    queues->count[q] += count_of<C>(all, q);
-  }
-#pragma unroll
-  for (int i = 0; i < C::reads; ++i) {
-    if (queue[i] < 0) continue;
-    const int at = wrapped(count_of<C>(begin, queue[i]) + place[i], C::queue_rows);
-    int32_t* to = shared.queues + queue[i] * (C::taps + 1) * C::queue_rows + at;
-#pragma unroll
-    for (int j = 0; j < C::taps; ++j) to[j * C::queue_rows] = round.in[j][i];
-    to[C::taps * C::queue_rows] = round.out[i * 32 / chunk_rows] + i * 32 % chunk_rows;
-  }
-  ptx::named_barrier(1, 128);
-}
+
+  const Params& p_;
+  const Shared& shared_;
+  Ring<2> ring_;
+  int ends_ = 0;
+};
 
 // What a producer thread copies of an operand: a 16-byte piece of four rows of every block.
 struct Operand {
@@ -212,7 +255,10 @@ struct Producer {
   const Params& p;
   const Shared& shared;
   Ring<C::stages> ring;
-  Queues<C> queues;
+  Ring<2> rounds;
+  // All threads hold the same.
+  int head[C::queues] = {};
+  int count[C::queues] = {};
 
   __device__ __forceinline__ uint32_t claim_stage() const {
     ptx::barrier_wait(shared.free + 8 * ring.stage, ring.parity ^ 1);
@@ -261,8 +307,7 @@ struct Producer {
     constexpr int begin = queue == 2 ? C::taps / 2 : 0;
     constexpr int end = queue == 1 ? C::taps / 2 : C::taps;
     const int first = threadIdx.x / 8 * 4;
-    const int32_t* at =
-        shared.queues + queue * (C::taps + 1) * C::queue_rows + queues.head[queue] + first;
+    const int32_t* at = shared.queues + queue * (C::taps + 1) * C::queue_rows + head[queue] + first;
     const auto rows_of = [&](int j) {
       return *reinterpret_cast<const int4*>(at + j * C::queue_rows);
     };
@@ -282,29 +327,16 @@ struct Producer {
     }
     copy_rows<C::dy_blocks>(stage + C::x_bytes, dy, out);
     finish_stage(queue == 0 ? 3 : queue);
-    queues.head[queue] = wrapped(queues.head[queue] + batch_rows, C::queue_rows);
-    queues.count[queue] -= batch_rows;
-  }
-
-  // Absent rows behind the last ones.
-  __device__ __forceinline__ void complete_batches() const {
-    const int thread = threadIdx.x;
-#pragma unroll
-    for (int q = 0; q < C::queues; ++q) {
-      if (thread >= batch_rows || thread < queues.count[q] % batch_rows) continue;
-      const int at = wrapped(queues.head[q] + queues.count[q] / batch_rows * batch_rows + thread,
-                             C::queue_rows);
-      int32_t* to = shared.queues + q * (C::taps + 1) * C::queue_rows + at;
-      for (int j = 0; j <= C::taps; ++j) to[j * C::queue_rows] = -1;
-    }
-    ptx::named_barrier(1, 128);
+    head[queue] = wrapped(head[queue] + batch_rows, C::queue_rows);
+    count[queue] -= batch_rows;
   }
 
   template <int queue>
-  __device__ __forceinline__ void copy_batches(const Operand& x, const Operand& dy, int least) {
+  __device__ __forceinline__ void copy_batches(const Operand& x, const Operand& dy, int round) {
     if constexpr (queue < C::queues) {
-      while (queues.count[queue] >= least) copy_batch<queue>(x, dy);
-      if (queues.count[queue] < 0) queues.count[queue] = 0;
+      count[queue] += number_of<C>(round & ~round_last, queue);
+      if ((round & round_last) != 0) count[queue] = (count[queue] + batch_rows - 1) & -batch_rows;
+      while (count[queue] >= batch_rows) copy_batch<queue>(x, dy);
     }
   }
 
@@ -313,25 +345,21 @@ struct Producer {
     const int out = piece.block % p.out_blocks * C::columns;
     const Operand x = operand(p.x, p.x_row_bytes, in, p.c_in, C::width);
     const Operand dy = operand(p.dy, p.dy_row_bytes, out, min(p.c_out, out + C::columns), 64);
-    Chunks chunks(p, piece);
-    Round<C> round;
-    bool more = read_round<C>(p, piece, &chunks, &round);
-    while (more) {
-      append<C>(shared, round, &queues);
-      // The next round's neighbours are on their way while this one's rows are.
-      more = read_round<C>(p, piece, &chunks, &round);
-      if (!more) complete_batches();
-      const int least = more ? batch_rows : 1;
-      copy_batches<0>(x, dy, least);
-      copy_batches<1>(x, dy, least);
-      copy_batches<2>(x, dy, least);
-    }
+    int round = 0;
+    do {
+      ptx::barrier_wait(shared.round + 8 * rounds.stage, rounds.parity);
+      round = shared.rounds[rounds.stage];
+      copy_batches<0>(x, dy, round);
+      copy_batches<1>(x, dy, round);
+      copy_batches<2>(x, dy, round);
+      ptx::barrier_arrive(shared.room + 8 * rounds.stage);
+      rounds.next();
+    } while ((round & round_last) == 0);
     claim_stage();
     finish_stage(note_end);
   }
 };
 
-// ---- The consumers
 template <class C>
 __device__ __forceinline__ void multiply(Sums<C>& d, uint32_t x, uint32_t dy) {
   using Multiply = ptx::Wgmma<typename C::T, C::columns, true, true>;
@@ -353,7 +381,7 @@ __device__ __forceinline__ void pin_all(Sums<C>& d) {
 
 template <class C>
 __device__ __forceinline__ void consume(const Params& p, const Shared& shared) {
-  const int consumer = threadIdx.x / 128 - 1;
+  const int consumer = threadIdx.x / 128 - 2;
   // One tap: every batch is for both.
   const uint32_t half = C::taps == 1 ? 3 : 1u << consumer;
   const auto release = [&](int stage) {
@@ -415,12 +443,15 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
   behind += C::queue_bytes;
   shared.full = ptx::shared_address(behind);
   shared.free = shared.full + 8 * C::stages;
-  behind += 16 * C::stages;
+  shared.round = shared.free + 8 * C::stages;
+  shared.room = shared.round + 16;
+  behind += 16 * (C::stages + 2);
   shared.notes = reinterpret_cast<uint32_t*>(behind);
-  behind += 8 * C::stages;
-  shared.starts = reinterpret_cast<unsigned long long*>(behind);
-  behind += 8 * (p.groups + 1);
+  behind += 16 * C::stages;
   shared.counts = reinterpret_cast<int*>(behind);
+  shared.rounds = shared.counts + 8;
+  behind += 64;
+  shared.starts = reinterpret_cast<AxisPlace*>(behind);
   if (threadIdx.x < 32) {
     place_groups<C>(p, shared.starts);
   } else if (threadIdx.x == 32) {
@@ -428,21 +459,32 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
       ptx::barrier_init(shared.full + 8 * stage, 128 + 1);  // producer threads, the note
       ptx::barrier_init(shared.free + 8 * stage, 8);        // consumer warps
     }
+    for (int round = 0; round < 2; ++round) {
+      ptx::barrier_init(shared.round + 8 * round, 128);  // indexers
+      ptx::barrier_init(shared.room + 8 * round, 128);   // producer threads
+    }
     ptx::barrier_init_fence();
   }
   __syncthreads();
   ptx::let_next_launch_start();
-  if (threadIdx.x < 128) {
-    if (blockIdx.x == 0) {
-      for (int g = threadIdx.x; g <= p.groups; g += 128) p.starts[g] = shared.starts[g];
-    }
-    ptx::registers_down<C::producer_registers>();
-    Producer<C> producer{p, shared, {}, {}};
+  const auto for_pieces = [&](const auto& body) {
     Pieces pieces(p, shared.starts);
     Piece piece;
     while (pieces.next(&piece)) {
-      if (piece.block < p.blocks) producer.run_piece(piece);
+      if (piece.block < p.blocks) body(piece);
     }
+  };
+  if (threadIdx.x < 128) {
+    ptx::registers_down<C::producer_registers>();
+    Producer<C> producer{p, shared, {}, {}};
+    for_pieces([&](const Piece& piece) { producer.run_piece(piece); });
+  } else if (threadIdx.x < 256) {
+    ptx::registers_down<C::producer_registers>();
+    if (blockIdx.x == 0) {
+      for (int g = threadIdx.x - 128; g <= p.groups; g += 128) p.starts[g] = shared.starts[g];
+    }
+    Indexer<C> indexer(p, shared);
+    for_pieces([&](const Piece& piece) { indexer.run_piece(piece); });
   } else {
     ptx::registers_up<C::consumer_registers>();
     consume<C>(p, shared);

@@ -1,24 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The tiles of a weight gradient on Hopper and who computes what of them; see grad_weight_sm90.cuh.
+// The tiles of a weight gradient on Hopper and who computes what of them; see
+// grad_weight_sm90.cuh.
 
 #include <cstdint>
 
 namespace voxgemm::cuda::grad_weight_sm90 {
 
-// The places of all groups on the work axis lie in shared memory beside the stages.
+// The places of all groups on the work axis lie in shared memory beside the
+// stages.
 constexpr int most_taps = 2048;
-// Output rows that stay together; 32 lanes read four of them each.
-constexpr int chunk_rows = 128;
-
-// Where sums go: dw, or a piece's room among the partial sums.
-struct Target {
-  void* data = nullptr;
-  int64_t tap_stride = 0;
-  int64_t in_stride = 0;
-  int64_t out_stride = 0;
-};
+// Output rows that stay together.
+constexpr int chunk_rows = 64;
+// Of a stage.
+constexpr int batch_rows = 64;
 
 struct Params {
   const int32_t* neighbours = nullptr;       // [taps, rows]
@@ -32,7 +28,8 @@ struct Params {
   uint32_t dy_row_bytes = 0;
   int c_out = 0;
   int groups = 0;
-  // The channel blocks of dw, output channels fastest, are cut into `parts` of `members` each.
+  // The channel blocks of dw, output channels fastest, are cut into `parts` of
+  // `members` each.
   int out_blocks = 0;
   int blocks = 0;
   int members = 0;
@@ -40,14 +37,13 @@ struct Params {
   int teams = 0;
   unsigned long long* starts = nullptr;  // [groups + 1], for add_pieces()
   bool few_entries = false;              // fewer than teams
-  // [2 * teams, members, taps of a group, tile], a tile's strides as `piece` says.
-  float* partials = nullptr;
-  Target piece;
-  Target dw;
+  float* partials = nullptr;             // [2 * teams, members, piece_size], see Sums
+  void* dw = nullptr;
+  int64_t tap_stride = 0;
+  int64_t in_stride = 0;
+  int64_t out_stride = 0;
   bool dw_is_f32 = false;
 };
-
-constexpr int batch_rows = 64;
 
 template <class Element, int taps_, int ins_, int columns_>
 struct Config {
@@ -67,57 +63,54 @@ struct Config {
   static constexpr int dy_blocks = columns < 64 ? 1 : columns / 64;
   static constexpr int stage_bytes = x_bytes + dy_blocks * 8192;
   static constexpr int piece_size = taps * ins * columns;
-  // Queues: rows with taps in both halves of the group, in the first, in the second.
+  // Queues: rows with taps in both halves of the group, in the first, in the
+  // second.
   static constexpr int queues = taps == 1 ? 1 : 3;
-  // Of a producer warp in a round. Longer rounds wait for the other warps less often, and take
-  // registers and shared memory.
+  // That a warp of the indexers reads in a round. There are two rounds at once
+  // in the queues.
   static constexpr int chunks = taps == 1 ? 2 : 1;
-  static constexpr int reads = chunks * chunk_rows / 32;
-  static constexpr int queue_rows = 4 * chunks * chunk_rows + batch_rows;
+  static constexpr int reads = chunks * chunk_rows / 32;  // of a lane
+  static constexpr int queue_rows = 2 * 4 * chunks * chunk_rows + batch_rows;
   static constexpr int queue_bytes = queues * (taps + 1) * queue_rows * 4;
-  // Stages start at a multiple of 1024, the swizzle's period. Behind them: queues, counts of a
-  // round, barriers, notes.
+  // Stages start at a multiple of 1024, the swizzle's period. Behind them:
+  // queues, barriers, notes and counts.
   static constexpr int fixed_bytes =
-      1024 + stages * stage_bytes + queue_bytes + 16 + 16 * stages + 8 * stages;
-  static constexpr int threads = 384;
-  // As few as the producer needs without spills.
-  static constexpr int producer_registers = taps == 8 ? 136 : taps == 4 ? 104 : 88;
-  static constexpr int consumer_registers = (512 - producer_registers) / 16 * 8;
+      1024 + stages * stage_bytes + queue_bytes + 16 * (stages + 2) + 16 * stages + 64;
+  static constexpr int threads = 512;
+  static constexpr int producer_registers = 72;  // and of the indexers
+  static constexpr int consumer_registers = 184;
   static_assert(x_blocks % 2 == 0 && (taps == 1 || taps / 2 % block_taps == 0) &&
                 queue_rows % batch_rows == 0);
   static_assert(fixed_bytes + 8 * (most_taps / taps + 1) <= 227 << 10);
 };
 
-// What a group costs a CTA, never 0. Its time is that of its producer: 13 clocks for every copy
-// instruction of a warp (four rows of a block, absent or not) and 2600 for a round (measured). How
-// many rows have any of several taps lies between the largest of them and their sum; the middle is
-// within 15% on surfaces.
+// What a group costs a CTA, in rows of blocks that it copies (absent ones cost as much), or in rows
+// whose neighbours it reads where those are few: never 0. How many rows have any of several taps
+// lies between the largest of them and their sum; the middle is within 15% on surfaces.
 template <class C>
 __device__ __forceinline__ unsigned long long group_work(const Params& p, int group) {
-  constexpr int halves = C::taps == 1 ? 1 : 2;
-  constexpr int half_taps = C::taps / halves;
+  long long any[2] = {};
+  constexpr int half = C::taps == 1 ? 1 : C::taps / 2;
   const auto middle = [&](long long largest, long long sum) {
     return (largest + min(sum, static_cast<long long>(p.rows))) / 2;
   };
-  long long any[2] = {};  // rows with a tap of each half
 #pragma unroll
-  for (int h = 0; h < halves; ++h) {
+  for (int h = 0; h < C::taps / half; ++h) {
     long long sum = 0;
     long long largest = 0;
 #pragma unroll
-    for (int j = 0; j < half_taps; ++j) {
-      const int tap = group * C::taps + h * half_taps + j;
-      const long long pairs = tap < p.taps ? max(p.pairs_per_tap[tap], 0LL) : 0;
+    for (int j = 0; j < half; ++j) {
+      const int tap = group * C::taps + h * half + j;
+      const long long pairs = tap < p.taps ? max(__ldg(p.pairs_per_tap + tap), 0LL) : 0;
       sum += pairs;
       largest = max(largest, pairs);
     }
     any[h] = middle(largest, sum);
   }
-  const long long rows = middle(max(any[0], any[1]), any[0] + any[1]);
-  const long long copies = rows * C::dy_blocks + (any[0] + any[1]) * (C::x_blocks / halves);
-  constexpr int round_copies = 4 * 2600 / 13;
-  constexpr int round_rows = 4 * C::chunks * chunk_rows;
-  return copies + p.rows * round_copies / round_rows + 1;
+  const long long rows = C::taps == 1 ? any[0] : middle(max(any[0], any[1]), any[0] + any[1]);
+  const long long copies =
+      rows * C::dy_blocks + (any[0] + any[1]) * (C::taps == 1 ? C::x_blocks : C::own_blocks);
+  return max(copies, static_cast<long long>(p.rows));
 }
 
 // The axis is as long as the teams together, each 2^32.
@@ -182,11 +175,12 @@ __device__ __forceinline__ Entry entry_at(const Params& p,
   return entry;
 }
 
-// What a team does of one entry: the chunks c whose place, c * 0.618... modulo 1 in units of 2^-32,
-// is in [low, low + span).
+// What a team does of one entry: the chunks c whose place, c * 0.618... modulo
+// 1 in units of 2^-32, is in [low, low + span).
 struct Piece {
   int group;
-  int block;  // of channels; none is left for this CTA where it is >= Params::blocks
+  int block;  // of channels; none is left for this CTA where it is >=
+              // Params::blocks
   bool whole;
   uint32_t low;
   uint32_t span;
@@ -221,12 +215,13 @@ class Pieces {
   }
 
  private:
-  // Exact enough: the piece that ends here and the one that begins here agree on it.
+  // Exact enough: the piece that ends here and the one that begins here agree on it. Never 0 within
+  // an entry: a span of 0 stands for none, so the last piece must not begin there.
   __device__ __forceinline__ static uint32_t place_of(const Entry& entry, AxisPlace at) {
     if (at == entry.begin) return 0;
     const double part =
         static_cast<double>(at - entry.begin) / static_cast<double>(entry.end - entry.begin);
-    return static_cast<uint32_t>(min(part * 4294967296.0, 4294967295.0));
+    return static_cast<uint32_t>(max(min(part * 4294967296.0, 4294967295.0), 1.0));
   }
 
   const Params& p_;

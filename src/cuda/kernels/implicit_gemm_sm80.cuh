@@ -124,9 +124,12 @@ class Producer {
   // ring: which of the stages; address: of it.
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
     const Rows rows = {static_cast<const char*>(p_.x) + x_.piece * 16, p_.x_row_bytes};
+    // Behind a row's last piece may lie anything, NaN too.
+    const bool inside = x_.piece < p_.x_pieces;
 #pragma unroll
     for (int i = 0; i < C::rows / 64; ++i) {
-      gather_present<C, true>(address + i * 8192, rows, rows_[i], present_ + ring * C::a_words + i);
+      gather_present<C, true>(address + i * 8192, rows, inside ? rows_[i] : Four(),
+                              present_ + ring * C::a_words + i);
     }
     copy_weights(address + C::a_bytes);
     if (advance(&x_)) {
