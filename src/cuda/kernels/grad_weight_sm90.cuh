@@ -104,14 +104,20 @@ class Indexer {
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
     Chunks chunks(p_, piece);
-    Neighbours next;
-    bool more = read(piece, &chunks, &next);
-    do {
-      const Neighbours now = next;
-      // The next round's neighbours are on their way meanwhile.
-      more = more && read(piece, &chunks, &next);
-      append(now, !more);
-    } while (more);
+    Neighbours rounds[C::rounds_ahead];
+    bool more[C::rounds_ahead];
+#pragma unroll
+    for (int i = 0; i < C::rounds_ahead; ++i) more[i] = read(piece, &chunks, &rounds[i]);
+    for (;;) {
+      // Unrolled, so that no neighbours on their way are waited for to change registers.
+#pragma unroll
+      for (int i = 0; i < C::rounds_ahead; ++i) {
+        const bool last = !more[(i + 1) % C::rounds_ahead];
+        append(rounds[i], last);
+        if (last) return;
+        more[i] = read(piece, &chunks, &rounds[i]);
+      }
+    }
   }
 
  private:

@@ -76,9 +76,13 @@ struct Config {
   // queues, barriers, notes and counts.
   static constexpr int fixed_bytes =
       1024 + stages * stage_bytes + queue_bytes + 16 * (stages + 2) + 16 * stages + 64;
+  // That the indexers read ahead: behind the copies of all stages, 190 kB in flight, their loads
+  // take 4000 clocks, in which the copying warps need two or three rounds.
+  static constexpr int rounds_ahead = taps > 2 ? 3 : 4;
   static constexpr int threads = 512;
-  static constexpr int producer_registers = 72;  // and of the indexers
-  static constexpr int consumer_registers = 184;
+  // Of producers and indexers, and of consumers: 65536 in all.
+  static constexpr int producer_registers = taps == 8 ? 120 : piece_size == 4 * 64 * 64 ? 104 : 72;
+  static constexpr int consumer_registers = 256 - producer_registers;
   static_assert(x_blocks % 2 == 0 && (taps == 1 || taps / 2 % block_taps == 0) &&
                 queue_rows % batch_rows == 0);
   static_assert(fixed_bytes + 8 * (most_taps / taps + 1) <= 227 << 10);
