@@ -50,9 +50,8 @@ def union_add(*tensors: SparseTensor) -> SparseTensor:
     if all(tensor.shares_coords(first) for tensor in tensors):
         return sum(tensors[1:], first)
     coords, _, inverse = kernel_map.unique(torch.cat([tensor.coords for tensor in tensors]))
-    counts = inverse.bincount(minlength=coords.shape[0])
     rows = torch.cat([tensor.features for tensor in tensors])
-    features = merged_rows(rows, inverse.long(), counts)
+    features = merged_rows(rows, inverse, coords.shape[0])
     if coords.shape[0] == first.voxels:
         return first.replace(features)
     sizes = [tensor._set.batch_size for tensor in tensors]
@@ -77,7 +76,7 @@ def collate(tensors: Sequence[SparseTensor]) -> SparseTensor:
     coords, size = [], 0
     for tensor in tensors:
         coords.append(tensor.coords.clone())
-        coords[-1][:, 0] += size
+        coords[-1][:, 0] += size * (tensor.coords[:, 0] >= 0)  # rows of padding remain so
         size += tensor.counted()
     shapes = [tensor.spatial_shape for tensor in tensors]
     given = [shape for shape in shapes if shape is not None]

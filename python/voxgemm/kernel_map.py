@@ -48,7 +48,17 @@ class Geometry(NamedTuple):
     def out_shape(self, shape: Triple) -> Triple:
         """As torch's Conv3d; 0 where the kernel does not fit."""
         axes = zip(shape, *self, strict=True)
-        return tuple(max((n + 2 * p - d * (k - 1) - 1) // s + 1, 0) for n, k, s, p, d in axes)
+        return _three((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+
+    def in_shape(self, shape: Triple, output_padding: Triple = (0, 0, 0)) -> Triple:
+        """As torch's ConvTranspose3d: what a transposed convolution makes of a shape."""
+        axes = zip(shape, *self, output_padding, strict=True)
+        return _three((n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in axes)
+
+
+def _three(values: Iterable[int]) -> Triple:
+    x, y, z = (max(value, 0) for value in values)
+    return x, y, z
 
 
 class Asked(NamedTuple):
@@ -293,6 +303,38 @@ def output_coords(
     """
     rule = index_in(OUTPUT_RULES, output_rule, "output_rule")
     return call(ops._output_coords.default, coords, geometry.numbers(), rule, spatial_shape)
+
+
+def generated_coords(
+    coords: Tensor, geometry: Geometry, spatial_shape: Triple | None = None
+) -> Tensor:
+    """The output voxels, int32 [m, 4], of a transposed convolution on coords, int32 [n, 4].
+
+    Every coords * stride - padding + tap * dilation, inside spatial_shape if one is given. In
+    ascending order, none twice. Waits for the device; n may be 0.
+
+    >>> coords = torch.tensor([[0, 4, 5, 6]], dtype=torch.int32)
+    >>> vg.functional.generated_coords(coords, vg.Geometry((1, 1, 2), (2, 2, 2))).tolist()
+    [[0, 8, 10, 12], [0, 8, 10, 13]]
+
+    Raises ArgumentError: as output_coords, and where a coordinate would need more than 32 bits.
+    """
+    # The taps in reverse are those of a convolution with stride 1 on moved voxels.
+    spread = [d * (k - 1) for k, d in zip(geometry.size, geometry.dilation, strict=True)]
+    moved = [0, *(r - p for r, p in zip(spread, geometry.padding, strict=True))]
+    steps = torch.tensor([1, *geometry.stride], device=coords.device)
+    wide = coords * steps + torch.tensor(moved, device=coords.device)
+    narrow = wide.int()
+    if not torch.compiler.is_compiling() and bool((narrow != wide).any()):
+        raise ArgumentError(
+            f"a transposed convolution with stride {geometry.stride} leads to coordinates that "
+            "int32 does not hold"
+        )
+    shape = None
+    if spatial_shape is not None:
+        shape = _three(n + r for n, r in zip(spatial_shape, spread, strict=True))
+    reach = Geometry(geometry.size, dilation=geometry.dilation)
+    return output_coords(narrow, reach, "reached", shape)
 
 
 def build_map(

@@ -11,13 +11,16 @@ from . import kernel_map
 from .errors import ArgumentError
 from .kernel_map import Geometry, KernelMap, Triple
 
+# Whole where it can be: a transposed convolution of the first set leads to a part of a voxel.
+Stride = tuple[float, float, float]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoordinateSet:
     coords: Tensor  # int32 [n, 4]
     spatial_shape: Triple | None
     batch_size: int | None
-    stride: Triple  # in voxels of the set that all began with
+    stride: Stride  # in voxels of the set that all began with
 
 
 class MapCache:
@@ -32,6 +35,8 @@ class MapCache:
         self._submanifold: dict[tuple[int, Geometry], KernelMap] = {}
         # (set, geometry, output rule) -> (set it leads to, map)
         self._strided: dict[tuple[int, Geometry, str], tuple[int, KernelMap]] = {}
+        # (set, geometry, output padding) -> (set it leads to, map)
+        self._generated: dict[tuple[int, Geometry, Triple], tuple[int, KernelMap]] = {}
 
     def submanifold(self, number: int, geometry: Geometry) -> KernelMap:
         key = (number, geometry)
@@ -51,17 +56,35 @@ class MapCache:
                 shape = geometry.out_shape(shape)
             elif shape is not None:
                 shape = tuple(-(-n // s) for n, s in zip(shape, geometry.stride, strict=True))
-            stride = tuple(a * b for a, b in zip(source.stride, geometry.stride, strict=True))
+            stride = [a * b for a, b in zip(source.stride, geometry.stride, strict=True)]
             map = kernel_map.strided_map(source.coords, coords, geometry)
-            self.sets.append(CoordinateSet(coords, shape, source.batch_size, stride))
+            self.sets.append(CoordinateSet(coords, shape, source.batch_size, _whole(stride)))
             self._strided[key] = (len(self.sets) - 1, map)
         return self._strided[key]
 
+    def generated(
+        self, number: int, geometry: Geometry, output_padding: Triple
+    ) -> tuple[int, KernelMap]:
+        """The number of the set that the transposed convolution makes, and the map towards it."""
+        key = (number, geometry, output_padding)
+        if key not in self._generated:
+            source = self.sets[number]
+            shape = source.spatial_shape
+            if shape is not None:
+                shape = geometry.in_shape(shape, output_padding)
+            coords = kernel_map.generated_coords(source.coords, geometry, shape)
+            stride = [a / b for a, b in zip(source.stride, geometry.stride, strict=True)]
+            map = kernel_map.strided_map(coords, source.coords, geometry).transposed()
+            self.sets.append(CoordinateSet(coords, shape, source.batch_size, _whole(stride)))
+            self._generated[key] = (len(self.sets) - 1, map)
+        return self._generated[key]
+
     def inverse(self, number: int, asked: dict[str, Triple]) -> tuple[int, KernelMap]:
-        """Back through the strided convolution that led to a set and has the geometry asked for."""
+        """Back through the convolution that led to a set and has the geometry asked for."""
         ways = [
             (key[0], key[1], map)
-            for key, (target, map) in self._strided.items()
+            for made in (self._strided, self._generated)
+            for key, (target, map) in made.items()
             if target == number
         ]
         fitting = [
@@ -81,6 +104,11 @@ class MapCache:
             f"an inverse convolution goes back to where a SparseConv3d with {wanted} came from, "
             f"but of these coordinates {came}"
         )
+
+
+def _whole(stride: list[float]) -> Stride:
+    x, y, z = (int(step) if step == int(step) else step for step in stride)
+    return x, y, z
 
 
 _FIELDS = dict(zip(Geometry._fields, ("kernel_size", "stride", "padding", "dilation"), strict=True))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,47 @@ from .errors import ArgumentError
 from .kernel_map import Geometry, KernelMap, Triple, triple
 from .tensor import SparseTensor
 
+_Layer = TypeVar("_Layer", bound="_Conv3d")
+
 
 class SparseModule(nn.Module):
-    """A module that takes a SparseTensor. In `Sequential` every other module takes the features."""
+    """A module that takes a SparseTensor; derive from it what `Sequential` is to give one."""
 
 
 class Sequential(SparseModule, nn.Sequential):
-    """torch.nn.Sequential on a SparseTensor: torch's own modules act on its features."""
+    """torch.nn.Sequential on a SparseTensor: modules of plain tensors act on its features [n, c].
+
+    A module is given the SparseTensor if it is a SparseModule or has one inside.
+
+    >>> net = vg.nn.Sequential(vg.nn.SubmConv3d(2, 4, 3), torch.nn.LayerNorm(4), torch.nn.GELU())
+    >>> net(vg.SparseTensor(torch.ones(1, 2), torch.zeros(1, 4, dtype=torch.int32))).features.shape
+    torch.Size([1, 4])
+    """
 
     def forward(self, x: SparseTensor | Tensor) -> SparseTensor | Tensor:
         for module in self:
-            if isinstance(module, SparseModule) or not isinstance(x, SparseTensor):
+            if not isinstance(x, SparseTensor) or _takes_sparse(module):
                 x = module(x)
             else:
                 x = x.replace(module(x.features))
         return x
 
 
+def _takes_sparse(module: nn.Module) -> bool:
+    if isinstance(module, SparseModule):
+        return True
+    return bool(module._modules) and any(isinstance(m, SparseModule) for m in module.modules())
+
+
 class _Conv3d(SparseModule):
     """weight [c_out, Kx, Ky, Kz, c_in], bias [c_out]; a subclass knows its map."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    # The layer of torch that computes the same where voxels are, and which axes of its weight
+    # stand where in ours.
+    _dense: ClassVar[type[nn.Conv3d] | type[nn.ConvTranspose3d]] = nn.Conv3d
+    _axes: ClassVar[tuple[int, ...]] = (0, 2, 3, 4, 1)
 
     def __init__(
         self,
@@ -86,12 +109,74 @@ class _Conv3d(SparseModule):
         features = functional.conv3d(x.features, self.weight, self.bias, map, self.algorithm)
         return x.replace(features, number)
 
+    @classmethod
+    def from_torch(cls: type[_Layer], dense: nn.Conv3d | nn.ConvTranspose3d) -> _Layer:
+        """The layer that computes on voxels what `dense` computes on a grid; numbers are copied.
+
+        Of a Conv3d a SubmConv3d or a SparseConv3d, of a ConvTranspose3d the other two. Raises
+        ArgumentError where there is none, such as a SubmConv3d of a layer with a stride.
+
+        >>> dense = torch.nn.Conv3d(2, 4, 3, padding=1)
+        >>> vg.nn.SubmConv3d.from_torch(dense).weight.shape
+        torch.Size([4, 3, 3, 3, 2])
+        """
+        if not isinstance(dense, cls._dense):
+            raise ArgumentError(
+                f"{cls.__name__} is made of a {cls._dense.__name__}, got a {type(dense).__name__}"
+            )
+        if dense.padding_mode != "zeros":
+            raise ArgumentError(f"padding_mode is {dense.padding_mode!r}, expected 'zeros'")
+        layer = cls(
+            dense.in_channels,
+            dense.out_channels,
+            cast(Triple, dense.kernel_size),
+            bias=dense.bias is not None,
+            groups=dense.groups,
+            device=dense.weight.device,
+            dtype=dense.weight.dtype,
+            **cls._options_of(dense),
+        )
+        with torch.no_grad():
+            layer.weight.copy_(dense.weight.permute(cls._axes))
+            if dense.bias is not None and layer.bias is not None:
+                layer.bias.copy_(dense.bias)
+        return layer
+
+    @classmethod
+    def _options_of(cls, dense: Any) -> dict[str, Any]:
+        """What a constructor takes from a layer of torch beside what all take."""
+        return {name: getattr(dense, name) for name in ("stride", "padding", "dilation")}
+
+    def to_torch(self) -> nn.Conv3d | nn.ConvTranspose3d:
+        """The layer of torch that computes the same on a grid (`SparseTensor.dense`), as a copy.
+
+        At every voxel the two results are equal; the grid's has values elsewhere, too.
+        """
+        dense = self._dense(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            bias=self.bias is not None,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+            **self._dense_options(),
+        )
+        with torch.no_grad():
+            dense.weight.permute(self._axes).copy_(self.weight)
+            if dense.bias is not None and self.bias is not None:
+                dense.bias.copy_(self.bias)
+        return dense
+
+    def _dense_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
+
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         for name, default in (
             ("stride", (1, 1, 1)),
             ("padding", (0, 0, 0)),
             ("dilation", (1, 1, 1)),
+            ("output_padding", (0, 0, 0)),
         ):
             value = getattr(self, name, None)
             if value not in (None, default):
@@ -143,6 +228,19 @@ class SubmConv3d(_Conv3d):
     def target(self, x: SparseTensor) -> tuple[int, KernelMap]:
         return x.number, x.maps.submanifold(x.number, self.geometry)
 
+    @classmethod
+    def _options_of(cls, dense: Any) -> dict[str, Any]:
+        options = super()._options_of(dense)
+        if options["padding"] == "same" and any(k % 2 == 0 for k in dense.kernel_size):
+            raise ArgumentError(
+                f"padding is 'same' with kernel_size {dense.kernel_size}, which torch reads off "
+                "its centre; give the padding in numbers"
+            )
+        return options
+
+    def _dense_options(self) -> dict[str, Any]:
+        return {"padding": self.geometry.padding, "dilation": self.dilation}
+
 
 class SparseConv3d(_Conv3d):
     """Outputs where an input reaches ('reached', as torch) or at floor(in / stride) ('floor')."""
@@ -189,6 +287,9 @@ class SparseInverseConv3d(_Conv3d):
     Stride, padding and dilation are that layer's; give them only to choose between several.
     """
 
+    _dense = nn.ConvTranspose3d
+    _axes = (1, 2, 3, 4, 0)
+
     def __init__(
         self,
         in_channels: int,
@@ -220,6 +321,78 @@ class SparseInverseConv3d(_Conv3d):
 
     def target(self, x: SparseTensor) -> tuple[int, KernelMap]:
         return x.maps.inverse(x.number, self.asked)
+
+    def _dense_options(self) -> dict[str, Any]:
+        missing = [name for name in ("stride", "padding", "dilation") if name not in self.asked]
+        if missing:
+            raise ArgumentError(
+                f"to_torch of a SparseInverseConv3d without {', '.join(missing)}: these are the "
+                "coupled layer's; give them to the constructor"
+            )
+        return {name: self.asked[name] for name in ("stride", "padding", "dilation")}
+
+
+class SparseConvTranspose3d(_Conv3d):
+    """Outputs at every voxel that an input reaches: new ones, as torch's ConvTranspose3d has them.
+
+    Per axis: out = in * stride - padding + tap * dilation. With a spatial shape, outputs outside
+    the result's are left out. To go back to voxels that were there before, SparseInverseConv3d.
+
+    >>> up = vg.nn.SparseConvTranspose3d(1, 1, 2, stride=2)
+    >>> x = vg.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 1, 1, 1]], dtype=torch.int32))
+    >>> up(x).coords[:, 1:].tolist()[:3], up(x).stride
+    ([[2, 2, 2], [2, 2, 3], [2, 3, 2]], (0.5, 0.5, 0.5))
+    """
+
+    _dense = nn.ConvTranspose3d
+    _axes = (1, 2, 3, 4, 0)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Triple,
+        stride: int | Triple = 1,
+        padding: int | Triple = 0,
+        output_padding: int | Triple = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Triple = 1,
+        algorithm: object = None,
+        device: object = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            groups=groups,
+            bias=bias,
+            algorithm=algorithm,
+            device=device,
+            dtype=dtype,
+        )
+        self.stride = triple(stride, "stride")
+        self.padding = triple(padding, "padding")
+        self.output_padding = triple(output_padding, "output_padding")
+        self.dilation = triple(dilation, "dilation")
+        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
+            if not 0 <= extra < max(s, d):
+                raise ArgumentError(
+                    f"output_padding is {self.output_padding}, expected less than stride "
+                    f"{self.stride} or dilation {self.dilation}"
+                )
+        self.geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation)
+
+    def target(self, x: SparseTensor) -> tuple[int, KernelMap]:
+        return x.maps.generated(x.number, self.geometry, self.output_padding)
+
+    @classmethod
+    def _options_of(cls, dense: Any) -> dict[str, Any]:
+        return {**super()._options_of(dense), "output_padding": dense.output_padding}
+
+    def _dense_options(self) -> dict[str, Any]:
+        return {**super()._dense_options(), "output_padding": self.output_padding}
 
 
 def explain(layer: _Conv3d, x: SparseTensor) -> str:

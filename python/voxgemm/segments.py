@@ -9,25 +9,27 @@ import torch
 from torch import Tensor
 
 
-def merged_rows(rows: Tensor, inverse: Tensor, counts: Tensor, mean: bool = False) -> Tensor:
-    """[m, c]: row j is the sum, or mean, of those rows [n, c] whose inverse, int64 [n], is j.
+def merged_rows(rows: Tensor, inverse: Tensor, count: int, mean: bool = False) -> Tensor:
+    """[count, c]: row j is the sum, or mean, of those rows [n, c] whose inverse, int32 [n], is j.
 
-    counts, int64 [m], says how many these are. 16-bit floats are added in float32 and rounded once.
+    Rows with the inverse -1 are left out. 16-bit floats are added in float32 and rounded once.
     """
     wide = rows.float() if rows.dtype.itemsize < 4 else rows
-    merged: Tensor = _Merge.apply(wide, inverse, counts)
+    groups = inverse.long() + 1
+    sizes = groups.bincount(minlength=count + 1)
+    merged: Tensor = _Merge.apply(wide, groups, sizes)[1:]
     if mean:
-        merged = merged / counts[:, None].to(merged.dtype)
+        merged = merged / sizes[1:, None].to(merged.dtype)
     return merged.to(rows.dtype)
 
 
 # Each is the other's derivative.
 class _Merge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, inverse: Tensor, counts: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse, counts)
-        in_order = rows[inverse.argsort(stable=True)]
-        return torch.segment_reduce(in_order, "sum", lengths=counts, axis=0, unsafe=True)
+    def forward(ctx: Any, rows: Tensor, groups: Tensor, sizes: Tensor) -> Tensor:
+        ctx.save_for_backward(groups, sizes)
+        in_order = rows[groups.argsort(stable=True)]
+        return torch.segment_reduce(in_order, "sum", lengths=sizes, axis=0, unsafe=True)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
@@ -36,9 +38,9 @@ class _Merge(torch.autograd.Function):
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, inverse: Tensor, counts: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse, counts)
-        return rows[inverse]
+    def forward(ctx: Any, rows: Tensor, groups: Tensor, sizes: Tensor) -> Tensor:
+        ctx.save_for_backward(groups, sizes)
+        return rows[groups]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:

@@ -250,8 +250,7 @@ class SparseTensor:
             return self
         if reduce == "first":
             return self.moved(self.features[first.long()], coords)
-        counts = inverse.bincount(minlength=coords.shape[0])
-        features = merged_rows(self.features, inverse.long(), counts, reduce == "mean")
+        features = merged_rows(self.features, inverse, coords.shape[0], reduce == "mean")
         return self.moved(features, coords)
 
     def dense(self) -> Tensor:
@@ -282,13 +281,13 @@ class SparseTensor:
     def __iter__(self) -> Iterator[SparseTensor]:
         """The batch items, each alone with batch number 0. Waits for the device once."""
         size = self.counted()
-        batch = self.coords[:, 0]
+        batch = self.coords[:, 0].clamp(min=-1) + 1  # 0 of rows that are padding
         order = batch.argsort(stable=True)
-        counts = batch.bincount(minlength=size).tolist()
+        counts = batch.bincount(minlength=size + 1).tolist()
         places = self.coords[order]
         places[:, 0] = 0
-        rows = self.features[order]
-        for features, coords in zip(rows.split(counts), places.split(counts), strict=True):
+        rows = self.features[order].split(counts)
+        for features, coords in list(zip(rows, places.split(counts), strict=True))[1:]:
             yield self.moved(features, coords, batch_size=1)
 
     def __getitem__(self, item: int | slice) -> SparseTensor:
@@ -307,11 +306,11 @@ class SparseTensor:
         if isinstance(item, int) and not -size <= item < size:
             raise IndexError(f"batch item {item} of {size}")
         kept = range(size)[item if isinstance(item, slice) else slice(item % size, item % size + 1)]
-        numbers = [-1] * size
+        numbers = [-1] * (size + 1)  # the first is that of rows that are padding
         for number, batch in enumerate(kept):
-            numbers[batch] = number
+            numbers[batch + 1] = number
         table = torch.tensor(numbers, dtype=torch.int32, device=self.coords.device)
-        new = table[self.coords[:, 0].long()]
+        new = table[(self.coords[:, 0].clamp(min=-1) + 1).long()]
         rows = (new >= 0).nonzero()[:, 0]
         coords = torch.cat([new[rows, None], self.coords[rows, 1:]], 1)
         return self.moved(self.features[rows], coords, batch_size=len(kept))
