@@ -8,7 +8,7 @@ configure := cmake -DPython_EXECUTABLE=$(python) --preset
 formatted := python dropin tests/python tests/dropin tools cmake
 sources := git ls-files -co --exclude-standard --
 
-.PHONY: setup build demo test check format format-check tidy rules asan tsan wheel wheel-test bench clean
+.PHONY: setup build demo test check format format-check tidy rules typing asan tsan wheel wheel-test bench clean
 
 setup: $(ready)
 $(ready): tools/setup.sh pyproject.toml CMakeLists.txt $(wildcard dropin/*/pyproject.toml)
@@ -32,7 +32,7 @@ bench: build
 	voxgemm bench
 
 # Everything a change must pass.
-check: setup format-check rules
+check: setup format-check rules typing
 	$(configure) ci
 	cmake --build build/ci -j $(JOBS)
 	$(MAKE) tidy test
@@ -45,6 +45,9 @@ format-check:
 	$(sources) '*.h' '*.cpp' '*.cuh' '*.cu' | xargs clang-format --dry-run -Werror
 	ruff format --check $(formatted)
 	ruff check $(formatted)
+
+typing:
+	mypy
 
 # After a configured build, which writes the compile commands.
 tidy:

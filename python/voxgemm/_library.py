@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ CUDA_LIBRARY = "libvoxgemm_torch_cuda.so"
 OLDEST_TORCH = (2, 10)
 
 
-def find(package_path: list[str]) -> pathlib.Path:
+def find(package_path: Sequence[str]) -> pathlib.Path:
     """Where the library is: in VOXGEMM_LIB_DIR if set, else in `_lib` beside the package's files.
 
     An editable install has the package in two folders, hence the whole path.

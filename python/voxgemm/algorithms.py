@@ -68,8 +68,10 @@ def filters_of(algorithm: object) -> Filters:
     if isinstance(algorithm, Mapping):
         for name in algorithm:
             index_in(PASSES, name, "a pass of algorithm")
-        return tuple(_filter(algorithm.get(name)) for name in PASSES)
-    return (_filter(algorithm),) * 3
+        forward, grad_input, grad_weight = (_filter(algorithm.get(name)) for name in PASSES)
+        return forward, grad_input, grad_weight
+    filter = _filter(algorithm)
+    return filter, filter, filter
 
 
 def precision_of(name: str | None, features: Tensor) -> int:

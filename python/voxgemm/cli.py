@@ -203,7 +203,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
         summary = bench_cuda.summary
     else:
         found, summary = bench.run(arguments.problems or bench.suite(), options), bench.summary
-    rows = []
+    rows: list[dict[str, Any]] = []
     # Row by row: what was measured before an error is kept.
     for row in found:
         _write_json(arguments.json, json.dumps(row), "a" if rows else "w")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Geometry(NamedTuple):
     @staticmethod
     def submanifold(size: Triple, dilation: Triple) -> Geometry:
         """Stride 1 and the padding under which tap size // 2 reads the output's own voxel."""
-        padding = tuple(k // 2 * d for k, d in zip(size, dilation, strict=True))
+        padding = _three(k // 2 * d for k, d in zip(size, dilation, strict=True))
         return Geometry(size, padding=padding, dilation=dilation)
 
     def numbers(self) -> list[int]:
@@ -90,7 +90,7 @@ class _Status:
         self.in_place, self.out_place = 1, 2
         self.host = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
         self.host.copy_(status, non_blocking=True)
-        self._event = torch.cuda.Event()
+        self._event: Any = torch.cuda.Event()
         self._event.record(torch.cuda.current_stream(status.device))
 
     def transposed(self) -> _Status:
@@ -104,7 +104,7 @@ class _Status:
             return False
         if wait:
             self._event.synchronize()
-        return self._event.query()
+        return bool(self._event.query())
 
 
 @dataclasses.dataclass(eq=False)
@@ -383,8 +383,11 @@ def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
-    parts = call(ops._kernel_map.default, coords, out_coords, geometry.numbers())
-    return KernelMap(*parts, coords.shape[0], geometry, 1, False, False).watch()
+    table, pairs, first, out_first = call(
+        ops._kernel_map.default, coords, out_coords, geometry.numbers()
+    )
+    n_in = coords.shape[0]
+    return KernelMap(table, pairs, first, out_first, n_in, geometry, 1, False, False).watch()
 
 
 def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:
@@ -400,5 +403,6 @@ def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:
         )
     table = neighbours.contiguous()
     # Two tensors: torch 2.10 cannot trace a function that sees one tensor twice.
-    none = [table.new_empty((0,)) for _ in range(2)]
-    return KernelMap(table, (table >= 0).sum(1), *none, n_in, geometry, 1, False, False)
+    in_first, out_first = (table.new_empty((0,)) for _ in range(2))
+    pairs = (table >= 0).sum(1)
+    return KernelMap(table, pairs, in_first, out_first, n_in, geometry, 1, False, False)

@@ -15,8 +15,8 @@ import torch
 from . import _library, info
 
 # The instruction sets that a kernel here may use.
-_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16")
-_FEATURES += ("amx_tile", "amx_bf16", "amx_fp16", "asimd", "bf16", "sve")
+_X86 = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16")
+_FEATURES = (*_X86, "amx_tile", "amx_bf16", "amx_fp16", "asimd", "bf16", "sve")
 
 
 def _cpu_fields() -> dict[str, str]:

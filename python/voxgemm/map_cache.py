@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import kernel_map
 from .errors import ArgumentError
-from .kernel_map import Geometry, KernelMap, Triple
+from .kernel_map import Geometry, KernelMap, Triple, triple
 
 # Whole where it can be: a transposed convolution of the first set leads to a part of a voxel.
 Stride = tuple[float, float, float]
@@ -55,7 +55,9 @@ class MapCache:
             if shape is not None and output_rule == "reached":
                 shape = geometry.out_shape(shape)
             elif shape is not None:
-                shape = tuple(-(-n // s) for n, s in zip(shape, geometry.stride, strict=True))
+                shape = triple(
+                    (-(-n // s) for n, s in zip(shape, geometry.stride, strict=True)), "the shape"
+                )
             stride = [a * b for a, b in zip(source.stride, geometry.stride, strict=True)]
             map = kernel_map.strided_map(source.coords, coords, geometry)
             self.sets.append(CoordinateSet(coords, shape, source.batch_size, _whole(stride)))

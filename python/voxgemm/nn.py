@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .errors import ArgumentError
 from .kernel_map import Geometry, KernelMap, Triple, triple
 from .tensor import SparseTensor
 
+Device = torch.device | str | int | None
 _Layer = TypeVar("_Layer", bound="_Conv3d")
 
 
@@ -66,7 +67,7 @@ class _Conv3d(SparseModule):
         groups: int,
         bias: bool,
         algorithm: object,
-        device: object,
+        device: Device,
         dtype: torch.dtype | None,
     ):
         super().__init__()
@@ -88,6 +89,10 @@ class _Conv3d(SparseModule):
             nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         )
         self.reset_parameters()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: SparseTensor) -> SparseTensor: ...
 
     def reset_parameters(self) -> None:
         """Uniform in +-1 / sqrt(c_in * taps), weight and bias: what torch.nn.Conv3d does."""
@@ -200,7 +205,7 @@ class SubmConv3d(_Conv3d):
         groups: int = 1,
         bias: bool = True,
         algorithm: object = None,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(
@@ -219,7 +224,8 @@ class SubmConv3d(_Conv3d):
             raise ArgumentError(
                 f"stride is {stride}; the outputs of SubmConv3d are its inputs, so it is 1"
             )
-        if padding != "same" and triple(padding, "padding") != self.geometry.padding:
+        margins = padding if isinstance(padding, str) else triple(padding, "padding")
+        if margins not in ("same", self.geometry.padding):
             raise ArgumentError(
                 f"padding is {padding}, expected 'same' or {self.geometry.padding}, "
                 "which centres the kernel"
@@ -257,7 +263,7 @@ class SparseConv3d(_Conv3d):
         bias: bool = True,
         output_rule: str = "reached",
         algorithm: object = None,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(
@@ -301,7 +307,7 @@ class SparseInverseConv3d(_Conv3d):
         groups: int = 1,
         bias: bool = True,
         algorithm: object = None,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(
@@ -359,7 +365,7 @@ class SparseConvTranspose3d(_Conv3d):
         bias: bool = True,
         dilation: int | Triple = 1,
         algorithm: object = None,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(

@@ -58,12 +58,14 @@ class Forward(torch.autograd.Function):
     """run_forward(), with derivatives of any order."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, map, how):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, how: How
+    ) -> Tensor:
         _keep(ctx, x, weight, map, how)
         return run_forward(x, weight, bias, map, how)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         return *gradients(dy, x, weight, ctx.map, ctx.how, wanted), None, None
@@ -81,14 +83,16 @@ def gradients(
 
     x is needed for the weights' gradient only, and the weights for that in x.
     """
-    first = not torch.is_grad_enabled()
+    recorded = torch.is_grad_enabled()
+    of_input: Callable[..., Any] = applied(GradInput) if recorded else grad_input
+    of_weight: Callable[..., Any] = applied(GradWeight) if recorded else grad_weight
     dx = dw = db = None
     if wanted[0]:
-        dx = (grad_input if first else applied(GradInput))(dy, weight, map, how)
+        dx = of_input(dy, weight, map, how)
     if wanted[1] or wanted[2]:
         both = [wanted[1], wanted[2]]
         rows = x if wanted[1] else dy  # the bias's gradient reads no x
-        dw, db = (grad_weight if first else applied(GradWeight))(rows, dy, both, map, how)
+        dw, db = of_weight(rows, dy, both, map, how)
     return dx, dw if wanted[1] else None, db if wanted[2] else None
 
 
@@ -96,12 +100,12 @@ class GradInput(torch.autograd.Function):
     """grad_input(), with derivatives of any order."""
 
     @staticmethod
-    def forward(ctx, dy, weight, map, how):
+    def forward(ctx: Any, dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
         _keep(ctx, dy, weight, map, how)
         return grad_input(dy, weight, map, how)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         dy, weight = ctx.saved_tensors
         d_dy = dw = None
         if ctx.needs_input_grad[0]:
@@ -115,13 +119,15 @@ class GradWeight(torch.autograd.Function):
     """grad_weight(), with derivatives of any order."""
 
     @staticmethod
-    def forward(ctx, x, dy, wanted, map, how):
+    def forward(
+        ctx: Any, x: Tensor, dy: Tensor, wanted: list[bool], map: KernelMap, how: How
+    ) -> tuple[Tensor, Tensor]:
         ctx.wanted = wanted
         _keep(ctx, x, dy, map, how)
         return grad_weight(x, dy, wanted, map, how)
 
     @staticmethod
-    def backward(ctx, g, g_bias):
+    def backward(ctx: Any, g: Tensor, g_bias: Tensor) -> tuple[Tensor | None, ...]:
         x, dy = ctx.saved_tensors
         dx = d_dy = None
         if ctx.needs_input_grad[0] and ctx.wanted[0]:
@@ -153,21 +159,21 @@ def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 def _apply_transformed(function: type[torch.autograd.Function], *args: Any) -> Any:
     """Transforms ask for setup_context, which costs 15 us a call, and take pytrees apart."""
     *operands, map, how = args
-    compute = {Forward: run_forward, GradInput: grad_input, GradWeight: grad_weight}[function]
+    compute: Any = {Forward: run_forward, GradInput: grad_input, GradWeight: grad_weight}[function]
 
-    class Transformed(function):
+    class Transformed(function):  # type: ignore[misc, valid-type]
         @staticmethod
-        def forward(*operands):
+        def forward(*operands: Any) -> Any:
             return compute(*operands, map, how)
 
         @staticmethod
-        def setup_context(ctx, inputs, output):
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if len(inputs) > 2:
                 ctx.wanted = inputs[2]
-            _keep(ctx, *inputs[:2], map, how)
+            _keep(ctx, inputs[0], inputs[1], map, how)
 
         @staticmethod
-        def backward(ctx, *gradients):
+        def backward(ctx: Any, *gradients: Any) -> Any:
             return function.backward(ctx, *gradients)[:-2]
 
     return Transformed.apply(*operands)

@@ -136,9 +136,9 @@ def curve_order(
     if len(coords):
         low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
     extents = [last - first + 1 for first, last in zip(low, high, strict=True)]
-    width = code_bits(tuple(extents[1:]), extents[0]).bits
+    width = code_bits((extents[1], extents[2], extents[3]), extents[0]).bits
     shifted = coords - coords.new_tensor([low[0], 0, 0, 0])
-    numbers = _curve(curve, axes, width, tuple(low[1:]))
+    numbers = _curve(curve, axes, width, (low[1], low[2], low[3]))
     codes = call(ops._curve_encode.default, shifted, numbers, True)
     return CurveOrder(codes, *sort_codes(codes))
 

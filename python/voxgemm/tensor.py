@@ -16,7 +16,7 @@ from . import kernel_map
 from ._library import call, ops
 from .errors import ArgumentError
 from .kernel_map import Triple, triple
-from .map_cache import CoordinateSet, MapCache
+from .map_cache import CoordinateSet, MapCache, Stride
 from .segments import merged_rows
 
 Number = int | float
@@ -123,7 +123,7 @@ class SparseTensor:
         return self._set.spatial_shape
 
     @property
-    def stride(self) -> Triple:
+    def stride(self) -> Stride:
         """How many voxels of the first tensor one step is, per axis."""
         return self._set.stride
 
@@ -327,14 +327,14 @@ class SparseTensor:
         features = self.features.to(*args, **kwargs)
         if features.device == self.coords.device:
             return self.replace(features)
-        wait = {"non_blocking": True} if kwargs.get("non_blocking") else {}
-        return self.moved(features, self.coords.to(features.device, **wait))
+        non_blocking = bool(kwargs.get("non_blocking"))
+        return self.moved(features, self.coords.to(features.device, non_blocking=non_blocking))
 
     def cpu(self) -> SparseTensor:
         return self.to("cpu")
 
     def cuda(self, device: int | torch.device | None = None) -> SparseTensor:
-        return self.to("cuda" if device is None else torch.device("cuda", device))
+        return self.to("cuda" if device is None else device)
 
     def float(self) -> SparseTensor:
         return self.to(torch.float32)
@@ -410,8 +410,9 @@ class _Context:
 
 def _context_of(static: Sequence[Any]) -> _Context:
     """Of the spatial shape, batch size and stride, also as JSON gives them."""
-    shape, size, stride = (tuple(v) if isinstance(v, list) else v for v in static)
-    return _Context(CoordinateSet(torch.empty(0, 4), shape, size, stride))
+    shape, size, stride = static
+    shape = None if shape is None else tuple(shape)
+    return _Context(CoordinateSet(torch.empty(0, 4), shape, size, tuple(stride)))
 
 
 def _flatten(x: SparseTensor) -> tuple[list[Any], _Context]:
@@ -421,7 +422,7 @@ def _flatten(x: SparseTensor) -> tuple[list[Any], _Context]:
 def _unflatten(leaves: Any, context: _Context) -> SparseTensor:
     """On the same maps if the coordinates are the very same tensor."""
     features, coords = leaves
-    maps = context.maps and context.maps()
+    maps = None if context.maps is None else context.maps()
     if maps is not None and maps.sets[context.number].coords is coords:
         return SparseTensor._on(features, maps, context.number)
     return SparseTensor._on(features, MapCache(CoordinateSet(coords, *context.static)))
@@ -447,8 +448,9 @@ def _check(features: Tensor, coords: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise ArgumentError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
     if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
-        absent = coords.isnan().nonzero() if coords.is_floating_point() else ()
-        nan = f" with NaN in row {int(absent[0, 0])}" if len(absent) else ""
+        nan = ""
+        if coords.is_floating_point() and bool(coords.isnan().any()):
+            nan = f" with NaN in row {int(coords.isnan().nonzero()[0, 0])}"
         raise ArgumentError(
             f"coords is {_shape(coords)}{nan}, expected int32 [n, 4]: "
             "(batch, x, y, z) of each voxel"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,7 +31,7 @@ class ConvNorm(nn.Module):
         self.relu = relu
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        y = self.conv(x)
+        y: SparseTensor = self.conv(x)
         features = self.norm(y.features)
         return y.replace(features.relu() if self.relu else features)
 
@@ -47,7 +49,8 @@ class Residual(nn.Module):
         self.second = _subm(channels, channels, relu=False)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        return (x + self.second(self.first(x))).apply(torch.relu)
+        y: SparseTensor = self.second(self.first(x))
+        return (x + y).apply(torch.relu)
 
 
 class UNet(nn.Module):
@@ -74,10 +77,11 @@ class UNet(nn.Module):
         self.decoders = nn.ModuleList(_subm(2 * fine, fine) for fine, _ in steps)
         self.head = nn.Linear(channels, c_out)
 
-    def convolutions(self) -> list[nn.Module]:
+    def convolutions(self) -> list[Any]:
         """The sparse layers, in the order of the forward pass."""
-        blocks = [self.stem, self.encoders[0].first, self.encoders[0].second]
-        for down, encoder in zip(self.downs, self.encoders[1:], strict=True):
+        first, *encoders = self.encoders
+        blocks: list[Any] = [self.stem, first.first, first.second]
+        for down, encoder in zip(self.downs, encoders, strict=True):
             blocks += [down, encoder.first, encoder.second]
         for up, decoder in zip(reversed(self.ups), reversed(self.decoders), strict=True):
             blocks += [up, decoder]
@@ -93,11 +97,13 @@ class UNet(nn.Module):
         return maps
 
     def forward(self, x: SparseTensor) -> torch.Tensor:
-        x = self.encoders[0](self.stem(x))
+        first, *encoders = self.encoders
+        x = first(self.stem(x))
         skips = []
-        for down, encoder in zip(self.downs, self.encoders[1:], strict=True):
+        for down, encoder in zip(self.downs, encoders, strict=True):
             skips.append(x)
             x = encoder(down(x))
         for up, decoder in zip(reversed(self.ups), reversed(self.decoders), strict=True):
             x = decoder(cat([skips.pop(), up(x)]))
-        return self.head(x.features)
+        predictions: torch.Tensor = self.head(x.features)
+        return predictions
