@@ -72,10 +72,24 @@ def conv3d(
 ) -> Tensor:
     """Sparse convolution: [n_out, c_out] from features [n_in, c_in] on a map of any kind.
 
-    weight [c_out, Kx, Ky, Kz, c_in], bias [c_out] or None, all of one dtype (under autocast: any).
-    `algorithm`: see `Algorithm`; a name, a list of them, or a dict by pass. `precision` of float32
-    products on CUDA: 'ieee', 'tf32', 'bf16x3' (about 16 bits) or 'bf16x6' (about 24); without, as
-    `torch.backends.cuda.matmul.fp32_precision` says.
+    y[o] = bias + sum over the map's pairs (i, o, tap) of weight[:, tap] @ features[i], for weight
+    [c_out, Kx, Ky, Kz, c_in] and bias [c_out] or None; of repeated voxels the lowest row is read.
+    float16, bfloat16, float32 or float64, all the same (under autocast: any but float64, in
+    autocast's dtype); 16-bit products are added in float32 and rounded once. No rows in give the
+    bias, no rows out give none. Differentiable any number of times in all three.
+
+    `algorithm` limits the choice of kernels: see `Algorithm`; a name, a list of them, or a dict by
+    pass. `precision` of float32 products on CUDA: 'ieee', 'tf32', 'bf16x3' (about 16 bits) or
+    'bf16x6' (about 24); without, as `torch.backends.cuda.matmul.fp32_precision` says.
+
+    >>> coords = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], dtype=torch.int32)
+    >>> weight = torch.ones(1, 3, 3, 3, 1)
+    >>> vg.functional.conv3d(torch.tensor([[1.0], [2.0]]), weight, None, vg.build_map(coords, 3))
+    tensor([[3.],
+            [3.]])
+
+    Raises ArgumentError: shapes, dtypes or devices that do not fit. NotImplementedError: no kernel
+    inside the filter runs this; its message has every kernel's reason.
     """
     if features.device != map.neighbours.device:
         raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
@@ -99,7 +113,18 @@ def inverse_conv3d(
     algorithm: object = None,
     precision: str | None = None,
 ) -> Tensor:
-    """Back through a strided convolution's map: [n_in, c_out] from features [n_out, c_in]."""
+    """Back through a strided convolution's map: [n_in, c_out] from features [n_out, c_in].
+
+    The same as conv3d on `map.transposed()`: taps are those of the strided convolution, weight is
+    [c_out, Kx, Ky, Kz, c_in].
+
+    >>> fine = torch.tensor([[0, 2, 2, 2], [0, 2, 2, 3]], dtype=torch.int32)
+    >>> coarse = vg.output_coords(fine, vg.Geometry((2, 2, 2), (2, 2, 2)))
+    >>> map = vg.build_map(fine, 2, out_coords=coarse, stride=2)
+    >>> x, weight = torch.ones(1, 1), torch.arange(8.0).view(1, 2, 2, 2, 1)
+    >>> vg.functional.inverse_conv3d(x, weight, None, map).tolist()
+    [[0.0], [1.0]]
+    """
     return conv3d(features, weight, bias, map.transposed(), algorithm, precision)
 
 
@@ -110,7 +135,12 @@ def explain(
     dtype: torch.dtype = torch.float32,
     algorithm: object = None,
 ) -> str:
-    """By pass: the kernel that runs; of every other its predicted time or why it cannot."""
+    """By pass: the kernel that runs; of every other its predicted time or why it cannot.
+
+    >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
+    >>> vg.functional.explain(map, 64, 64, torch.bfloat16).partition(" (")[0]
+    'forward bf16 subm3 64->64'
+    """
     if dtype not in DTYPES:
         raise ArgumentError(
             f"dtype is {dtype}, expected one of {', '.join(str(d) for d in DTYPES)}"

@@ -29,7 +29,11 @@ def triple(value: int | Iterable[int], what: str) -> Triple:
 
 
 class Geometry(NamedTuple):
-    """Per axis (x, y, z): in = out * stride - padding + tap * dilation, with 0 <= tap < size."""
+    """Per axis (x, y, z): in = out * stride - padding + tap * dilation, with 0 <= tap < size.
+
+    >>> vg.Geometry((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1)).out_shape((9, 8, 7))
+    (5, 4, 4)
+    """
 
     size: Triple
     stride: Triple = (1, 1, 1)
@@ -113,6 +117,11 @@ class KernelMap:
 
     Made by `build_map`, shared by all layers and passes with the same coordinates and geometry. A
     pytree of tensors and ints; the transposed map, kept from its first use on, is no part of that.
+
+    >>> coords = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], dtype=torch.int32)
+    >>> map = vg.build_map(coords, (1, 1, 3))
+    >>> map.neighbours.tolist(), map.pairs_per_tap.tolist()
+    ([[-1, 0], [0, 1], [1, -1]], [1, 2, 1])
     """
 
     neighbours: Tensor  # int32 [taps, n_out]: the input row, or -1

@@ -192,7 +192,17 @@ class _Conv3d(SparseModule):
 
 
 class SubmConv3d(_Conv3d):
-    """Outputs exactly where inputs are; tap size // 2 of each axis reads the output's own voxel."""
+    """Outputs exactly where inputs are; tap size // 2 of each axis reads the output's own voxel.
+
+    Takes [n, in_channels] to [n, out_channels] on the same coordinates. weight [out_channels, Kx,
+    Ky, Kz, in_channels], bias [out_channels]. Any stride but 1 and any padding but the one that
+    centres the kernel ('same') is an ArgumentError. `algorithm`: as in `functional.conv3d`.
+
+    >>> conv = vg.nn.SubmConv3d(4, 8, 3)
+    >>> x = vg.SparseTensor(torch.ones(2, 4), torch.arange(8, dtype=torch.int32).view(2, 4))
+    >>> conv(x).features.shape, conv(x).shares_coords(x)
+    (torch.Size([2, 8]), True)
+    """
 
     def __init__(
         self,
@@ -249,7 +259,17 @@ class SubmConv3d(_Conv3d):
 
 
 class SparseConv3d(_Conv3d):
-    """Outputs where an input reaches ('reached', as torch) or at floor(in / stride) ('floor')."""
+    """Outputs where an input reaches ('reached', as torch) or at floor(in / stride) ('floor').
+
+    Takes [n, in_channels] to [m, out_channels] on coordinates of their own, in ascending order. Per
+    axis: in = out * stride - padding + tap * dilation. weight [out_channels, Kx, Ky, Kz,
+    in_channels], bias [out_channels]. The first call on a set of coordinates waits for the device.
+
+    >>> conv = vg.nn.SparseConv3d(4, 8, 2, stride=2)
+    >>> x = vg.SparseTensor(torch.ones(2, 4), torch.tensor([[0, 4, 5, 6], [0, 5, 5, 6]]).int())
+    >>> conv(x).coords.tolist(), conv(x).stride
+    ([[0, 2, 2, 3]], (2, 2, 2))
+    """
 
     def __init__(
         self,
@@ -290,7 +310,15 @@ class SparseConv3d(_Conv3d):
 class SparseInverseConv3d(_Conv3d):
     """Back to the coordinates from which a SparseConv3d with this kernel came to the input's.
 
-    Stride, padding and dilation are that layer's; give them only to choose between several.
+    Takes [m, in_channels] to [n, out_channels] on the rows from which the other layer came, with
+    its taps. weight [out_channels, Kx, Ky, Kz, in_channels], bias [out_channels]. Stride, padding
+    and dilation are that layer's; give them only to choose between several. ArgumentError where no
+    layer with this kernel led to the coordinates.
+
+    >>> down, up = vg.nn.SparseConv3d(4, 8, 2, stride=2), vg.nn.SparseInverseConv3d(8, 4, 2)
+    >>> x = vg.SparseTensor(torch.ones(2, 4), torch.tensor([[0, 4, 5, 6], [0, 5, 5, 6]]).int())
+    >>> up(down(x)).shares_coords(x)
+    True
     """
 
     _dense = nn.ConvTranspose3d
@@ -402,7 +430,12 @@ class SparseConvTranspose3d(_Conv3d):
 
 
 def explain(layer: _Conv3d, x: SparseTensor) -> str:
-    """By pass: the kernel that runs on x; of every other its predicted time or why it cannot."""
+    """By pass: the kernel that runs on x; of every other its predicted time or why it cannot.
+
+    >>> x = vg.SparseTensor(torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.int32))
+    >>> vg.explain(vg.nn.SubmConv3d(4, 8, 3), x).partition(" (")[0]
+    'forward f32 subm3 4->8'
+    """
     _, map = layer.target(x)
     return functional.explain(
         map, layer.in_channels, layer.out_channels, layer.weight.dtype, layer.algorithm
