@@ -27,7 +27,8 @@ def test_examples(name):
 
 
 WITH_EXAMPLES = {
-    vg: "Geometry KernelMap SparseTensor build_map cat collate explain output_coords union_add unique",
+    vg: "Geometry KernelMap SparseTensor build_map cat collate explain output_coords union_add "
+    "unique",
     vg.functional: "conv3d explain generated_coords inverse_conv3d",
     vg.nn: "Sequential SparseConv3d SparseConvTranspose3d SparseInverseConv3d SubmConv3d",
 }
