@@ -38,12 +38,13 @@ struct SumRow {
   int out;  // of (j, e) = (0, 0)
   bool exists;
 };
+// tile: (group of taps, block of channels); sums: (m, h).
 template <class C>
 __device__ __forceinline__ SumRow
-sum_row(const Params& p, const Place<C>& place, int group, int block, int m, int h) {
-  const int tap = group * C::taps + place.tap(m);
-  const int in = block / p.out_blocks * C::ins + place.in(m) + h * 8;
-  const int out = block % p.out_blocks * C::columns + place.out();
+sum_row(const Params& p, const Place<C>& place, int2 tile, int2 sums) {
+  const int tap = tile.x * C::taps + place.tap(sums.x);
+  const int in = tile.y / p.out_blocks * C::ins + place.in(sums.x) + sums.y * 8;
+  const int out = tile.y % p.out_blocks * C::columns + place.out();
   return {tap, in, out, tap < p.taps && in < p.c_in};
 }
 
@@ -115,7 +116,7 @@ __device__ __forceinline__ void write_sums(
   for (int m = 0; m < C::own_blocks; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const SumRow row = sum_row<C>(p, place, piece.group, piece.block, m, h);
+      const SumRow row = sum_row<C>(p, place, {piece.group, piece.block}, {m, h});
       float sums[C::columns / 4];
       bool nan = false;
 #pragma unroll
@@ -132,7 +133,7 @@ __device__ __forceinline__ void write_sums(
     for (; broken != 0; broken &= broken - 1) {
       const int m = (__ffs(broken) - 1) / 2;
       const int h = (__ffs(broken) - 1) % 2;
-      const SumRow row = sum_row<C>(p, place, piece.group, piece.block, m, h);
+      const SumRow row = sum_row<C>(p, place, {piece.group, piece.block}, {m, h});
       float sums[C::columns / 4];
       repair<C>(p, piece, row, sums);
       store_sums<C, Out>(p, row, goal(row, m, h), sums);
@@ -220,7 +221,7 @@ __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant_
   const Place<C> place = {static_cast<int>(threadIdx.x)};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    SumRow row = sum_row<C>(p, place, entry.group, block, m, h);
+    SumRow row = sum_row<C>(p, place, {entry.group, block}, {m, h});
     row.out += 8 * j;
     if (!row.exists) continue;
     Out* to = element<Out>(p, row);
