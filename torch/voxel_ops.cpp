@@ -5,7 +5,10 @@
 
 #include <tuple>
 
+#include "voxgemm/depthwise.h"
 #include "voxgemm/hash_table.h"
+#include "voxgemm/pooling.h"
+#include "voxgemm/sampling.h"
 #include "voxgemm/serialize.h"
 
 namespace voxgemm {
@@ -115,6 +118,218 @@ Tensor keys_of_voxels(const Tensor& coords, const Ints& shape, bool wide) {
   return keys;
 }
 
+// A matrix whose rows stand one behind the other.
+HeldMatrix held_block(const Tensor& argument, std::string_view what) {
+  return held_matrix(contiguous_tensor(argument), what);
+}
+
+SampleOptions sample_options_of(const Ints& numbers) {
+  check(numbers.size() == 2 || numbers.size() == 5, "sampling has ", numbers.size(),
+        " numbers, expected 2 or 5");
+  SampleOptions options{.mode = static_cast<SampleMode>(numbers[0]),
+                        .rounding = static_cast<Rounding>(numbers[1])};
+  if (numbers.size() == 5) options.spatial_shape = int3(numbers, 2);
+  return options;
+}
+
+std::tuple<Tensor, Tensor> map_of_points(const Tensor& coords,
+                                         const Tensor& points,
+                                         const std::optional<Tensor>& batch,
+                                         int64_t points_per_batch,
+                                         const Ints& options) {
+  const Context ctx = context_of(coords);
+  const HeldMatrix voxels = held_matrix(coords, "coords");
+  const HeldMatrix places = held_block(points, "points");
+  PointsRef all{.points = places.matrix, .batch = {}, .points_per_batch = points_per_batch};
+  HeldMatrix batches;
+  if (batch) {
+    batches = held_column(*batch, "batch");
+    all.batch = batches.matrix;
+  }
+  const SampleMap map =
+      sample_map(ctx, VoxelIndex(ctx, voxels.matrix), all, sample_options_of(options));
+  return {tensor_of(map.rows), tensor_of(map.weights)};
+}
+
+Tensor grad_of_points(const Tensor& points, const Tensor& rows, const Tensor& dweights) {
+  const Context ctx = context_of(points);
+  const HeldMatrix places = held_block(points, "points");
+  const HeldMatrix found = held_block(rows, "rows");
+  const HeldMatrix gradients = held_block(dweights, "dweights");
+  const Tensor dpoints = empty_tensor(ctx.device, {places.matrix.rows, 3}, points.scalar_type());
+  SampleMap map;
+  static_cast<MatrixRef&>(map.rows) = found.matrix;
+  sample_map_grad(ctx, places.matrix, map, gradients.matrix,
+                  matrix_ref(dpoints, places.matrix.rows, 3, places.matrix.dtype));
+  return dpoints;
+}
+
+Tensor empty_like(const MatrixRef& like, int64_t rows) {
+  return empty_tensor(like.device, {rows, like.cols}, scalar_type(like.dtype));
+}
+MatrixRef whole(const Tensor& result, Dtype dtype) {
+  return matrix_ref(result, result.size(0), result.size(1), dtype);
+}
+
+Tensor sum_of_rows(const Tensor& x, const Tensor& rows, const Tensor& weights) {
+  const HeldMatrix in = held_matrix(x, "features");
+  const HeldMatrix numbers = held_block(rows, "rows");
+  const HeldMatrix factors = held_block(weights, "weights");
+  Tensor y = empty_like(in.matrix, numbers.matrix.rows);
+  weighted_sum(context_of(x), in.matrix, {numbers.matrix, factors.matrix},
+               whole(y, in.matrix.dtype));
+  return y;
+}
+
+Tensor sum_grad_input(const Tensor& dy, const Tensor& rows, const Tensor& weights, int64_t n) {
+  check(n >= 0, "n is ", n, ", expected 0 or more rows");
+  const HeldMatrix out = held_matrix(dy, "dy");
+  const HeldMatrix numbers = held_block(rows, "rows");
+  const HeldMatrix factors = held_block(weights, "weights");
+  Tensor dx = empty_like(out.matrix, n);
+  weighted_sum_grad_input(context_of(dy), out.matrix, {numbers.matrix, factors.matrix},
+                          whole(dx, out.matrix.dtype));
+  return dx;
+}
+
+Tensor sum_grad_weights(const Tensor& x, const Tensor& dy, const Tensor& rows) {
+  const HeldMatrix in = held_matrix(x, "features");
+  const HeldMatrix out = held_matrix(dy, "dy");
+  const HeldMatrix numbers = held_block(rows, "rows");
+  const Dtype dtype = in.matrix.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  Tensor dweights = empty_tensor(in.matrix.device, {numbers.matrix.rows, numbers.matrix.cols},
+                                 scalar_type(dtype));
+  weighted_sum_grad_weights(context_of(x), in.matrix, out.matrix,
+                            {numbers.matrix, whole(dweights, dtype)});
+  return dweights;
+}
+
+Reduction reduction_of(int64_t number) {
+  check(number >= 0 && number < reduction_count, "there is no reduction ", number,
+        ", expected 0 to ", reduction_count - 1);
+  return static_cast<Reduction>(number);
+}
+
+// A reduction's result with its tensors.
+struct ReducedTensors {
+  Tensor y;
+  Tensor winners;
+  Reduced reduced;
+
+  ReducedTensors(const MatrixRef& x, int64_t rows, Reduction reduction)
+      : y(empty_like(x, rows)), winners(empty_tensor(x.device, {0}, ScalarType::Int)) {
+    reduced.y = whole(y, x.dtype);
+    if (reduction == Reduction::sum || reduction == Reduction::mean) return;
+    winners = empty_tensor(x.device, {rows, x.cols}, ScalarType::Int);
+    reduced.winners = whole(winners, Dtype::i32);
+  }
+};
+
+// A map and, where it is given, the transposed one.
+struct Maps {
+  KernelMap map;
+  KernelMap transposed;
+  bool given = false;
+
+  Maps(const Tensors& map_parts, const Tensors& transposed_parts, const Ints& numbers) {
+    Layer layer = layer_of(numbers);
+    map = map_of(map_parts, layer);
+    given = !transposed_parts.empty();
+    if (!given) return;
+    layer.n_in = map.n_out;
+    layer.is_transposed = !layer.is_transposed;
+    transposed = map_of(transposed_parts, layer);
+  }
+  const KernelMap* back() const { return given ? &transposed : nullptr; }
+};
+
+std::tuple<Tensor, Tensor> pooled(const Tensor& x,
+                                  const Tensors& map,
+                                  const Ints& layer,
+                                  int64_t number) {
+  const Maps maps(map, {}, layer);
+  const Reduction reduction = reduction_of(number);
+  const HeldMatrix in = held_matrix(x, "features");
+  const ReducedTensors result(in.matrix, maps.map.n_out, reduction);
+  pool(context_of(x), maps.map, in.matrix, reduction, result.reduced);
+  return {result.y, result.winners};
+}
+
+Tensor pooled_grad(const Tensors& dy_and_winners,
+                   const Tensors& map,
+                   const Tensors& transposed,
+                   const Ints& layer,
+                   int64_t number) {
+  const Maps maps(map, transposed, layer);
+  const Tensor& dy = dy_and_winners.at(0);
+  const HeldMatrix out = held_matrix(dy, "dy");
+  PoolGrad grad{.dy = out.matrix, .winners = {}, .transposed = maps.back()};
+  HeldMatrix rows;
+  if (dy_and_winners.size() > 1) {
+    rows = held_block(dy_and_winners[1], "winners");
+    grad.winners = rows.matrix;
+  }
+  Tensor dx = empty_like(out.matrix, maps.map.n_in);
+  pool_grad(context_of(dy), maps.map, reduction_of(number), grad, whole(dx, out.matrix.dtype));
+  return dx;
+}
+
+std::tuple<Tensor, Tensor> reduced_segments(const Tensor& x,
+                                            const Tensor& segments,
+                                            int64_t count,
+                                            int64_t number) {
+  check(count >= 0 && count <= INT32_MAX, "count is ", count, ", expected 0 to ", INT32_MAX);
+  const Reduction reduction = reduction_of(number);
+  const HeldMatrix in = held_matrix(x, "features");
+  const HeldMatrix numbers = held_column(segments, "segments");
+  const ReducedTensors result(in.matrix, count, reduction);
+  segment_reduce(context_of(x), in.matrix, numbers.matrix, reduction, result.reduced);
+  return {result.y, result.winners};
+}
+
+Tensor depthwise(const Tensor& x,
+                 const Tensor& weight,
+                 const std::optional<Tensor>& bias,
+                 const Tensors& map,
+                 const Ints& layer) {
+  const Maps maps(map, {}, layer);
+  const HeldMatrix in = held_matrix(x, "features");
+  const HeldMatrix w = held_matrix(weight, "weight");
+  DepthwiseForward operands{.x = in.matrix, .w = w.matrix, .bias = {}};
+  HeldMatrix row;
+  if (bias) {
+    row = held_column(*bias, "bias");
+    operands.bias = matrix_ref(row.tensor, 1, row.matrix.rows, row.matrix.dtype);
+  }
+  Tensor y = empty_like(in.matrix, maps.map.n_out);
+  depthwise_forward(context_of(x), maps.map, operands, whole(y, in.matrix.dtype));
+  return y;
+}
+
+Tensor depthwise_dx(const Tensor& dy,
+                    const Tensor& weight,
+                    const Tensors& map,
+                    const Tensors& transposed,
+                    const Ints& layer) {
+  const Maps maps(map, transposed, layer);
+  const HeldMatrix out = held_matrix(dy, "dy");
+  const HeldMatrix w = held_matrix(weight, "weight");
+  Tensor dx = empty_like(out.matrix, maps.map.n_in);
+  depthwise_grad_input(context_of(dy), maps.map,
+                       {.dy = out.matrix, .w = w.matrix, .transposed = maps.back()},
+                       whole(dx, out.matrix.dtype));
+  return dx;
+}
+
+Tensor depthwise_dw(const Tensor& x, const Tensor& dy, const Tensors& map, const Ints& layer) {
+  const Maps maps(map, {}, layer);
+  const HeldMatrix in = held_matrix(x, "features");
+  const HeldMatrix out = held_matrix(dy, "dy");
+  Tensor dw = empty_like(in.matrix, maps.map.taps());
+  depthwise_grad_weight(context_of(x), maps.map, in.matrix, out.matrix, whole(dw, in.matrix.dtype));
+  return dw;
+}
+
 }  // namespace
 
 void add_voxel_operators(StableLibrary& m) {
@@ -124,6 +339,17 @@ void add_voxel_operators(StableLibrary& m) {
   m.impl("_hash_insert", TORCH_BOX(&Guarded<&insert_keys>::call));
   m.impl("_check_hash_insert", TORCH_BOX(&Guarded<&check_insert>::call));
   m.impl("_hash_lookup", TORCH_BOX(&Guarded<&look_up>::call));
+  m.impl("_sample_map", TORCH_BOX(&Guarded<&map_of_points>::call));
+  m.impl("_sample_map_grad", TORCH_BOX(&Guarded<&grad_of_points>::call));
+  m.impl("_weighted_sum", TORCH_BOX(&Guarded<&sum_of_rows>::call));
+  m.impl("_weighted_sum_grad_input", TORCH_BOX(&Guarded<&sum_grad_input>::call));
+  m.impl("_weighted_sum_grad_weights", TORCH_BOX(&Guarded<&sum_grad_weights>::call));
+  m.impl("_pool", TORCH_BOX(&Guarded<&pooled>::call));
+  m.impl("_pool_grad", TORCH_BOX(&Guarded<&pooled_grad>::call));
+  m.impl("_segment_reduce", TORCH_BOX(&Guarded<&reduced_segments>::call));
+  m.impl("_depthwise", TORCH_BOX(&Guarded<&depthwise>::call));
+  m.impl("_depthwise_grad_input", TORCH_BOX(&Guarded<&depthwise_dx>::call));
+  m.impl("_depthwise_grad_weight", TORCH_BOX(&Guarded<&depthwise_dw>::call));
   m.impl("_voxel_keys", TORCH_BOX(&Guarded<&keys_of_voxels>::call));
 }
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 
-from . import _library, errors, functional, hashmap, nn, serialization
+from . import (
+    _library,
+    depthwise,
+    errors,
+    functional,
+    hashmap,
+    nn,
+    pooling,
+    sampling,
+    serialization,
+)
 from .errors import ArgumentError
 from .functional import Algorithm, Geometry, KernelMap, build_map, output_coords, unique
 from .joins import cat, collate, union_add
@@ -23,6 +33,7 @@ __all__ = [
     "build_map",
     "cat",
     "collate",
+    "depthwise",
     "errors",
     "explain",
     "functional",
@@ -30,6 +41,8 @@ __all__ = [
     "info",
     "nn",
     "output_coords",
+    "pooling",
+    "sampling",
     "serialization",
     "union_add",
     "unique",

@@ -28,4 +28,56 @@ void hash_lookup(const Context&, const HashTableRef&, const MatrixRef&, const Ma
 }
 void voxel_keys(const Context&, const MatrixRef&, const Int3&, const MatrixRef&) { absent(); }
 
+SampleMap sample_map(const Context&,
+                     const VoxelIndex::State&,
+                     const PointsRef&,
+                     const SampleOptions&) {
+  absent();
+}
+void sample_map_grad(
+    const Context&, const MatrixRef&, const SampleMap&, const MatrixRef&, const MatrixRef&) {
+  absent();
+}
+void weighted_sum(const Context&, const MatrixRef&, const RowWeights&, const MatrixRef&) {
+  absent();
+}
+void weighted_sum_grad_input(const Context&,
+                             const MatrixRef&,
+                             const RowWeights&,
+                             const MatrixRef&) {
+  absent();
+}
+void weighted_sum_grad_weights(const Context&,
+                               const MatrixRef&,
+                               const MatrixRef&,
+                               const RowWeights&) {
+  absent();
+}
+
+void pool(const Context&, const KernelMap&, const MatrixRef&, Reduction, const Reduced&) {
+  absent();
+}
+void pool_grad(const Context&, const KernelMap&, Reduction, const PoolGrad&, const MatrixRef&) {
+  absent();
+}
+void segment_reduce(const Context&, const MatrixRef&, const MatrixRef&, Reduction, const Reduced&) {
+  absent();
+}
+void depthwise_forward(const Context&,
+                       const KernelMap&,
+                       const DepthwiseForward&,
+                       const MatrixRef&) {
+  absent();
+}
+void depthwise_grad_input(const Context&,
+                          const KernelMap&,
+                          const DepthwiseGradInput&,
+                          const MatrixRef&) {
+  absent();
+}
+void depthwise_grad_weight(
+    const Context&, const KernelMap&, const MatrixRef&, const MatrixRef&, const MatrixRef&) {
+  absent();
+}
+
 }  // namespace voxgemm::cuda

@@ -59,6 +59,17 @@ IN_TEST_VOXEL_OPS = {
     "_check_hash_insert",
     "_hash_lookup",
     "_voxel_keys",
+    "_sample_map",
+    "_sample_map_grad",
+    "_weighted_sum",
+    "_weighted_sum_grad_input",
+    "_weighted_sum_grad_weights",
+    "_pool",
+    "_pool_grad",
+    "_segment_reduce",
+    "_depthwise",
+    "_depthwise_grad_input",
+    "_depthwise_grad_weight",
 }
 # What only CUDA maps have.
 ON_GPU = ("_map_status",)

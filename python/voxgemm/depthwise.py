@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depthwise convolution on a kernel map: every channel has its own kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._library import call, ops
+from .errors import ArgumentError
+from .kernel_map import KernelMap
+
+
+def depthwise_conv3d(
+    features: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap
+) -> Tensor:
+    """y [n_out, c] = bias + sum over taps t of features[in(o, t)] * weight[t].
+
+    features [n_in, c]; weight [taps, c], or [c, Kx, Ky, Kz, 1] as a convolution's with c groups;
+    bias [c] or None; all of one dtype (under autocast: any). Sums are float32 (float64 for
+    float64), rounded once. Differentiable in all three, any number of times. A map without rows
+    gives none.
+    """
+    if features.device != map.neighbours.device:
+        raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
+    if weight.ndim == 5 and weight.shape[4] == 1:
+        if tuple(weight.shape[1:4]) != map.geometry.size:
+            raise ArgumentError(
+                f"weight has a kernel of {tuple(weight.shape[1:4])}, the map of {map.geometry.size}"
+            )
+        weight = weight.reshape(len(weight), -1).t()
+    if weight.ndim != 2:
+        raise ArgumentError(
+            f"weight is {list(weight.shape)}, expected [taps, c] or [c, Kx, Ky, Kz, 1]"
+        )
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        features, weight = features.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if not map.symmetric and features.requires_grad and torch.is_grad_enabled():
+        map.transposed()  # for the backward: made where the map can keep it
+    return _Forward.apply(features, weight, bias, map)
+
+
+# Linear in each operand, and each other's derivatives.
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, map):
+        _keep(ctx, x, weight, map)
+        map.settle(wait=False)
+        return call(ops._depthwise.default, x, weight, bias, map.tensors(), map.layer())
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        dx = _GradInput.apply(dy, weight, ctx.map) if of_x else None
+        dw = _GradWeight.apply(x, dy, ctx.map) if of_weight else None
+        return dx, dw, dy.sum(0) if of_bias else None, None
+
+
+class _GradInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dy, weight, map):
+        _keep(ctx, dy, weight, map)
+        map.settle(wait=True)
+        maps = map.backward_tensors()
+        return call(ops._depthwise_grad_input.default, dy, weight, *maps, map.layer())
+
+    @staticmethod
+    def backward(ctx, g):
+        dy, weight = ctx.saved_tensors
+        of_dy, of_weight, _ = ctx.needs_input_grad
+        d_dy = _Forward.apply(g, weight, None, ctx.map) if of_dy else None
+        return d_dy, _GradWeight.apply(g, dy, ctx.map) if of_weight else None, None
+
+
+class _GradWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dy, map):
+        _keep(ctx, x, dy, map)
+        map.settle(wait=False)
+        return call(ops._depthwise_grad_weight.default, x, dy, map.tensors(), map.layer())
+
+    @staticmethod
+    def backward(ctx, g):
+        x, dy = ctx.saved_tensors
+        of_x, of_dy, _ = ctx.needs_input_grad
+        dx = _GradInput.apply(dy, g, ctx.map) if of_x else None
+        return dx, _Forward.apply(x, g, None, ctx.map) if of_dy else None, None
+
+
+def _keep(ctx: Any, rows: Tensor, other: Tensor, map: KernelMap) -> None:
+    """Of two operands each is kept for the other's derivative only."""
+    of_rows, of_other = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(rows if of_other else None, other if of_rows else None)
+    ctx.map = map
+
+
+@torch.library.register_fake("voxgemm::_depthwise")
+def _(x, weight, bias, map, layer):
+    return x.new_empty((map[0].shape[1], x.shape[1]))
+
+
+@torch.library.register_fake("voxgemm::_depthwise_grad_input")
+def _(dy, weight, map, transposed, layer):
+    return dy.new_empty((layer[0], dy.shape[1]))
+
+
+@torch.library.register_fake("voxgemm::_depthwise_grad_weight")
+def _(x, dy, map, layer):
+    return x.new_empty((map[0].shape[0], x.shape[1]))

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows reduced over the taps of a kernel map, or over segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._library import call, ops
+from .algorithms import index_in
+from .columns import as_bits
+from .errors import ArgumentError
+from .kernel_map import KernelMap
+from .sampling import weighted_sum
+
+REDUCTIONS = ("max", "min", "sum", "mean")
+
+
+def pool(features: Tensor, map: KernelMap, reduction: str = "max") -> Tensor:
+    """y [n_out, c]: features [n_in, c] reduced over the taps of each output row, by channel.
+
+    'max', 'min', 'sum' or 'mean' (of the rows that are there). A row without inputs is 0; in max
+    and min a NaN wins. Sums are float32 (float64 for float64), rounded once. The gradient of max
+    and min goes to the winner of the lowest tap. Differentiable, any order.
+    """
+    return max_pool_rows(features, map, reduction)[0]
+
+
+def max_pool_rows(
+    features: Tensor, map: KernelMap, reduction: str = "max"
+) -> tuple[Tensor, Tensor]:
+    """`pool` and the input row that won each element: int32 [n_out, c], -1 where there was none.
+
+    Of sums and means the rows are empty.
+    """
+    if features.device != map.neighbours.device:
+        raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
+    number = index_in(REDUCTIONS, reduction, "reduction")
+    if not map.symmetric and features.requires_grad and torch.is_grad_enabled():
+        map.transposed()  # for the backward: made where the map can keep it
+    return _Pool.apply(features, map, number)
+
+
+def unpool(features: Tensor, map: KernelMap, reduction: str = "sum") -> Tensor:
+    """[n_in, c] from features [n_out, c]: `pool` back through a map.
+
+    Where the kernel is as large as its stride, each row gets its parent's features.
+    """
+    return pool(features, map.transposed(), reduction)
+
+
+def segment_reduce(
+    features: Tensor, segments: Tensor, count: int, reduction: str = "sum"
+) -> Tensor:
+    """y [count, c]: the rows of features [n, c] with segments [n] == s, reduced, for every s.
+
+    Segments are whole numbers in any order; rows with a number outside [0, count) are left out. A
+    segment without rows is 0. Differentiable; the gradient of max and min goes to the lowest row of
+    equals.
+    """
+    number = index_in(REDUCTIONS, reduction, "reduction")
+    return _Segments.apply(features, as_bits(segments).to(torch.int32), count, number)
+
+
+def global_pool(
+    features: Tensor, coords: Tensor, batch_size: int, reduction: str = "mean"
+) -> Tensor:
+    """y [batch_size, c]: features [n, c] reduced by the batch of coords int32 [n, 4]."""
+    return segment_reduce(features, coords[:, 0], batch_size, reduction)
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, map, number):
+        map.settle(wait=False)
+        y, winners = call(ops._pool.default, x, map.tensors(), map.layer(), number)
+        ctx.save_for_backward(winners)
+        ctx.mark_non_differentiable(winners)
+        ctx.map, ctx.number = map, number
+        return y, winners
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        (winners,) = ctx.saved_tensors
+        return _PoolGrad.apply(dy, winners, ctx.map, ctx.number), None, None
+
+
+class _PoolGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dy, winners, map, number):
+        map.settle(wait=True)
+        picks = REDUCTIONS[number] in ("max", "min")
+        ctx.save_for_backward(winners)
+        ctx.map, ctx.number = map, number
+        grads = [dy, winners] if picks else [dy]
+        return call(ops._pool_grad.default, grads, *map.backward_tensors(), map.layer(), number)
+
+    @staticmethod
+    def backward(ctx, g):
+        (winners,) = ctx.saved_tensors
+        if winners.numel():
+            # What won is gathered; absent rows are in front of the others.
+            padded = torch.cat([g.new_zeros(1, g.shape[1]), g])
+            return padded.gather(0, winners.long() + 1), None, None, None
+        return _Pool.apply(g, ctx.map, ctx.number)[0], None, None, None
+
+
+class _Segments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, segments, count, number):
+        y, winners = call(ops._segment_reduce.default, x, segments, count, number)
+        ctx.save_for_backward(segments, winners)
+        ctx.count, ctx.number, ctx.rows = count, number, len(x)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        segments, winners = ctx.saved_tensors
+        if winners.numel() or REDUCTIONS[ctx.number] in ("max", "min"):
+            # A row wins an element of its own segment only: no two gradients meet.
+            dx = dy.new_zeros(ctx.rows + 1, dy.shape[1])
+            return dx.scatter_(0, winners.long() + 1, dy)[1:], None, None, None
+        weights = torch.ones(
+            ctx.rows,
+            1,
+            dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32,
+            device=dy.device,
+        )
+        if REDUCTIONS[ctx.number] == "mean":
+            ones = weights.new_ones(ctx.rows, 1)
+            counts, _ = call(ops._segment_reduce.default, ones, segments, ctx.count, 2)
+            weights = weighted_sum(1 / counts, segments[:, None], weights)
+        return weighted_sum(dy, segments[:, None], weights), None, None, None
+
+
+def _reduced(x, rows, number):
+    picks = REDUCTIONS[number] in ("max", "min")
+    winners = x.new_empty((rows, x.shape[1]) if picks else (0,), dtype=torch.int32)
+    return x.new_empty((rows, x.shape[1])), winners
+
+
+@torch.library.register_fake("voxgemm::_pool")
+def _(x, map, layer, reduction):
+    return _reduced(x, map[0].shape[1], reduction)
+
+
+@torch.library.register_fake("voxgemm::_pool_grad")
+def _(dy, map, transposed, layer, reduction):
+    return dy[0].new_empty((layer[0], dy[0].shape[1]))
+
+
+@torch.library.register_fake("voxgemm::_segment_reduce")
+def _(x, segments, count, reduction):
+    return _reduced(x, count, reduction)

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "voxgemm/sampling.h"
+
+#include "conv/operators.h"
+#include "conv/validate.h"
+#include "voxgemm/error.h"
+
+namespace voxgemm {
+namespace {
+
+Dtype point_dtype(const MatrixRef& points) {
+  check(points.dtype == Dtype::f32 || points.dtype == Dtype::f64, "points have dtype ",
+        name(points.dtype), ", expected f32 or f64");
+  return points.dtype;
+}
+
+// The sides of weighted sums: x [n, c] and y [m, c].
+void validate_sums(const Context& ctx,
+                   const MatrixRef& x,
+                   const RowWeights& sums,
+                   const MatrixRef& y) {
+  check(x.dtype != Dtype::i32 && x.dtype != Dtype::i64, "x has dtype ", name(x.dtype),
+        ", expected f16, bf16, f32 or f64");
+  validate_matrix(ctx, x, {"x", x.rows, x.cols, x.dtype});
+  validate_matrix(ctx, y, {"y", sums.rows.rows, x.cols, x.dtype});
+  validate_column(ctx, sums.rows, {"rows", y.rows, sums.rows.cols, Dtype::i32});
+  validate_column(
+      ctx, sums.weights,
+      {"weights", y.rows, sums.rows.cols, x.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32});
+}
+
+}  // namespace
+
+SampleMap sample_map(const Context& ctx,
+                     const VoxelIndex& index,
+                     const PointsRef& points,
+                     const SampleOptions& options) {
+  const MatrixRef& p = points.points;
+  validate_column(ctx, p, {"points", p.rows, 3, point_dtype(p)});
+  if (points.batch) validate_column(ctx, *points.batch, {"batch", p.rows, 1, Dtype::i32});
+  check(points.points_per_batch >= 0, "there are ", points.points_per_batch,
+        " points per batch, expected 0 or more");
+  return on_device(ctx) ? cuda::sample_map(ctx, index.state(), points, options)
+                        : cpu::sample_map(ctx, index.state(), points, options);
+}
+
+void sample_map_grad(const Context& ctx,
+                     const MatrixRef& points,
+                     const SampleMap& map,
+                     const MatrixRef& dweights,
+                     const MatrixRef& dpoints) {
+  validate_column(ctx, points, {"points", points.rows, 3, point_dtype(points)});
+  validate_column(ctx, map.rows, {"rows", points.rows, 8, Dtype::i32});
+  validate_column(ctx, dweights, {"dweights", points.rows, 8, points.dtype});
+  validate_column(ctx, dpoints, {"dpoints", points.rows, 3, points.dtype});
+  on_device(ctx) ? cuda::sample_map_grad(ctx, points, map, dweights, dpoints)
+                 : cpu::sample_map_grad(ctx, points, map, dweights, dpoints);
+}
+
+void weighted_sum(const Context& ctx,
+                  const MatrixRef& x,
+                  const RowWeights& sums,
+                  const MatrixRef& y) {
+  validate_sums(ctx, x, sums, y);
+  validate_apart(memory_of(y, "y"), memory_of(x, "x"));
+  on_device(ctx) ? cuda::weighted_sum(ctx, x, sums, y) : cpu::weighted_sum(ctx, x, sums, y);
+}
+
+void weighted_sum_grad_input(const Context& ctx,
+                             const MatrixRef& dy,
+                             const RowWeights& sums,
+                             const MatrixRef& dx) {
+  validate_sums(ctx, dx, sums, dy);
+  validate_apart(memory_of(dx, "dx"), memory_of(dy, "dy"));
+  if (on_device(ctx)) validate_sortable(sums.rows.rows * sums.rows.cols);
+  on_device(ctx) ? cuda::weighted_sum_grad_input(ctx, dy, sums, dx)
+                 : cpu::weighted_sum_grad_input(ctx, dy, sums, dx);
+}
+
+void weighted_sum_grad_weights(const Context& ctx,
+                               const MatrixRef& x,
+                               const MatrixRef& dy,
+                               const RowWeights& sums) {
+  validate_sums(ctx, x, sums, dy);
+  on_device(ctx) ? cuda::weighted_sum_grad_weights(ctx, x, dy, sums)
+                 : cpu::weighted_sum_grad_weights(ctx, x, dy, sums);
+}
+
+}  // namespace voxgemm

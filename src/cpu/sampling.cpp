@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <vector>
+
+#include "conv/operators.h"
+#include "conv/sample_point.h"
+#include "core/dispatch.h"
+#include "cpu/row_lists.h"
+#include "cpu/voxel_index.h"
+
+namespace voxgemm::cpu {
+namespace {
+
+// Points or rows handled by one task.
+constexpr int64_t piece = 1024;
+
+template <class Body>
+void dispatch_points(Dtype dtype, const Body& body) {
+  if (dtype == Dtype::f64) return body(Type<double>{});
+  body(Type<float>{});
+}
+
+// The row of a voxel of one batch.
+struct Finder {
+  const VoxelIndex::State& index;
+  int32_t batch;
+
+  int32_t operator()(const int64_t* voxel) const {
+    for (int axis = 0; axis < 3; ++axis) {
+      if (voxel[axis] != static_cast<int32_t>(voxel[axis])) return -1;
+    }
+    return index.find(batch, static_cast<int32_t>(voxel[0]), static_cast<int32_t>(voxel[1]),
+                      static_cast<int32_t>(voxel[2]));
+  }
+};
+
+// Sums of a type.
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+}  // namespace
+
+SampleMap sample_map(const Context& ctx,
+                     const VoxelIndex::State& index,
+                     const PointsRef& points,
+                     const SampleOptions& options) {
+  const SampleRule rule(options);
+  const int taps = sample_taps(options.mode);
+  const int64_t count = points.points.rows;
+  SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
+                make_matrix(ctx, count, taps, points.points.dtype)};
+  dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
+    for_pieces(ctx, count, piece, [&](int64_t first, int64_t last) {
+      for (int64_t p = first; p < last; ++p) {
+        int64_t batch = points.points_per_batch > 0 ? p / points.points_per_batch : 0;
+        if (points.batch) batch = points.batch->as<int32_t>()[p];
+        const Finder find{index, static_cast<int32_t>(batch)};
+        const T* point = points.points.as<T>() + 3 * p;
+        int32_t* rows = map.rows.as<int32_t>() + taps * p;
+        T* weights = map.weights.as<T>() + taps * p;
+        if (options.mode == SampleMode::nearest) {
+          sample_nearest(rule, point, find, rows, weights);
+        } else {
+          sample_trilinear(rule, point, find, rows, weights);
+        }
+      }
+    });
+  });
+  return map;
+}
+
+void sample_map_grad(const Context& ctx,
+                     const MatrixRef& points,
+                     const SampleMap& map,
+                     const MatrixRef& dweights,
+                     const MatrixRef& dpoints) {
+  dispatch_points(points.dtype, [&]<class T>(Type<T>) {
+    for_pieces(ctx, points.rows, piece, [&](int64_t first, int64_t last) {
+      for (int64_t p = first; p < last; ++p) {
+        sample_gradient(points.as<T>() + 3 * p, map.rows.as<int32_t>() + 8 * p,
+                        dweights.as<T>() + 8 * p, dpoints.as<T>() + 3 * p);
+      }
+    });
+  });
+}
+
+void weighted_sum(const Context& ctx,
+                  const MatrixRef& x,
+                  const RowWeights& sums,
+                  const MatrixRef& y) {
+  const int64_t taps = sums.rows.cols;
+  dispatch_float(x.dtype, [&]<class T>(Type<T>) {
+    for_pieces(ctx, y.rows, piece, [&](int64_t first, int64_t last) {
+      std::vector<Sum<T>> sum(static_cast<size_t>(y.cols));
+      for (int64_t r = first; r < last; ++r) {
+        std::fill(sum.begin(), sum.end(), Sum<T>{0});
+        for (int64_t t = taps * r; t < taps * (r + 1); ++t) {
+          const int32_t row = sums.rows.as<int32_t>()[t];
+          if (!RowLists::is_row(row, x.rows)) continue;
+          const Sum<T> weight = sums.weights.as<Sum<T>>()[t];
+          const T* from = x.row<const T>(row);
+          for (int64_t c = 0; c < y.cols; ++c) sum[c] += weight * to_float(from[c]);
+        }
+        for (int64_t c = 0; c < y.cols; ++c) store(sum[c], y.row<T>(r)[c]);
+      }
+    });
+  });
+}
+
+void weighted_sum_grad_input(const Context& ctx,
+                             const MatrixRef& dy,
+                             const RowWeights& sums,
+                             const MatrixRef& dx) {
+  const int64_t taps = sums.rows.cols;
+  const RowLists lists(sums.rows.as<int32_t>(), taps * dy.rows, dx.rows);
+  dispatch_float(dy.dtype, [&]<class T>(Type<T>) {
+    for_pieces(ctx, dx.rows, piece, [&](int64_t first, int64_t last) {
+      std::vector<double> sum(static_cast<size_t>(dx.cols));
+      for (int64_t r = first; r < last; ++r) {
+        std::fill(sum.begin(), sum.end(), 0.0);
+        for (const int64_t place : lists.of(r)) {
+          const double weight = sums.weights.as<Sum<T>>()[place];
+          const T* from = dy.row<const T>(place / taps);
+          for (int64_t c = 0; c < dx.cols; ++c) sum[c] += weight * to_float(from[c]);
+        }
+        for (int64_t c = 0; c < dx.cols; ++c) store(sum[c], dx.row<T>(r)[c]);
+      }
+    });
+  });
+}
+
+void weighted_sum_grad_weights(const Context& ctx,
+                               const MatrixRef& x,
+                               const MatrixRef& dy,
+                               const RowWeights& sums) {
+  const int64_t taps = sums.rows.cols;
+  dispatch_float(x.dtype, [&]<class T>(Type<T>) {
+    for_pieces(ctx, dy.rows, piece, [&](int64_t first, int64_t last) {
+      for (int64_t t = taps * first; t < taps * last; ++t) {
+        const int32_t row = sums.rows.as<int32_t>()[t];
+        Sum<T> sum = 0;
+        const int64_t cols = RowLists::is_row(row, x.rows) ? dy.cols : 0;
+        for (int64_t c = 0; c < cols; ++c) {
+          sum += to_float(x.row<const T>(row)[c]) * to_float(dy.row<const T>(t / taps)[c]);
+        }
+        sums.weights.as<Sum<T>>()[t] = sum;
+      }
+    });
+  });
+}
+
+}  // namespace voxgemm::cpu

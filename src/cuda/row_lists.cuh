@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Results that are combinations of lists of rows of any length: y[r] = op over the places p with
+// rows[p] = r, ascending. The places are sorted by row number, stable, and cut into pieces of
+// `list_piece` places, wherever the lists begin and end. A thread owns `Op::width` columns of a
+// piece. A list inside the piece is complete and written; of one that crosses a border the state is
+// kept, and a second kernel combines those of a list in order. So a list of a million places is not
+// slower than a million lists, and every sum has one order.
+#pragma once
+
+#include "conv/hash_key.h"
+#include "cuda/gather.cuh"
+
+namespace voxgemm::cuda {
+
+constexpr int64_t list_piece = 256;
+
+struct RowLists {
+  const uint32_t* rows;    // [places], ascending; those outside [0, count) are `count`
+  const uint32_t* places;  // [places]
+  const uint32_t* starts;  // [count + 1]: where each row's list begins
+  int64_t count;           // of lists
+  int64_t length;          // of all lists together, absent ones too
+  std::shared_ptr<void> memory;
+};
+// rows: [places].
+RowLists make_row_lists(const Context& ctx, const int32_t* rows, int64_t places, int64_t count);
+
+struct ListView {
+  const uint32_t* rows;
+  const uint32_t* places;
+  const uint32_t* starts;
+  int64_t count;
+  int64_t length;
+  int64_t packs;  // of columns
+
+  ListView(const RowLists& lists, int64_t column_packs)
+      : rows(lists.rows),
+        places(lists.places),
+        starts(lists.starts),
+        count(lists.count),
+        length(lists.length),
+        packs(column_packs) {}
+};
+
+// ends: [pieces, 2, packs]: of the list that came into a piece, and of the one that leaves it.
+template <class Op>
+__global__ void reduce_pieces(ListView lists,
+                              typename Op::Arguments arguments,
+                              typename Op::State* ends) {
+  const int64_t pieces = (lists.length + list_piece - 1) / list_piece;
+  for (int64_t i = thread_index(); i < pieces * lists.packs; i += thread_count()) {
+    const int64_t piece = i / lists.packs;
+    const int64_t pack = i - piece * lists.packs;
+    const Op op(arguments, pack * Op::width);
+    const int64_t begin = piece * list_piece;
+    const int64_t end = min(lists.length, begin + list_piece);
+    typename Op::State* const end_states = ends + 2 * piece * lists.packs + pack;
+    uint32_t row = lists.rows[begin];
+    bool came_in = begin > 0 && lists.rows[begin - 1] == row;
+    typename Op::State state = {};
+    for (int64_t p = begin; p < end; ++p) {
+      const uint32_t next = lists.rows[p];
+      if (next != row) {
+        if (came_in) {
+          end_states[0] = state;
+        } else {
+          op.finish(state, row, lists.starts[row + 1] - lists.starts[row]);
+        }
+        came_in = false;
+        row = next;
+        state = {};
+      }
+      if (row == lists.count) break;
+      op.add(&state, lists.places[p]);
+    }
+    if (row == lists.count) continue;
+    if (came_in) {
+      end_states[0] = state;
+    } else if (end < lists.length && lists.rows[end] == row) {
+      end_states[lists.packs] = state;
+    } else {
+      op.finish(state, row, lists.starts[row + 1] - lists.starts[row]);
+    }
+  }
+}
+
+// The lists that cross a border, and the empty ones.
+template <class Op>
+__global__ void join_pieces(ListView lists,
+                            typename Op::Arguments arguments,
+                            const typename Op::State* ends) {
+  for (int64_t i = thread_index(); i < lists.count * lists.packs; i += thread_count()) {
+    const int64_t row = i / lists.packs;
+    const int64_t pack = i - row * lists.packs;
+    const int64_t begin = lists.starts[row];
+    const int64_t end = lists.starts[row + 1];
+    const int64_t last = (end - 1) / list_piece;
+    if (begin < end && begin / list_piece == last) continue;
+    const Op op(arguments, pack * Op::width);
+    typename Op::State state = {};
+    if (begin < end) {
+      const typename Op::State* from = ends + pack;
+      int64_t piece = begin / list_piece;
+      state = from[(2 * piece + 1) * lists.packs];
+      for (++piece; piece <= last; ++piece) op.join(&state, from[2 * piece * lists.packs]);
+    }
+    op.finish(state, static_cast<uint32_t>(row), end - begin);
+  }
+}
+
+template <class Op>
+void reduce_lists(const Context& ctx,
+                  const RowLists& lists,
+                  int64_t cols,
+                  const typename Op::Arguments& arguments) {
+  const ListView view(lists, ceil_div(cols, Op::width));
+  const int64_t pieces = ceil_div(lists.length, list_piece);
+  const std::shared_ptr<void> memory =
+      ctx.allocate(sizeof(typename Op::State) * 2 * pieces * view.packs);
+  auto* ends = static_cast<typename Op::State*>(memory.get());
+  const auto all = [](int64_t threads) {
+    return Grid{.blocks = ceil_div(threads, gather_threads), .threads = gather_threads};
+  };
+  launch(ctx, all(pieces * view.packs), reduce_pieces<Op>, view, arguments, ends);
+  launch(ctx, all(lists.count * view.packs), join_pieces<Op>, view, arguments, ends);
+}
+
+}  // namespace voxgemm::cuda
