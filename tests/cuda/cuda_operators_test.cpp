@@ -4,7 +4,10 @@
 #include "gpu.h"
 
 #include "support/random_coords.h"
+#include "voxgemm/depthwise.h"
 #include "voxgemm/hash_table.h"
+#include "voxgemm/pooling.h"
+#include "voxgemm/sampling.h"
 #include "voxgemm/serialize.h"
 
 namespace voxgemm::test {
@@ -125,6 +128,212 @@ TEST_F(Operators, KeysOfVoxelsAreTheCpus) {
     voxel_keys(context(), host, {30, 41, 20}, keys);
     voxel_keys(*gpu(), device, {30, 41, 20}, device_keys);
     ASSERT_EQ(bytes(*gpu(), device_keys), bytes(keys));
+  }
+}
+
+// Small whole numbers: every sum is exact, so results are the CPU's bit for bit.
+Matrix whole_numbers(Random* random, int64_t rows, int64_t cols, Dtype dtype) {
+  const Matrix matrix = make_matrix(context(), rows, cols, dtype);
+  dispatch_float(dtype, [&]<class T>(Type<T>) {
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      store(static_cast<float>(random->integer(-3, 3)), matrix.as<T>()[i]);
+    }
+  });
+  return matrix;
+}
+
+// A matrix on the host and its twin, in the middle of wider memory where it is not to be aligned.
+struct Twins {
+  Matrix host;
+  Matrix device;
+
+  explicit Twins(const Matrix& values) : host(values), device(to_device(*gpu(), values)) {}
+  Twins(int64_t rows, int64_t cols, Dtype dtype)
+      : host(make_matrix(context(), rows, cols, dtype)),
+        device(make_matrix(*gpu(), rows, cols, dtype)) {}
+  void expect_same() const { ASSERT_EQ(bytes(*gpu(), device), bytes(host)); }
+};
+
+constexpr Dtype float_dtypes[] = {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64};
+// One column, odd numbers, one pack, several, more than the lanes of a warp hold.
+constexpr int64_t widths[] = {1, 5, 8, 64, 100, 520};
+
+struct MapTwins {
+  KernelMap host;
+  KernelMap device;
+
+  explicit MapTwins(const std::string& text) {
+    const Problem problem = Problem::parse("forward f32 " + text + " 1->1 x");
+    const Voxels voxels = cloud(text.find("conv") == 0 ? "random:700:12" : "repeat:700");
+    const Matrix coords = coords_matrix(context(), voxels);
+    const Matrix on_device = to_device(*gpu(), coords);
+    if (problem.operation == Operation::submanifold) {
+      host = build_submanifold_map(context(), coords, problem.geometry);
+      device = build_submanifold_map(*gpu(), on_device, problem.geometry);
+      return;
+    }
+    const Matrix outputs = output_coords(context(), coords, problem.geometry, OutputRule::reached);
+    host = build_kernel_map(context(), coords, outputs, problem.geometry);
+    device = build_kernel_map(*gpu(), on_device, to_device(*gpu(), outputs), problem.geometry);
+  }
+};
+
+TEST_F(Operators, DepthwiseIsTheCpus) {
+  Random random(4);
+  for (const std::string text : {"subm3", "subm2", "conv3s2p1", "subm5x1x3"}) {
+    const MapTwins map(text);
+    for (const Dtype dtype : float_dtypes) {
+      for (const int64_t cols : widths) {
+        SCOPED_TRACE(join(text, " ", name(dtype), " ", cols));
+        const Twins x(whole_numbers(&random, map.host.n_in, cols, dtype));
+        const Twins dy(whole_numbers(&random, map.host.n_out, cols, dtype));
+        const Twins w(whole_numbers(&random, map.host.taps(), cols, dtype));
+        const Twins bias(whole_numbers(&random, 1, cols, dtype));
+        const Twins y(map.host.n_out, cols, dtype);
+        depthwise_forward(context(), map.host, {x.host, w.host, bias.host}, y.host);
+        depthwise_forward(*gpu(), map.device, {x.device, w.device, bias.device}, y.device);
+        y.expect_same();
+        const Twins dx(map.host.n_in, cols, dtype);
+        depthwise_grad_input(context(), map.host, {dy.host, w.host}, dx.host);
+        depthwise_grad_input(*gpu(), map.device, {dy.device, w.device}, dx.device);
+        dx.expect_same();
+        const Twins dw(map.host.taps(), cols, dtype == Dtype::f64 ? dtype : Dtype::f32);
+        depthwise_grad_weight(context(), map.host, x.host, dy.host, dw.host);
+        depthwise_grad_weight(*gpu(), map.device, x.device, dy.device, dw.device);
+        dw.expect_same();
+      }
+    }
+  }
+}
+
+TEST_F(Operators, PoolingIsTheCpus) {
+  Random random(5);
+  for (const std::string text : {"subm3", "conv2s2", "conv3s2p1"}) {
+    const MapTwins map(text);
+    for (const Dtype dtype : float_dtypes) {
+      for (const int64_t cols : widths) {
+        const Twins x(whole_numbers(&random, map.host.n_in, cols, dtype));
+        const Twins dy(whole_numbers(&random, map.host.n_out, cols, dtype));
+        for (const Reduction reduction : {Reduction::max, Reduction::min, Reduction::sum}) {
+          SCOPED_TRACE(join(text, " ", name(dtype), " ", cols, " ", static_cast<int>(reduction)));
+          const bool picks = reduction != Reduction::sum;
+          const Twins y(map.host.n_out, cols, dtype);
+          const Twins rows(map.host.n_out, cols, Dtype::i32);
+          Reduced host{.y = y.host};
+          Reduced device{.y = y.device};
+          PoolGrad host_grad{.dy = dy.host};
+          PoolGrad device_grad{.dy = dy.device};
+          if (picks) {
+            host.winners = host_grad.winners = rows.host;
+            device.winners = device_grad.winners = rows.device;
+          }
+          pool(context(), map.host, x.host, reduction, host);
+          pool(*gpu(), map.device, x.device, reduction, device);
+          y.expect_same();
+          if (picks) rows.expect_same();
+          const Twins dx(map.host.n_in, cols, dtype);
+          pool_grad(context(), map.host, reduction, host_grad, dx.host);
+          pool_grad(*gpu(), map.device, reduction, device_grad, dx.device);
+          dx.expect_same();
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Operators, SegmentsAreTheCpus) {
+  Random random(6);
+  // One segment of thousands of rows, a few of some, many of one or none, and rows of none.
+  const Matrix numbers = make_matrix(context(), 9000, 1, Dtype::i32);
+  for (int64_t r = 0; r < numbers.rows; ++r) {
+    const int64_t kind = random.integer(0, 3);
+    numbers.as<int32_t>()[r] = static_cast<int32_t>(kind < 2    ? 7
+                                                    : kind == 2 ? random.integer(20, 25)
+                                                                : random.integer(-9, 8000));
+  }
+  const Twins segments(numbers);
+  for (const Dtype dtype : float_dtypes) {
+    for (const int64_t cols : widths) {
+      const Twins x(whole_numbers(&random, numbers.rows, cols, dtype));
+      for (const Reduction reduction : {Reduction::max, Reduction::min, Reduction::sum}) {
+        SCOPED_TRACE(join(name(dtype), " ", cols, " ", static_cast<int>(reduction)));
+        const Twins y(7000, cols, dtype);
+        const Twins rows(7000, cols, Dtype::i32);
+        Reduced host{.y = y.host};
+        Reduced device{.y = y.device};
+        if (reduction != Reduction::sum) {
+          host.winners = rows.host;
+          device.winners = rows.device;
+        }
+        segment_reduce(context(), x.host, segments.host, reduction, host);
+        segment_reduce(*gpu(), x.device, segments.device, reduction, device);
+        y.expect_same();
+        if (host.winners) rows.expect_same();
+      }
+    }
+  }
+}
+
+TEST_F(Operators, WeightedSumsAreTheCpus) {
+  Random random(7);
+  constexpr int64_t places = 3000;
+  for (const int64_t taps : {1, 8, 11}) {
+    const Matrix numbers = make_matrix(context(), places, taps, Dtype::i32);
+    for (int64_t i = 0; i < places * taps; ++i) {
+      numbers.as<int32_t>()[i] =
+          static_cast<int32_t>(random.integer(0, 3) == 0 ? 5 : random.integer(-50, 999));
+    }
+    const Twins rows(numbers);
+    for (const Dtype dtype : float_dtypes) {
+      const Dtype weight = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+      const Twins weights(whole_numbers(&random, places, taps, weight));
+      for (const int64_t cols : widths) {
+        SCOPED_TRACE(join(taps, " taps ", name(dtype), " ", cols));
+        // Some of the row numbers are past the end.
+        const Twins x(whole_numbers(&random, 900, cols, dtype));
+        const Twins dy(whole_numbers(&random, places, cols, dtype));
+        const Twins y(places, cols, dtype);
+        weighted_sum(context(), x.host, {rows.host, weights.host}, y.host);
+        weighted_sum(*gpu(), x.device, {rows.device, weights.device}, y.device);
+        y.expect_same();
+        const Twins dx(900, cols, dtype);
+        weighted_sum_grad_input(context(), dy.host, {rows.host, weights.host}, dx.host);
+        weighted_sum_grad_input(*gpu(), dy.device, {rows.device, weights.device}, dx.device);
+        dx.expect_same();
+        const Twins dw(places, taps, weight);
+        weighted_sum_grad_weights(context(), x.host, dy.host, {rows.host, dw.host});
+        weighted_sum_grad_weights(*gpu(), x.device, dy.device, {rows.device, dw.device});
+        dw.expect_same();
+      }
+    }
+  }
+}
+
+// Points at eighths of a voxel, whose shares and their sums are exact.
+TEST_F(Operators, SampleMapsAreTheCpus) {
+  Random random(8);
+  const Twins coords(coords_matrix(context(), cloud("repeat:3000")));
+  const VoxelIndex index(context(), coords.host);
+  const VoxelIndex device_index(*gpu(), coords.device);
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
+    const Matrix places = make_matrix(context(), 5000, 3, dtype);
+    dispatch_float(dtype, [&]<class T>(Type<T>) {
+      for (int64_t i = 0; i < places.rows * 3; ++i) {
+        store(static_cast<float>(random.integer(-40, 640)) / 8, places.as<T>()[i]);
+      }
+    });
+    const Twins points(places);
+    for (const SampleMode mode : {SampleMode::nearest, SampleMode::trilinear}) {
+      for (const Rounding rounding : {Rounding::floor, Rounding::truncate}) {
+        const SampleOptions options{mode, rounding, Int3{70, 60, 65}};
+        const PointsRef host{.points = points.host, .batch = {}, .points_per_batch = 4990};
+        const PointsRef device{.points = points.device, .batch = {}, .points_per_batch = 4990};
+        const SampleMap found = sample_map(context(), index, host, options);
+        const SampleMap device_found = sample_map(*gpu(), device_index, device, options);
+        ASSERT_EQ(bytes(*gpu(), device_found.rows), bytes(found.rows));
+        ASSERT_EQ(bytes(*gpu(), device_found.weights), bytes(found.weights));
+      }
+    }
   }
 }
 
