@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor
 
 from . import kernel_map
@@ -37,6 +39,24 @@ class MapCache:
         self._strided: dict[tuple[int, Geometry, str], tuple[int, KernelMap]] = {}
         # (set, geometry, output padding) -> (set it leads to, map)
         self._generated: dict[tuple[int, Geometry, Triple], tuple[int, KernelMap]] = {}
+        # What sets became on other devices, while it is in use there.
+        self._there: WeakValueDictionary[tuple[int, torch.device], MapCache] = WeakValueDictionary()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_there"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, _there=WeakValueDictionary())
+
+    def there(self, number: int, device: torch.device, non_blocking: bool) -> MapCache:
+        """A cache that begins with a copy of a set on another device, the same for all askers."""
+        found = self._there.get((number, device))
+        if found is None:
+            here = self.sets[number]
+            coords = here.coords.to(device, non_blocking=non_blocking)
+            found = MapCache(dataclasses.replace(here, coords=coords))
+            self._there[number, device] = found
+        return found
 
     def submanifold(self, number: int, geometry: Geometry) -> KernelMap:
         key = (number, geometry)

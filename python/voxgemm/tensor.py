@@ -323,12 +323,17 @@ class SparseTensor:
         return size
 
     def to(self, *args: Any, **kwargs: Any) -> SparseTensor:
-        """As Tensor.to, of the features. To another device coordinates follow, maps do not."""
+        """As Tensor.to, of the features. To another device coordinates follow, maps do not.
+
+        Tensors on the same coordinates are on the same coordinates there, too.
+        """
         features = self.features.to(*args, **kwargs)
         if features.device == self.coords.device:
             return self.replace(features)
-        non_blocking = bool(kwargs.get("non_blocking"))
-        return self.moved(features, self.coords.to(features.device, non_blocking=non_blocking))
+        if torch.compiler.is_compiling():
+            return self.moved(features, self.coords.to(features.device))
+        there = self._maps.there(self._number, features.device, bool(kwargs.get("non_blocking")))
+        return self._on(features, there)
 
     def cpu(self) -> SparseTensor:
         return self.to("cpu")

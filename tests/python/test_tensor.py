@@ -341,6 +341,18 @@ def test_conversions(x):
     assert (x.voxels, x.channels, x.device) == (80, 4, x.features.device)
 
 
+def test_the_same_coordinates_are_the_same_on_another_device(x):
+    there, other = x.to("meta"), (x * 2).to("meta")
+    assert (there + other).maps is there.maps and not there.shares_coords(x)
+    down = vg.nn.SparseConv3d(4, 4, 2, 2)(x)
+    assert down.to("meta").stride == (2, 2, 2)
+    assert copy.deepcopy(x).to("meta").voxels == 80
+    watched = weakref.ref(there.coords)
+    gc.collect()
+    del there, other
+    assert watched() is None
+
+
 def test_what_a_repr_tells(x):
     assert repr(x.half()) == (
         f"SparseTensor(80 voxels, 4 channels, torch.float16, {x.device}, stride=(1, 1, 1), "
