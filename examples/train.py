@@ -27,7 +27,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ import voxgemm as vg
 from voxgemm import tasks
 from voxgemm.clouds import read, street, voxelize
 from voxgemm.clouds.street import LABELS
-from voxgemm.unet import Norm, UNet
+from voxgemm.unet import UNet
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
 
@@ -115,34 +114,6 @@ def joined(scans: Sequence[Scan], like: Scan) -> tuple[torch.Tensor, ...]:
     return (torch.cat([torch.zeros(0, 4, dtype=torch.int32), *coords]), *rows)
 
 
-class SyncNorm(Norm):
-    """Batch norm over the rows of all processes, on any device; rows may be few or none."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
-        rows = x.to(torch.promote_types(x.dtype, torch.float32))
-        # Two rounds: squares of differences from the mean do not cancel.
-        count = all_reduce(rows.new_tensor([len(x)])).clamp(min=1)
-        mean = all_reduce(rows.sum(0)) / count
-        centred = rows - mean
-        variance = all_reduce(centred.square().sum(0)) / count
-        with torch.no_grad():
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
-            self.num_batches_tracked += 1
-        scaled = centred * (variance + self.eps).rsqrt() * self.weight + self.bias
-        return scaled.to(x.dtype)
-
-
-def with_joint_norms(net: nn.Module) -> nn.Module:
-    for module in net.modules():
-        if type(module) is Norm:
-            module.__class__ = SyncNorm
-    return net
-
-
 @dataclass
 class Place:
     """Where this process stands among all."""
@@ -188,7 +159,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         net = UNet(self.like.features.shape[1], outputs, options.channels, options.levels)
         if options.sync_norm and place.world > 1:
-            net = with_joint_norms(net)
+            vg.nn.SyncBatchNorm.convert(net)
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.net = net.to(place.device, exact)
         self.model = self.net

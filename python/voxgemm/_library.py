@@ -107,9 +107,18 @@ def _int32(like: torch.Tensor, *shape: Any) -> torch.Tensor:
     return like.new_empty(shape, dtype=torch.int32)
 
 
+def _unknown() -> torch.SymInt:
+    """A number of rows that is known once the values of the tensors are."""
+    return torch.library.get_ctx().new_dynamic_size()
+
+
 def _repeats(like: torch.Tensor) -> torch.Tensor:
-    """Rows that repeat a voxel are known once the coordinates are: one number per row, or none."""
-    return _int32(like, torch.library.get_ctx().new_dynamic_size())
+    """Rows that repeat a voxel: one number per row, or none."""
+    return _int32(like, _unknown())
+
+
+def _on_host(*shape: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _taps(geometry: list[int]) -> int:
@@ -123,13 +132,13 @@ def _(coords, spatial_shape, batch_size):
 
 @torch.library.register_fake("voxgemm::_unique")
 def _(coords):
-    rows = torch.library.get_ctx().new_dynamic_size()
+    rows = _unknown()
     return _int32(coords, rows, 4), _int32(coords, rows), _int32(coords, coords.shape[0])
 
 
 @torch.library.register_fake("voxgemm::_output_coords")
 def _(coords, geometry, rule, spatial_shape):
-    return _int32(coords, torch.library.get_ctx().new_dynamic_size(), 4)
+    return _int32(coords, _unknown(), 4)
 
 
 @torch.library.register_fake("voxgemm::_submanifold_map")
@@ -155,6 +164,48 @@ def _(map, layer):
 @torch.library.register_fake("voxgemm::_map_status")
 def _(map, layer):
     return map[1].new_empty((3,))
+
+
+@torch.library.register_fake("voxgemm::_pairs")
+def _(map, layer):
+    return _on_host(1)
+
+
+@torch.library.register_fake("voxgemm::_choice")
+def _(map, layer, problem):
+    return _on_host(_unknown())
+
+
+@torch.library.register_fake("voxgemm::_schedule")
+def _(map, layer, options):
+    order, _, tile_rows, _ = options
+    if order == 0:
+        return []
+    tiles, blocks = _unknown(), _unknown()
+    return [
+        _int32(map[0], 1, _unknown()),
+        map[1].new_empty((1, _unknown())),
+        _int32(map[0], tiles, 4),
+        _int32(map[0], tiles, tile_rows // 64),
+        _int32(map[0], 1, blocks),
+        _int32(map[0], blocks, tile_rows),
+    ]
+
+
+@torch.library.register_fake("voxgemm::_explain")
+def _(map, layer, problem):
+    return _on_host(_unknown(), dtype=torch.uint8)
+
+
+@torch.library.register_fake("voxgemm::_parse_problem")
+def _(text):
+    return _on_host(18), _on_host(_unknown(), dtype=torch.uint8)
+
+
+@torch.library.register_fake("voxgemm::_info")
+@torch.library.register_fake("voxgemm::_cuda_info")
+def _():
+    return _on_host(_unknown(), dtype=torch.uint8)
 
 
 @torch.library.register_fake("voxgemm::_forward")

@@ -261,9 +261,21 @@ class KernelMap:
 
 _TENSORS = ("neighbours", "pairs_per_tap", "in_first", "out_first")
 _CONTEXT = ("geometry", "operation", "symmetric", "is_transposed")
+
+
+def _flatten(map: KernelMap) -> tuple[list[object], tuple[object, ...]]:
+    return [*map.tensors(), map.n_in], tuple(getattr(map, name) for name in _CONTEXT)
+
+
+def _flatten_with_keys(map: KernelMap):
+    leaves, context = _flatten(map)
+    keys = [pytree.GetAttrKey(name) for name in (*_TENSORS, "n_in")]
+    return list(zip(keys, leaves, strict=True)), context
+
+
 pytree.register_pytree_node(
     KernelMap,
-    lambda map: ([*map.tensors(), map.n_in], tuple(getattr(map, name) for name in _CONTEXT)),
+    _flatten,
     lambda leaves, context: KernelMap(*leaves, *context),
     serialized_type_name="voxgemm.KernelMap",
     to_dumpable_context=lambda context: [context[0].numbers(), *context[1:]],
@@ -271,7 +283,10 @@ pytree.register_pytree_node(
         Geometry(*(tuple(values[0][i : i + 3]) for i in range(0, 12, 3))),
         *values[1:],
     ),
+    flatten_with_keys_fn=_flatten_with_keys,
 )
+# Files of exported programs hold example arguments.
+torch.serialization.add_safe_globals([KernelMap, Geometry, Asked, Choice])
 
 
 class UniqueCoords(NamedTuple):

@@ -13,6 +13,9 @@ from . import functional
 from .algorithms import OUTPUT_RULES, filters_of, index_in
 from .errors import ArgumentError
 from .kernel_map import Geometry, KernelMap, Triple, triple
+from .norm import BatchNorm as BatchNorm
+from .norm import SyncBatchNorm as SyncBatchNorm
+from .norm import without_branches
 from .tensor import SparseTensor
 
 Device = torch.device | str | int | None
@@ -37,6 +40,11 @@ class Sequential(SparseModule, nn.Sequential):
         for module in self:
             if not isinstance(x, SparseTensor) or _takes_sparse(module):
                 x = module(x)
+            elif torch.compiler.is_compiling() and type(module) is nn.BatchNorm1d:
+                # Torch's cannot be traced where coordinates decide how many rows there are.
+                if module.training:
+                    torch._check(x.features.shape[0] != 1, lambda: "one row has no variance")
+                x = x.replace(without_branches(module, x.features))
             else:
                 x = x.replace(module(x.features))
         return x

@@ -462,7 +462,7 @@ def _check(features: Tensor, coords: Tensor) -> None:
         )
     if features.ndim != 2 or not features.is_floating_point():
         raise ArgumentError(f"features is {_shape(features)}, expected floats [n, channels]")
-    if len(features) != len(coords):
-        raise ArgumentError(f"features has {len(features)} rows, coords {len(coords)}")
+    if features.shape[0] != coords.shape[0]:
+        raise ArgumentError(f"features has {features.shape[0]} rows, coords {coords.shape[0]}")
     if features.device != coords.device:
         raise ArgumentError(f"features is on {features.device}, coords on {coords.device}")

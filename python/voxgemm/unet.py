@@ -11,14 +11,8 @@ from torch import nn
 from .joins import cat
 from .kernel_map import KernelMap
 from .nn import SparseConv3d, SparseInverseConv3d, SubmConv3d
+from .norm import BatchNorm
 from .tensor import SparseTensor
-
-
-class Norm(nn.BatchNorm1d):
-    """Batch norm that leaves one row as it is: a small cloud's coarsest level has no variance."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) if len(x) > 1 else x
 
 
 class ConvNorm(nn.Module):
@@ -27,7 +21,7 @@ class ConvNorm(nn.Module):
     def __init__(self, conv: nn.Module, channels: int, relu: bool = True):
         super().__init__()
         self.conv = conv
-        self.norm = Norm(channels)
+        self.norm = BatchNorm(channels)
         self.relu = relu
 
     def forward(self, x: SparseTensor) -> SparseTensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import voxgemm as vg
+from voxgemm._library import text_tensor
 from voxgemm.functional import Geometry
 
 GEOMETRY = Geometry((2, 2, 2), (2, 2, 2))
@@ -17,7 +18,7 @@ GEOMETRY = Geometry((2, 2, 2), (2, 2, 2))
 
 @pytest.fixture
 def calls(clouds, device, layer):
-    """An example call of every operator that computes on tensors."""
+    """An example call of every operator."""
     coords = clouds.random(50)
     outputs = vg.output_coords(coords, GEOMETRY)
     x, weight, bias, map = layer(coords, 3, 4, torch.float32, GEOMETRY, outputs)
@@ -35,6 +36,13 @@ def calls(clouds, device, layer):
         "_grad_input": (dy, weight, tensors, back, numbers),
         "_grad_weight": (x, dy, tensors, numbers, [True, True]),
         "_map_status": (tensors, numbers),
+        "_pairs": (tensors, numbers),
+        "_choice": (tensors, numbers, [0, 2, 3, 4]),
+        "_schedule": (tensors, numbers, [1, 2, 128, 128]),
+        "_explain": (tensors, numbers, [0, 2, 3, 4]),
+        "_parse_problem": (text_tensor("forward f32 subm3 3->4"),),
+        "_info": (),
+        "_cuda_info": (),
     }
 
 
@@ -48,6 +56,12 @@ OPERATORS = (
     "_forward",
     "_grad_input",
     "_grad_weight",
+    "_pairs",
+    "_choice",
+    "_schedule",
+    "_explain",
+    "_parse_problem",
+    "_info",
 )
 
 
@@ -71,14 +85,14 @@ IN_TEST_VOXEL_OPS = {
     "_depthwise_grad_input",
     "_depthwise_grad_weight",
 }
-# What only CUDA maps have.
-ON_GPU = ("_map_status",)
+# What only CUDA has.
+ON_GPU = ("_map_status", "_cuda_info")
 
 
 @pytest.mark.parametrize("name", OPERATORS + ON_GPU)
 def test_opcheck(name, calls, device):
     if name in ON_GPU and device.type == "cpu":
-        pytest.skip("no operator of CPU maps")
+        pytest.skip("no operator of the CPU")
     torch.library.opcheck(getattr(torch.ops.voxgemm, name).default, calls[name])
 
 
@@ -88,17 +102,7 @@ def test_every_operator_is_checked():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("voxgemm::")
     }
-    # Their results are text, or known to the host only.
-    on_host = {
-        "_explain",
-        "_parse_problem",
-        "_info",
-        "_cuda_info",
-        "_choice",
-        "_pairs",
-        "_schedule",
-    }
-    assert names - IN_TEST_VOXEL_OPS == set(OPERATORS) | set(ON_GPU) | on_host
+    assert names - IN_TEST_VOXEL_OPS == set(OPERATORS) | set(ON_GPU)
 
 
 def test_opcheck_of_absent_arguments(calls):

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norm of rows, however few and whoever knows how many: for small clouds, traced graphs and
+several processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _alone(part: Tensor) -> Tensor:
+    return part
+
+
+def _joined(part: Tensor) -> Tensor:
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(part)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d for the rows [n, channels] of a cloud: any n, and in a traced graph too.
+
+    In training a single row, which has no variance, comes back as it is and counts for nothing;
+    torch's own raises an error there. In a graph (`torch.compile`, `torch.export`) n may be a
+    number that only the device knows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return without_branches(self, x)
+        return x if self.training and len(x) == 1 else super().forward(x)
+
+
+class SyncBatchNorm(BatchNorm):
+    """BatchNorm over the rows of all processes of the default group, on CPUs and GPUs.
+
+    A process may have no row, but takes part: every process must run the layer equally often.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return without_branches(self, x, _joined if self.training else _alone)
+
+    @staticmethod
+    def convert(net: nn.Module) -> nn.Module:
+        """Makes every batch norm of rows in `net`, of torch or of this module, one of these."""
+        for module in net.modules():
+            if type(module) in (BatchNorm, nn.BatchNorm1d):
+                module.__class__ = SyncBatchNorm
+        return net
+
+
+def without_branches(module: nn.BatchNorm1d, x: Tensor, total=_alone) -> Tensor:
+    """What BatchNorm makes of x with `module`'s parameters, by formulas for every number of rows.
+
+    `total` adds a sum of this process to those of the others.
+    """
+    rows = x.to(torch.promote_types(x.dtype, torch.float32))
+    if not (module.training or module.running_mean is None):
+        return _scaled(module, rows, module.running_mean, module.running_var).to(x.dtype)
+    # Two rounds: squares of differences from the mean do not cancel.
+    count = total(rows.new_full((1,), x.shape[0]))
+    mean = total(rows.sum(0)) / count.clamp(min=1)
+    variance = total((rows - mean).square().sum(0)) / count.clamp(min=1)
+    if module.training and module.running_mean is not None:
+        _remember(module, mean.detach(), variance.detach(), count)
+    return torch.where(count == 1, x, _scaled(module, rows, mean, variance).to(x.dtype))
+
+
+def _scaled(module: nn.BatchNorm1d, rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    y = (rows - mean) * (variance + module.eps).rsqrt()
+    return y * module.weight + module.bias if module.affine else y
+
+
+@torch.no_grad()
+def _remember(module: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    """Moves the running statistics, whose variance is without bias, unless count is 0 or 1."""
+    counts = (count > 1)[0]
+    module.num_batches_tracked += counts
+    share = module.momentum
+    if share is None:
+        share = 1 / module.num_batches_tracked.clamp(min=1)
+    unbiased = variance * (count / (count - 1).clamp(min=1))
+    for running, now in ((module.running_mean, mean), (module.running_var, unbiased)):
+        moved = running + share * (now.to(running.dtype) - running)
+        running.copy_(torch.where(counts, moved, running))
