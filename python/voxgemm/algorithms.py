@@ -80,7 +80,11 @@ def precision_of(name: str | None, features: Tensor) -> int:
         return index_in(PRECISIONS, name, "precision")
     if features.dtype != torch.float32 or not features.is_cuda:
         return 0
-    switch = torch.backends.cuda.matmul
-    # A traced graph can ask for the older of torch's two names only.
-    tf32 = switch.allow_tf32 if torch.compiler.is_compiling() else switch.fp32_precision == "tf32"
-    return PRECISIONS.index("tf32" if tf32 else "ieee")
+    return PRECISIONS.index("tf32" if torch_takes_tf32() else "ieee")
+
+
+# A traced graph cannot ask, and the older of torch's two names, which it can, is an error where the
+# newer one was set. The answer is the graph's; graphs are made anew when the switch changes.
+@torch.compiler.assume_constant_result
+def torch_takes_tf32() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import voxgemm as vg
-from voxgemm.functional import Geometry, conv3d, triple
+from voxgemm.functional import Geometry, conv3d
+from voxgemm.kernel_map import triple
 
 KERNELS = (1, 2, 3, 4, 5, (1, 3, 5), (2, 1, 4))
 STRIDES = (1, 2, 3, (1, 2, 3))
@@ -163,11 +164,12 @@ def test_without_a_shape_every_reached_voxel_counts(device):
 
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
 @pytest.mark.parametrize("dtype", vg.functional.DTYPES, ids=str)
-def test_thread_counts_give_the_same_bits(dtype, clouds, layer, threads):
+@pytest.mark.parametrize("rows", [300, 3000])
+def test_thread_counts_give_the_same_bits(rows, dtype, clouds, layer, threads):
     results = []
     for count in (1, 2, 7):
         threads(count)
-        coords = clouds.random(3000, extent=16)
+        coords = clouds.random(rows, extent=16)
         outputs = vg.output_coords(coords, Geometry((2, 2, 2), (2, 2, 2)))
         for out_coords in (None, outputs):
             geometry = None if out_coords is None else Geometry((2, 2, 2), (2, 2, 2))
