@@ -32,8 +32,8 @@ def union_add(*tensors: SparseTensor) -> SparseTensor:
     """The sum on every voxel that any of them has; one that a tensor lacks counts as zero there.
 
     Rows are the first tensor's, then those that each of the others adds, repeated voxels merged;
-    where nothing is added they stand on the first one's coordinates and share its maps. Summed in
-    the order of tensors and rows. Waits for the device, except where all share their coordinates.
+    where nothing is added they stand on the first one's coordinates and share its maps.
+    Waits for the device, except where all share their coordinates.
 
     Raises ArgumentError: other strides, spatial shapes or numbers of channels.
 

@@ -236,8 +236,8 @@ class SparseTensor:
     def unique(self, reduce: str = "sum") -> SparseTensor:
         """Each voxel once, in order of first appearance, with its rows' features reduced.
 
-        'sum' and 'mean' add in row order (in float32 if the features have 16 bits), 'first' takes
-        the lowest row. Waits for the device. Differentiable, any order.
+        'sum' and 'mean' add in float32 (float64 for float64) and give the same bits every time;
+        'first' takes the lowest row. Waits for the device. Differentiable, any order.
 
         >>> x = vg.SparseTensor(torch.tensor([[1.0], [2.0], [4.0]]), torch.zeros(3, 4).int())
         >>> x.unique().features, x.unique("mean").features, x.unique("first").features
