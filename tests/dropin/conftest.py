@@ -7,6 +7,7 @@ import importlib.util
 import math
 import pathlib
 import re
+import tempfile
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from pytest import fixture
 import flex_gemm
 import voxgemm as vg
 from flex_gemm.ops import spconv
+
+# Tests keep out of the user's files.
+flex_gemm.AUTOTUNE_CACHE_PATH = str(pathlib.Path(tempfile.mkdtemp(), "tuning.json"))
 
 HERE = pathlib.Path(__file__).resolve().parent
 _spec = importlib.util.spec_from_file_location("voxgemm_tests", HERE.parent / "python/conftest.py")

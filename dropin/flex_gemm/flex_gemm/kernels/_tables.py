@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import expect
 
+UINT32 = torch.uint32
 WORD = 32  # taps in one number of a mask
 
 

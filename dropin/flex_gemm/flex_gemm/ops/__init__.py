@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations that programs call."""
 
-from . import spconv
+from . import grid_sample, serialize, spconv, utils
 
-__all__ = ["spconv"]
+__all__ = ["grid_sample", "serialize", "spconv", "utils"]

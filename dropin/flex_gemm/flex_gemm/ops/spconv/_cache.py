@@ -58,6 +58,21 @@ class NeighborCache:
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Torch cannot pickle uint32 tensors: they go as int32, and their names with them."""
+        state = dict(vars(self))
+        unsigned = [n for n, v in state.items() if getattr(v, "dtype", None) == torch.uint32]
+        state.update({name: state[name].view(torch.int32) for name in unsigned})
+        return {**state, "_unsigned": unsigned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of the original's pickles, which are the fields alone."""
+        unsigned = state.get("_unsigned", ())
+        for name, value in state.items():
+            if name != "_unsigned":
+                value = value.view(torch.uint32) if name in unsigned else value
+                object.__setattr__(self, name, value)
+
     @classmethod
     def _derives(cls, name: str) -> bool:
         if name in ("gray_code", "sorted_idx", "neighbor_map") or name.startswith("valid_signal_"):

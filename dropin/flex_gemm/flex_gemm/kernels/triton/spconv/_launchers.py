@@ -50,24 +50,31 @@ def forward(
 
     kernel = as_kernel(weight, input.shape[1])
     how = how_of(input, algorithm)
-    return passes.run_forward(input, kernel, bias, map_of(neighbor, len(input)), how)
+    with torch.no_grad():
+        return passes.run_forward(input, kernel, bias, map_of(neighbor, len(input)), how)
 
 
 def backward(
-    algorithm: str, grad_output: Tensor, tensors: tuple[Any, ...], neighbor: Tensor
+    algorithm: str,
+    grad_output: Tensor,
+    tensors: tuple[Any, ...],
+    neighbor: Tensor,
+    wanted: tuple[bool, ...] | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of input, weight and bias: those asked for, or of what requires one."""
     from ....ops.spconv._passes import gradients, how_of
 
     input, weight, bias = tensors
     kernel = as_kernel(weight, input.shape[1])
-    wanted = [t is not None and t.requires_grad for t in tensors]
+    if wanted is None:
+        wanted = tuple(t is not None and t.requires_grad for t in tensors)
     map, how = map_of(neighbor, len(input)), how_of(input, algorithm)
     with torch.no_grad():
         dx, dw, db = gradients(grad_output, input, kernel, map, how, wanted)
     return dx, None if dw is None else dw.view(weight.shape), db
 
 
-def _with_split(algorithm: str, split: int | None) -> str:
+def with_split(algorithm: str, split: int | None) -> str:
     """One slice is the algorithm without slices; how many more is voxgemm's choice."""
     return algorithm.removesuffix("_splitk") if split == 1 else algorithm
 
@@ -83,12 +90,12 @@ def _forward_launcher(algorithm: str, strided: bool) -> Callable[..., Tensor]:
         def launch(input, weight, bias, neighbor, *order, SPLITK=None, TRANSPOSE_WEIGHT=False):
             if TRANSPOSE_WEIGHT:
                 weight = weight.permute(2, 1, 0)
-            return forward(_with_split(algorithm, SPLITK), input, weight, bias, neighbor)
+            return forward(with_split(algorithm, SPLITK), input, weight, bias, neighbor)
 
     else:
 
         def launch(input, weight, bias, neighbor, *order, SPLITK=None):
-            return forward(_with_split(algorithm, SPLITK), input, weight, bias, neighbor)
+            return forward(with_split(algorithm, SPLITK), input, weight, bias, neighbor)
 
     return launch
 
@@ -102,8 +109,8 @@ def _backward_launcher(algorithm: str) -> Callable[..., Any]:
     else:
 
         def launch(grad_output, input, weight, bias, neighbor, *derived, SPLITK=None):
-            with_split = _with_split(algorithm, SPLITK)
-            return backward(with_split, grad_output, (input, weight, bias), neighbor)
+            name = with_split(algorithm, SPLITK)
+            return backward(name, grad_output, (input, weight, bias), neighbor)
 
     return launch
 
