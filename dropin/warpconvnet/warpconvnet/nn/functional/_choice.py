@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of voxgemm's kernels a pass runs: the fastest of a search space, by measured times."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import voxgemm
+from voxgemm import ArgumentError, passes
+from voxgemm._library import version_and_kernels
+from voxgemm.algorithms import PASSES, filters_of, precision_of
+from voxgemm.kernel_map import KernelMap
+
+from ... import _tuning, constants
+from ..._search import Candidate, Names, candidates, names_of
+
+# voxgemm's search space of each algorithm, without and with slices.
+_SPACES = {
+    "explicit_gemm": ("explicit_gemm", "explicit_gemm"),
+    "implicit_gemm": ("implicit_gemm", "implicit_gemm_splitk"),
+    "cutlass_implicit_gemm": ("masked_implicit_gemm", "masked_implicit_gemm_splitk"),
+}
+
+
+class Search(NamedTuple):
+    """The algorithms of each pass, and what of the configuration a map does not say."""
+
+    names: tuple[Names, Names, Names]
+    configuration: str
+
+
+def names_by_pass(
+    fwd: object, bwd: object, dgrad: object, wgrad: object
+) -> tuple[Names, Names, Names]:
+    """Of the four arguments; None is the environment's."""
+    if bwd is not None and (dgrad is not None or wgrad is not None):
+        raise ArgumentError(
+            f"bwd_algo is {bwd!r} together with dgrad_algo {dgrad!r} and wgrad_algo {wgrad!r}, "
+            "expected either"
+        )
+    found = [_named(fwd, "fwd_algo", "WARPCONVNET_FWD_ALGO_MODE")]
+    both = None if bwd is None else names_of(bwd, "bwd_algo")
+    for given, what in ((dgrad, "dgrad"), (wgrad, "wgrad")):
+        own = f"WARPCONVNET_{what.upper()}_ALGO_MODE"
+        variable = own if getattr(constants, own) else "WARPCONVNET_BWD_ALGO_MODE"
+        found.append(both if both is not None else _named(given, f"{what}_algo", variable))
+    return tuple(found)
+
+
+def _named(given: object, what: str, variable: str) -> Names:
+    if given is not None:
+        return names_of(given, what)
+    return _of_environment(variable, str(getattr(constants, variable)))
+
+
+@functools.lru_cache(maxsize=64)
+def _of_environment(variable: str, _: str) -> Names:
+    return names_of(getattr(constants, variable), variable)
+
+
+@functools.lru_cache(maxsize=256)
+def _space(candidate: Candidate, device: str, dtype: torch.dtype, number: int) -> str:
+    """voxgemm's name of what a candidate runs: a kernel where tiles can be asked for, else a space.
+
+    voxgemm's tiles are its own: a number of rows picks the nearest there is, mma_tile counts from
+    the largest tile to the smallest. How many slices is the kernel's business; one is none.
+    """
+    parameters = dict(candidate.parameters)
+    slices = parameters.get("split_k_slices", parameters.get("split_k_factor", 1))
+    space = _SPACES[candidate.algorithm][slices > 1]
+    of_weights = number == 2
+    short = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}.get(dtype, "f64")
+    tiles = []
+    for name in version_and_kernels()[1].get(short, ()):
+        size = re.search(r"/(\d+)x(\d+)", name)
+        mine = size and device == "cuda" and re.match(rf"{space}_(\w+_)?sm\d+/", name)
+        if mine and of_weights == ("grad_weight" in name):
+            tiles.append((int(size[1]), int(size[2]), name))
+    if not tiles:
+        return space
+    if "mma_tile" in parameters:
+        tiles.sort(key=lambda tile: -tile[0] * tile[1])
+        return tiles[min(parameters["mma_tile"] * len(tiles) // 4, len(tiles) - 1)][2]
+    rows = parameters.get("fwd_block_size", parameters.get("gemm_block_size"))
+    return space if rows is None else min(tiles, key=lambda tile: abs(tile[0] - rows))[2]
+
+
+def _size_class(count: int) -> int:
+    return int(count).bit_length()
+
+
+def _key(search: Search, number: int, map: KernelMap, channels: Hashable, x: Tensor) -> str:
+    device = (
+        torch.cuda.get_device_name(x.device)
+        if x.is_cuda
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    pairs = _size_class(8 * map.pairs // max(map.n_out, 1))
+    rows = f"{_size_class(map.n_in)}>{_size_class(map.n_out)}:{pairs}"
+    parts = (voxgemm.__version__, device, PASSES[number], search.configuration, channels, x.dtype)
+    return " ".join(str(part) for part in (*parts, precision_of(None, x), rows))
+
+
+def filter_of(
+    search: Search,
+    number: int,
+    map: KernelMap,
+    x: Tensor,
+    channels: tuple[int, int],
+    run: Callable[[passes.How], Any],
+) -> Any:
+    """voxgemm's filter for a pass: measured if it may be, else the model's choice in the space.
+
+    run(how) runs the pass; what was found is kept with the map.
+    """
+    names = search.names[number]
+    memo = vars(map).setdefault("_warpconvnet", {})
+    key = (search, number, channels, x.dtype)
+    if key in memo:
+        return memo[key]
+    spaces = [space for name in names for space in _SPACES[name]]
+    anything = filters_of(list(dict.fromkeys(spaces)))[number]
+    if torch.compiler.is_compiling() or not len(x):
+        return anything
+    precision = precision_of(None, x)
+
+    def asked(candidate: Candidate) -> Any:
+        return filters_of(_space(candidate, x.device.type, x.dtype, number))[number]
+
+    def of(candidate: Candidate) -> tuple[Hashable, Callable[[], Any]]:
+        filter = asked(candidate)
+        filters = [(), (), ()]
+        filters[number] = filter
+        how = passes.How(tuple(filters), precision)
+        return filter, lambda: run(how)
+
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return anything
+    text = _key(search, number, map, channels, x)
+    with torch.no_grad():
+        best, complete = _tuning.fastest(text, candidates(names, number), of, x.device)
+    filter = anything if best is None else asked(best)
+    if complete or not _tuning.may_measure():
+        memo[key] = filter
+    return filter

@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse convolution of Voxels, and the coordinates and pairs that it has."""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from voxgemm import ArgumentError, kernel_map, passes
+from voxgemm.algorithms import precision_of
+from voxgemm.kernel_map import Geometry, KernelMap
+
+from ...geometry import _rows
+from ...geometry.coords.integer import IntCoords
+from ...geometry.coords.ops.serialization import POINT_ORDERING, order_rows
+from ...geometry.coords.search.search_results import IntSearchResult
+from ...geometry.coords.search.torch_discrete import identity_of
+from ...geometry.features.cat import CatFeatures
+from ...geometry.types.voxels import Voxels
+from ._choice import Search, filter_of, names_by_pass
+
+
+class SPARSE_CONV_FWD_ALGO_MODE(enum.Enum):
+    EXPLICIT_GEMM = "explicit_gemm"
+    IMPLICIT_GEMM = "implicit_gemm"
+    CUTLASS_IMPLICIT_GEMM = "cutlass_implicit_gemm"
+    AUTO = "auto"
+
+
+class SPARSE_CONV_BWD_ALGO_MODE(enum.Enum):
+    EXPLICIT_GEMM = "explicit_gemm"
+    IMPLICIT_GEMM = "implicit_gemm"
+    CUTLASS_IMPLICIT_GEMM = "cutlass_implicit_gemm"
+    AUTO = "auto"
+
+
+class SPARSE_CONV_AB_ALGO_MODE(enum.Enum):
+    """Today's names of forward and input gradient."""
+
+    EXPLICIT_GEMM = "explicit_gemm"
+    EXPLICIT_GEMM_GROUPED = "explicit_gemm_grouped"
+    IMPLICIT_GEMM = "implicit_gemm"
+    IMPLICIT_GEMM_GROUPED = "implicit_gemm_grouped"
+    CUTLASS_IMPLICIT_GEMM = "cutlass_implicit_gemm"
+    CUTLASS_GROUPED_HYBRID = "cutlass_grouped_hybrid"
+    CUTE_IMPLICIT_GEMM = "cute_implicit_gemm"
+    CUTE_GROUPED = "cute_grouped"
+    CUTE_IMPLICIT_GEMM_SM90 = "cute_implicit_gemm_sm90"
+    CUTE_GROUPED_SM90 = "cute_grouped_sm90"
+    MASK_GEMM = "mask_gemm"
+    AUTO = "auto"
+    ALL = "all"
+    TRIMMED = "trimmed"
+
+
+SPARSE_CONV_ATB_ALGO_MODE = enum.Enum(
+    "SPARSE_CONV_ATB_ALGO_MODE",
+    {member.name: member.value for member in SPARSE_CONV_AB_ALGO_MODE},
+    module=__name__,
+)
+
+
+class STRIDED_CONV_MODE(enum.Enum):
+    REDUCE_AND_STRIDE = "reduce_and_stride"
+    STRIDE_ONLY = "stride_only"
+
+
+class Shape(NamedTuple):
+    """What a convolution does with coordinates."""
+
+    kernel_size: _rows.Sizes
+    dilation: _rows.Sizes
+    stride: _rows.Sizes
+    generative: bool
+    transposed: bool
+    order: POINT_ORDERING
+    centred: bool = True  # the kernel, around stride * u
+
+    def geometry(self) -> Geometry:
+        found = _rows.geometry_of(self.kernel_size, self.stride, self.dilation)
+        return found if self.centred else found._replace(padding=(0, 0, 0))
+
+
+class Place(NamedTuple):
+    """Where a convolution leads."""
+
+    coordinates: IntCoords
+    map: KernelMap
+    reordered: bool  # the rows follow an order that the input's do not
+
+
+def _check(shape: Shape, target: Voxels | None, mode: STRIDED_CONV_MODE) -> None:
+    if shape.generative and target is not None:
+        raise ArgumentError("a generative convolution makes its outputs, so it takes no target")
+    if shape.transposed and target is None and not shape.generative:
+        raise ArgumentError(
+            "a transposed convolution needs output_spatially_sparse_tensor, or to be generative"
+        )
+    if mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and shape.transposed:
+        raise ArgumentError("REDUCE_AND_STRIDE does not go with transposed")
+
+
+def _out_stride(x: Voxels, shape: Shape, target: Voxels | None) -> tuple[int, ...] | None:
+    """The outputs' tensor_stride; one that is not stated is taken as 1."""
+    mine = x.tensor_stride
+    theirs = target.tensor_stride if target is not None else None
+    if mine is not None and theirs is not None:
+        fine, coarse = (theirs, mine) if shape.transposed else (mine, theirs)
+        if tuple(f * s for f, s in zip(fine, shape.stride, strict=True)) != coarse:
+            raise ArgumentError(
+                f"tensor_stride is {mine} of the input and {theirs} of the target, which a stride "
+                f"of {shape.stride} does not lead to"
+            )
+    if target is not None:
+        return theirs
+    mine = mine or (1,) * x.num_spatial_dims
+    if shape.transposed:
+        if any(m % s for m, s in zip(mine, shape.stride, strict=True)):
+            return None
+        return tuple(m // s for m, s in zip(mine, shape.stride, strict=True))
+    return tuple(m * s for m, s in zip(mine, shape.stride, strict=True))
+
+
+def _out_coordinates(x: Voxels, shape: Shape, target: Voxels | None) -> IntCoords:
+    """The output rows; those of the input themselves where they are the same."""
+    if target is not None:
+        return target.batched_coordinates
+    source, ones = x.batched_coordinates, (1,) * x.num_spatial_dims
+    keeps = shape.stride == ones and not shape.generative
+    if keeps and shape.order == POINT_ORDERING.RANDOM:
+        return source
+    rows = source.rows()
+    what = ("outputs", *(shape[:6] if shape.generative else shape[2:6]), x.tensor_stride)
+    found = x.cache.get(what, rows)
+    if found is None:
+        made = rows
+        if shape.transposed:
+            scale = torch.tensor((1, *shape.stride, *(1,) * (3 - len(ones))), device=rows.device)
+            made = _rows.narrowed(rows.long() * scale)
+        elif shape.stride != ones:
+            made = _rows.strided(rows, shape.stride)
+        if shape.generative:
+            made = _rows.expanded(made, shape.kernel_size, shape.dilation)
+        if shape.order != POINT_ORDERING.RANDOM:
+            made = made[order_rows(made, shape.order).permutation].contiguous()
+        stride = _out_stride(x, shape, None)
+        found = IntCoords.of_rows(made, x.num_spatial_dims, x.batch_size, stride)
+        x.cache.put(found, what, rows)
+    return found
+
+
+def _place(x: Voxels, shape: Shape, target: Voxels | None) -> Place:
+    coordinates = _out_coordinates(x, shape, target)
+    here, there = x.batched_coordinates.rows(), coordinates.rows()
+    geometry = shape.geometry()
+    fine, coarse = (there, here) if shape.transposed else (here, there)
+    map = x.cache.get(geometry, fine, coarse)
+    if map is None and target is not None:
+        map = target.cache.get(geometry, fine, coarse)
+    if map is None:
+        odd = all(k % 2 for k in shape.kernel_size)
+        if fine is coarse and odd and max(shape.stride) == 1:
+            map = kernel_map.submanifold_map(fine, geometry)
+        else:
+            map = kernel_map.strided_map(fine, coarse, geometry)
+        x.cache.put(map, geometry, fine, coarse)
+    if shape.transposed:
+        map = map.transposed()
+    return Place(coordinates, map, shape.order != POINT_ORDERING.RANDOM)
+
+
+def _shape(
+    x: Voxels,
+    kernel_size: Any,
+    kernel_dilation: Any,
+    stride: Any,
+    flags: tuple[bool, bool],
+    order: POINT_ORDERING,
+) -> Shape:
+    axes = x.num_spatial_dims
+    return Shape(
+        _rows.sizes(kernel_size, axes, "kernel_size"),
+        _rows.sizes(kernel_dilation, axes, "kernel_dilation"),
+        _rows.sizes(stride, axes, "stride"),
+        *flags,
+        order,
+    )
+
+
+@torch.no_grad()
+def generate_output_coords_and_kernel_map(
+    input_sparse_tensor: Voxels,
+    kernel_size: Any,
+    kernel_dilation: Any = 1,
+    stride: Any = 1,
+    generative: bool = False,
+    transposed: bool = False,
+    output_spatially_sparse_tensor: Voxels | None = None,
+    stride_mode: STRIDED_CONV_MODE = STRIDED_CONV_MODE.STRIDE_ONLY,
+    order: POINT_ORDERING = POINT_ORDERING.RANDOM,
+) -> tuple[Tensor, Tensor, IntSearchResult]:
+    """The output rows int32 [M, 1 + D], their offsets [B + 1] on the CPU, and the pairs by tap."""
+    x, target = input_sparse_tensor, output_spatially_sparse_tensor
+    shape = _shape(x, kernel_size, kernel_dilation, stride, (generative, transposed), order)
+    _check(shape, target, stride_mode)
+    if stride_mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(shape.stride) > 1:
+        pooled = _rows.strided(x.batched_coordinates.rows(), shape.stride)
+        coordinates = IntCoords.of_rows(pooled, x.num_spatial_dims, x.batch_size, None)
+        features = torch.empty((len(pooled), 0), device=x.device)
+        x = x.replace(coordinates, CatFeatures(features, coordinates.offsets))
+        shape = shape._replace(stride=(1,) * x.num_spatial_dims)
+    place = _place(x, shape, target)
+    place.map.settle(wait=True)
+    found = IntSearchResult.of_table(place.map.neighbours, identity_of(place.map))
+    return place.coordinates.batch_indexed_coordinates, place.coordinates.offsets, found
+
+
+class Convolution(torch.autograd.Function):
+    """Of features, a weight as voxgemm takes it, a bias and a map, with searched passes."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, map, search):
+        ctx.save_for_backward(x, weight)
+        ctx.map, ctx.search = map, search
+        ctx.precision = precision_of(None, x)
+
+        def run(how: passes.How) -> Tensor:
+            return passes.run_forward(x, weight, bias, map, how)
+
+        channels = (weight.shape[4], weight.shape[0])
+        filter = filter_of(search, 0, map, x, channels, run)
+        return run(passes.How((filter, (), ()), ctx.precision))
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        filters = [(), (), ()]
+        for number, asked in ((1, wanted[0]), (2, wanted[1])):
+            if asked:
+                only = (number == 1, number == 2, False)
+
+                def run(how: passes.How, only=only) -> Any:
+                    return passes.gradients(dy, x, weight, ctx.map, how, only)
+
+                channels = (weight.shape[4], weight.shape[0])
+                filters[number] = filter_of(ctx.search, number, ctx.map, dy, channels, run)
+        how = passes.How(tuple(filters), ctx.precision)
+        return *passes.gradients(dy, x, weight, ctx.map, how, wanted), None, None
+
+
+def as_kernel(weight: Tensor, kernel_size: _rows.Sizes, groups: int) -> Tensor:
+    """[C_out, Kx, Ky, Kz, C_in / groups] of [K, C_in, C_out] or [K, G, C_in / G, C_out / G]."""
+    taps = math.prod(kernel_size)
+    expected = "[K, C_in, C_out]" if groups == 1 else "[K, G, C_in / G, C_out / G]"
+    if weight.ndim != (3 if groups == 1 else 4) or weight.shape[0] != taps:
+        raise ArgumentError(
+            f"weight is {list(weight.shape)} for a kernel of {kernel_size} and {groups} groups, "
+            f"expected {expected}"
+        )
+    size = (*kernel_size, *(1,) * (3 - len(kernel_size)))
+    if groups == 1:
+        return weight.reshape(*size, *weight.shape[1:]).permute(4, 0, 1, 2, 3)
+    if weight.shape[1] != groups:
+        raise ArgumentError(f"weight has {weight.shape[1]} groups, expected {groups}")
+    by_output = weight.permute(1, 3, 0, 2)  # [G, C_out / G, K, C_in / G]
+    return by_output.reshape(-1, *size, weight.shape[2])
+
+
+def _operands(
+    x: Voxels, weight: Tensor, bias: Tensor | None, compute_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+    """In the dtype that is computed in, and the dtype of the result."""
+    features = x.feature_tensor
+    dtype = compute_dtype or features.dtype
+    cast = None if bias is None else bias.to(dtype)
+    return features.to(dtype), weight.to(dtype), cast, features.dtype
+
+
+def spatially_sparse_conv(
+    input_sparse_tensor: Voxels,
+    weight: Tensor,
+    kernel_size: Any,
+    stride: Any = 1,
+    kernel_dilation: Any = 1,
+    bias: Tensor | None = None,
+    kernel_matmul_batch_size: int = 2,
+    generative: bool = False,
+    output_spatially_sparse_tensor: Voxels | None = None,
+    transposed: bool = False,
+    fwd_algo: Any = None,
+    bwd_algo: Any = None,
+    stride_mode: STRIDED_CONV_MODE = STRIDED_CONV_MODE.STRIDE_ONLY,
+    stride_reduce: str = "max",
+    order: POINT_ORDERING = POINT_ORDERING.RANDOM,
+    compute_dtype: torch.dtype | None = None,
+    implicit_matmul_fwd_block_size: int | None = 16,
+    implicit_matmul_bwd_block_size: int | None = 16,
+    *,
+    dgrad_algo: Any = None,
+    wgrad_algo: Any = None,
+    groups: int = 1,
+    use_fp16_accum: bool | None = None,
+) -> Voxels:
+    """out[u] = bias + sum over taps i of x[stride * u + offset_i] @ weight[i].
+
+    weight [K, C_in, C_out] (with groups [K, G, C_in / G, C_out / G]), taps row-major, offset_i =
+    (k - centre) * dilation, the centre of an even size its first tap. fwd_algo, bwd_algo,
+    dgrad_algo and wgrad_algo are search spaces: a member, a name, or a list of these; None is the
+    environment's. kernel_matmul_batch_size, the block sizes and use_fp16_accum have no effect.
+    """
+    names = names_by_pass(fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
+    return convolve(
+        input_sparse_tensor,
+        (weight, bias, groups, compute_dtype),
+        (kernel_size, kernel_dilation, stride, (generative, transposed), order),
+        output_spatially_sparse_tensor,
+        names=names,
+        mode=(stride_mode, stride_reduce),
+    )
+
+
+def convolve(x, parameters, geometry, target, names, mode):
+    """spatially_sparse_conv with its arguments in groups."""
+    if not isinstance(x, Voxels):
+        raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
+    weight, bias, groups, compute_dtype = parameters
+    shape = _shape(x, *geometry)
+    stride_mode, stride_reduce = mode
+    _check(shape, target, stride_mode)
+    stride = _out_stride(x, shape, target)
+    if stride_mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(shape.stride) > 1:
+        from .sparse_pool import sparse_reduce
+
+        x = sparse_reduce(x, shape.stride, shape.stride, stride_reduce)
+        shape = shape._replace(stride=(1,) * x.num_spatial_dims)
+    kernel = as_kernel(weight, shape.kernel_size, groups)
+    features, kernel, bias, dtype = _operands(x, kernel, bias, compute_dtype)
+    if features.shape[1] != kernel.shape[4] * groups:
+        raise ArgumentError(
+            f"features have {features.shape[1]} channels, the weight takes "
+            f"{kernel.shape[4] * groups}"
+        )
+    if features.ndim == 3:
+        features = x.batched_features.to_cat().batched_tensor.to(features.dtype)
+    point = max(shape.kernel_size) == max(shape.stride) == 1 and target is None
+    if point and shape.order == POINT_ORDERING.RANDOM:
+        out = _by_row(features, kernel, bias, groups)
+        return x.replace(batched_features=CatFeatures(out.to(dtype), x.offsets))
+    place = _place(x, shape, target)
+    if groups == 1:
+        geometry = (*shape[:5], stride_mode.value, groups)
+        out = Convolution.apply(
+            features, kernel, bias, place.map, Search(names, " ".join(map(str, geometry)))
+        )
+    else:
+        from voxgemm.depthwise import grouped_conv3d
+
+        out = grouped_conv3d(features, kernel, bias, place.map, groups, _built_in(names))
+    coordinates = place.coordinates
+    if coordinates is not x.batched_coordinates and coordinates.tensor_stride != stride:
+        coordinates = _with_stride(coordinates, stride)
+    result = CatFeatures(out.to(dtype), coordinates.offsets)
+    if coordinates is x.batched_coordinates:
+        return x.replace(batched_features=result)
+    extra = {"ordering": shape.order} if place.reordered else {}
+    return x.replace(coordinates, result, **extra)
+
+
+def _with_stride(coordinates: IntCoords, stride: tuple[int, ...] | None) -> IntCoords:
+    """The same rows, so that kernel maps are found again."""
+    other = IntCoords(coordinates.batched_tensor, coordinates.offsets, tensor_stride=stride)
+    other._rows = (
+        coordinates.batched_tensor,
+        coordinates.batched_tensor._version,
+        coordinates.rows(),
+    )
+    return other
+
+
+def _by_row(x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    if groups == 1:
+        return torch.nn.functional.linear(x, kernel[:, 0, 0, 0, :], bias)
+    parts = x.view(len(x), groups, -1)
+    by_group = kernel[:, 0, 0, 0, :].view(groups, -1, kernel.shape[4])
+    out = torch.einsum("ngi,goi->ngo", parts, by_group).reshape(len(x), -1)
+    return out if bias is None else out + bias
+
+
+def _built_in(names: Any) -> dict[str, list[str]]:
+    from ._choice import _SPACES
+
+    passes_ = ("forward", "grad_input", "grad_weight")
+    return {
+        key: [space for name in mine for space in dict.fromkeys(_SPACES[name])]
+        for key, mine in zip(passes_, names, strict=True)
+    }

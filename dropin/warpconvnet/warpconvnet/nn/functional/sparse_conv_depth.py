@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depthwise convolution on a kernel map."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import voxgemm
+from voxgemm import ArgumentError, depthwise
+from voxgemm.kernel_map import KernelMap
+
+from ... import _tuning, constants
+from ..._search import Candidate, Names, candidates, names_of
+from ...geometry.coords.search.search_results import IntSearchResult
+
+
+class SPARSE_DEPTHWISE_CONV_FWD_ALGO_MODE(enum.Enum):
+    EXPLICIT = "explicit"
+    IMPLICIT = "implicit"
+    AUTO = "auto"
+
+
+class SPARSE_DEPTHWISE_CONV_BWD_ALGO_MODE(enum.Enum):
+    EXPLICIT = "explicit"
+    IMPLICIT = "implicit"
+    AUTO = "auto"
+
+
+_VARIABLE = "WARPCONVNET_DEPTHWISE_CONV_{}_ALGO_MODE"
+
+
+def depthwise_names(fwd: object, bwd: object) -> tuple[Names, Names]:
+    """Of the two arguments; None is the environment's."""
+    found = []
+    for given, way in ((fwd, "FWD"), (bwd, "BWD")):
+        if given is not None:
+            found.append(names_of(given, f"{way.lower()}_algo", depthwise=True))
+        else:
+            variable = _VARIABLE.format(way)
+            found.append(_of_environment(variable, str(getattr(constants, variable))))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=16)
+def _of_environment(variable: str, _: str) -> Names:
+    return names_of(getattr(constants, variable), variable, depthwise=True)
+
+
+def by_tap(x: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
+    """explicit: gathers the rows of a tap, multiplies them, adds them up; in the wider dtype."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = x.new_zeros((map.n_out, x.shape[1]), dtype=wide)
+    for tap in range(map.taps):
+        rows = map.neighbours[tap]
+        there = (rows >= 0)[:, None]
+        gathered = x[rows.clamp(min=0).long()] if len(x) else out.to(x.dtype)
+        # An absent row is left out, not multiplied by 0.
+        product = torch.where(there, gathered, 0).to(wide) * weight[tap].to(wide)
+        out = out + torch.where(there, product, 0)
+    return out.to(x.dtype)
+
+
+def _run(name: str, x: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
+    if name == "explicit":
+        return by_tap(x, weight, map)
+    return depthwise.depthwise_conv3d(x, weight, None, map)
+
+
+def _adjoint_by_tap(dy: Tensor, x: Tensor, weight: Tensor, map: KernelMap, wanted: Any) -> Any:
+    """explicit, backwards: along the transposed map for x, by row sums for the weight."""
+    dx = dw = None
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if wanted[0]:
+        dx = by_tap(dy, weight, map.transposed())
+    if wanted[1]:
+        sums = []
+        for tap in range(map.taps):
+            out = (map.neighbours[tap] >= 0).nonzero()[:, 0]
+            rows = map.neighbours[tap][out].long()
+            sums.append((x[rows].to(wide) * dy[out].to(wide)).sum(0))
+        dw = torch.stack(sums).to(weight.dtype)
+    return dx, dw
+
+
+def _gradients(
+    name: str, dy: Tensor, x: Tensor, weight: Tensor, map: KernelMap, wanted: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    if name == "explicit":
+        return _adjoint_by_tap(dy, x, weight, map, wanted)
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_(w) for t, w in zip((x, weight), wanted, strict=True)]
+        out = depthwise.depthwise_conv3d(*leaves, None, map)
+        asked = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(out, asked, dy))
+    return tuple(next(found) if w else None for w in wanted)
+
+
+def _choice(names: Names, way: int, map: KernelMap, x: Tensor, run: Callable[[str], Any]) -> str:
+    """The fastest of the algorithms, by measured times where they may be measured."""
+    if len(names) == 1 and way == 0 and not len(x):
+        return names[0]
+    memo = vars(map).setdefault("_warpconvnet", {})
+    key = ("depthwise", names, way, x.shape[1], x.dtype)
+    if key in memo:
+        return memo[key]
+    built_in = "implicit" if "implicit" in names else names[0]
+    if torch.compiler.is_compiling() or not len(x):
+        return built_in
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return built_in
+
+    def of(candidate: Candidate) -> tuple[Hashable, Callable[[], Any]]:
+        return candidate.algorithm, lambda: run(candidate.algorithm)
+
+    device = torch.backends.cpu.get_cpu_capability()
+    if x.is_cuda:
+        device = torch.cuda.get_device_name(x.device)
+    rows = f"{map.n_in.bit_length()}>{map.n_out.bit_length()}"
+    parts = (voxgemm.__version__, device, "depthwise", ("forward", "backward")[way])
+    text = " ".join(map_ for map_ in (*parts, str(map.taps), str(x.shape[1]), str(x.dtype), rows))
+    with torch.no_grad():
+        best, complete = _tuning.fastest(text, candidates(names, 0), of, x.device)
+    found = built_in if best is None else best.algorithm
+    if complete or not _tuning.may_measure():
+        memo[key] = found
+    return found
+
+
+class DepthwiseConvolution(torch.autograd.Function):
+    """Of features, a weight [K, C] and a map, with searched passes."""
+
+    @staticmethod
+    def forward(ctx, x, weight, map, names):
+        ctx.save_for_backward(x, weight)
+        ctx.map, ctx.names = map, names
+
+        def run(name: str) -> Tensor:
+            return _run(name, x, weight, map)
+
+        return run(_choice(names[0], 0, map, x, run))
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+
+        def run(name: str) -> Any:
+            return _gradients(name, dy, x, weight, ctx.map, wanted)
+
+        if torch.is_grad_enabled():
+            # For a second derivative: the operators that have one.
+            dx = dw = None
+            if wanted[0]:
+                dx = depthwise.depthwise_conv3d(dy, weight, None, ctx.map.transposed())
+            if wanted[1]:
+                dw = _adjoint_by_tap(dy, x, weight, ctx.map, (False, True))[1]
+            return dx, dw, None, None
+        return *run(_choice(ctx.names[1], 1, ctx.map, dy, run)), None, None
+
+
+def depthwise_on(x: Tensor, weight: Tensor, map: KernelMap, names: tuple[Names, Names]) -> Tensor:
+    if weight.ndim != 2 or weight.shape[0] != map.taps or weight.shape[1] != x.shape[1]:
+        raise ArgumentError(
+            f"weight is {list(weight.shape)}, expected [{map.taps}, {x.shape[1]}]: taps, channels"
+        )
+    if len(x) != map.n_in:
+        raise ArgumentError(f"in_features has {len(x)} rows, the map {map.n_in}")
+    return DepthwiseConvolution.apply(x, weight, map, names)
+
+
+def spatially_sparse_depthwise_conv(
+    in_features: Tensor,
+    weight: Tensor,
+    kernel_map: IntSearchResult,
+    num_out_coords: int,
+    fwd_algo: Any = None,
+    bwd_algo: Any = None,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """[num_out_coords, C]: out[o] = sum over pairs (i, o) of tap k of in_features[i] * weight[k].
+
+    weight [K, C]. fwd_algo and bwd_algo are search spaces: a member, a name ('explicit',
+    'implicit', 'auto') or a list of these; None is the environment's.
+    """
+    names = depthwise_names(fwd_algo, bwd_algo)
+    if not isinstance(kernel_map, IntSearchResult):
+        raise TypeError(f"kernel_map is a {type(kernel_map).__name__}, expected IntSearchResult")
+    if weight.ndim == 2 and len(weight) > len(kernel_map):
+        weight = weight[: len(kernel_map)]  # of a map without its mirrored taps
+    dtype = compute_dtype or in_features.dtype
+    kind = in_features.device.type
+    if compute_dtype is None and torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    map = kernel_map.kernel_map(len(in_features), num_out_coords)
+    out = depthwise_on(in_features.to(dtype), weight.to(dtype), map, names)
+    return out if compute_dtype is None else out.to(in_features.dtype)
