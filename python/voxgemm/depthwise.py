@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depthwise convolution on a kernel map: every channel has its own kernel."""
+"""Convolutions on a kernel map whose channels are in groups, down to one a group: depthwise."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._library import call, ops
 from .errors import ArgumentError
+from .functional import conv3d
 from .kernel_map import KernelMap
 
 
@@ -43,6 +44,42 @@ def depthwise_conv3d(
     if not map.symmetric and features.requires_grad and torch.is_grad_enabled():
         map.transposed()  # for the backward: made where the map can keep it
     return _Forward.apply(features, weight, bias, map)
+
+
+def grouped_conv3d(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    map: KernelMap,
+    groups: int,
+    algorithm: object = None,
+    precision: str | None = None,
+) -> Tensor:
+    """[n_out, c_out] from features [n_in, c_in]: group g of the output channels reads only group g
+    of the input channels.
+
+    weight [c_out, Kx, Ky, Kz, c_in / groups], whose output channels are in order of their groups,
+    bias [c_out] or None. One group is `conv3d`, and so is every other group by itself: see there
+    for `algorithm`, `precision` and dtypes. One input and one output channel a group are
+    `depthwise_conv3d`, which has one algorithm.
+    """
+    c_in, c_out = features.shape[-1], len(weight)
+    if groups < 1 or c_in % groups or c_out % groups:
+        raise ArgumentError(
+            f"groups is {groups} for {c_in} -> {c_out} channels, expected a divisor of both"
+        )
+    if weight.ndim != 5 or weight.shape[4] != c_in // groups:
+        raise ArgumentError(
+            f"weight is {list(weight.shape)}, expected [c_out, Kx, Ky, Kz, {c_in // groups}] "
+            f"for {c_in} channels in {groups} groups"
+        )
+    if groups == 1:
+        return conv3d(features, weight, bias, map, algorithm, precision)
+    if groups == c_in == c_out:
+        return depthwise_conv3d(features, weight, bias, map)
+    biases = (None,) * groups if bias is None else bias.chunk(groups)
+    parts = zip(features.chunk(groups, 1), weight.chunk(groups), biases, strict=True)
+    return torch.cat([conv3d(*part, map, algorithm, precision) for part in parts], 1)
 
 
 # Linear in each operand, and each other's derivatives.

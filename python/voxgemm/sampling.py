@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sparse grid read at real points, and weighted sums of rows, which that is.
 
-Voxel (i, j, k) fills [i, i + 1)^3: its centre is at + 0.5. Every result, gradients too, has the same
-bits each time.
+Voxel (i, j, k) fills [i, i + 1)^3: its centre is at + 0.5. Every result, gradients too, has the
+same bits each time.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ def sample_map(
     points is [m, 3] with `batch` int32 [m] (without: all in batch 0), or [b, l, 3], whose first
     index is the batch (m = b * l); float32 or float64, other floats become float32.
 
-    'trilinear': corner c of a point is the voxel at floor(point - 0.5) + (c & 1, c >> 1 & 1, c >> 2)
-    and counts with the product of 1 - |point - centre| over the axes; the weights of the corners
-    that are there are divided by their sum (at least 1e-12). 'nearest': the voxel at floor(point),
-    or with rounding 'truncate' the one towards zero, with weight 1. With a spatial shape, voxels
-    outside it do not count. Of repeated voxels the lowest row is read. A point without voxels, or
-    one that is not finite, has rows -1 and weights 0. Weights are differentiable in trilinear
-    points.
+    'trilinear': corner c of a point is the voxel at floor(point - 0.5) plus (c & 1, c >> 1 & 1,
+    c >> 2) and counts with the product of 1 - |point - centre| over the axes; the weights of the
+    corners that are there are divided by their sum (at least 1e-12). 'nearest': the voxel at
+    floor(point), or with rounding 'truncate' the one towards zero, with weight 1. With a spatial
+    shape, voxels outside it do not count. Of repeated voxels the lowest row is read. A point
+    without voxels, or one that is not finite, has rows -1 and weights 0. Weights are
+    differentiable in trilinear points. On CUDA, where nothing waits, coordinates too wide for an
+    index give weights of NaN.
     """
     if points.ndim not in (2, 3) or points.shape[-1] != 3 or not points.is_floating_point():
         raise ArgumentError(

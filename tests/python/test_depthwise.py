@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import voxgemm as vg
-from voxgemm.depthwise import depthwise_conv3d
+from voxgemm.depthwise import depthwise_conv3d, grouped_conv3d
 from voxgemm.functional import Geometry, strided_map, submanifold_map
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -165,3 +165,41 @@ def test_wrong_arguments_are_said(clouds, device):
     ):
         with pytest.raises(vg.ArgumentError, match=message):
             call()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["submanifold", "down"])
+def test_groups_are_a_block_diagonal_convolution(clouds, device, against, groups, kind):
+    map = make_map(kind, clouds.random(100))
+    c_in, c_out = 8, 16 if groups < 8 else 8
+    draw = torch.Generator().manual_seed(4)
+    shapes = ((100, c_in), (c_out, 3, 3, 3, c_in // groups), (c_out,))
+    leaves = [torch.randn(shape, generator=draw).to(device) for shape in shapes]
+
+    def reference(x, weight, bias):
+        y = bias.expand(map.n_out, -1)
+        wide = weight.new_zeros(c_out, 27, c_in)
+        for g in range(groups):
+            rows = slice(g * c_out // groups, (g + 1) * c_out // groups)
+            cols = slice(g * c_in // groups, (g + 1) * c_in // groups)
+            wide[rows, :, cols] = weight[rows].flatten(1, 3)
+        for tap, numbers in enumerate(map.neighbours.cpu().long()):
+            out = (numbers >= 0).nonzero()[:, 0]
+            y = y.index_add(0, out, x[numbers[out]] @ wide[:, tap].t())
+        return y
+
+    terms = 27 * c_in + 100
+    against(lambda *a: grouped_conv3d(*a, map, groups), reference, leaves, terms)
+
+
+def test_groups_must_fit(clouds, device):
+    map = make_map("submanifold", clouds.random(20))
+    x, weight = torch.ones(20, 6, device=device), torch.ones(4, 3, 3, 3, 3, device=device)
+    for groups, message in (
+        (4, "groups is 4 for 6 -> 4 channels, expected a divisor of both"),
+        (0, "groups is 0"),
+        (1, r"weight is \[4, 3, 3, 3, 3\], expected \[c_out, Kx, Ky, Kz, 6\]"),
+    ):
+        with pytest.raises(vg.ArgumentError, match=message):
+            grouped_conv3d(x, weight, None, map, groups)
+    assert grouped_conv3d(x, weight, None, map, 2).shape == (20, 4)
