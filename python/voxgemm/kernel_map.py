@@ -267,7 +267,7 @@ def _flatten(map: KernelMap) -> tuple[list[object], tuple[object, ...]]:
     return [*map.tensors(), map.n_in], tuple(getattr(map, name) for name in _CONTEXT)
 
 
-def _flatten_with_keys(map: KernelMap):
+def _flatten_with_keys(map: KernelMap) -> tuple[list[tuple[Any, object]], tuple[object, ...]]:
     leaves, context = _flatten(map)
     keys = [pytree.GetAttrKey(name) for name in (*_TENSORS, "n_in")]
     return list(zip(keys, leaves, strict=True)), context

@@ -4,6 +4,9 @@ several processes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +53,7 @@ class SyncBatchNorm(BatchNorm):
         return net
 
 
-def without_branches(module: nn.BatchNorm1d, x: Tensor, total=_alone) -> Tensor:
+def without_branches(module: Any, x: Tensor, total: Callable[[Tensor], Tensor] = _alone) -> Tensor:
     """What BatchNorm makes of x with `module`'s parameters, by formulas for every number of rows.
 
     `total` adds a sum of this process to those of the others.
@@ -67,13 +70,13 @@ def without_branches(module: nn.BatchNorm1d, x: Tensor, total=_alone) -> Tensor:
     return torch.where(count == 1, x, _scaled(module, rows, mean, variance).to(x.dtype))
 
 
-def _scaled(module: nn.BatchNorm1d, rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def _scaled(module: Any, rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     y = (rows - mean) * (variance + module.eps).rsqrt()
     return y * module.weight + module.bias if module.affine else y
 
 
 @torch.no_grad()
-def _remember(module: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+def _remember(module: Any, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     """Moves the running statistics, whose variance is without bias, unless count is 0 or 1."""
     counts = (count > 1)[0]
     module.num_batches_tracked += counts
