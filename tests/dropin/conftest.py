@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import pathlib
 import re
@@ -15,10 +16,14 @@ from pytest import fixture
 
 import flex_gemm
 import voxgemm as vg
+import warpconvnet
 from flex_gemm.ops import spconv
+from warpconvnet import _tuning
+from warpconvnet.geometry.types.voxels import Voxels
 
 # Tests keep out of the user's files.
 flex_gemm.AUTOTUNE_CACHE_PATH = str(pathlib.Path(tempfile.mkdtemp(), "tuning.json"))
+warpconvnet.constants.WARPCONVNET_BENCHMARK_CACHE_DIR = tempfile.mkdtemp()
 
 HERE = pathlib.Path(__file__).resolve().parent
 _spec = importlib.util.spec_from_file_location("voxgemm_tests", HERE.parent / "python/conftest.py")
@@ -115,3 +120,64 @@ def layer(clouds, randn):
         return randn(rows, c_in, dtype=dtype), coords, shape, weight, randn(c_out, dtype=dtype)
 
     return make
+
+
+@fixture
+def warp_state(tmp_path, monkeypatch):
+    """An empty folder and memory of measured times, and little time to measure."""
+    monkeypatch.setattr(warpconvnet.constants, "WARPCONVNET_BENCHMARK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(_tuning, "times", _tuning.Times())
+    monkeypatch.setattr(_tuning, "BUDGET", 0.0)
+    yield
+    _tuning.times.save()
+
+
+@fixture
+def scene(device):
+    """make(channels, axes, dtype, samples) -> Voxels with negative coordinates, in any order."""
+
+    def make(
+        channels=4, axes=3, dtype=torch.float32, samples=(30, 0, 25), extent=4, seed=0
+    ) -> Voxels:
+        draw = torch.Generator().manual_seed(seed)
+        every = torch.cartesian_prod(*[torch.arange(-extent, extent)] * axes).int()
+        coords = [every[torch.randperm(len(every), generator=draw)[:n]] for n in samples]
+        features = [torch.randn(n, channels, generator=draw).to(dtype) for n in samples]
+        return Voxels([c.to(device) for c in coords], [f.to(device) for f in features])
+
+    return make
+
+
+def _offsets(size, dilation) -> list[tuple[int, ...]]:
+    axes = [
+        [(k - ((n - 1) // 2 if n % 2 else 0)) * d for k in range(n)]
+        for n, d in zip(size, dilation, strict=True)
+    ]
+    return list(itertools.product(*axes))
+
+
+def _oracle(fine, coarse, size, stride, dilation, transposed=False) -> torch.Tensor:
+    """[outputs, taps, inputs]: 1 where fine = stride * coarse + offset; the first row counts."""
+    first: dict[tuple[int, ...], int] = {}
+    for row, at in enumerate(fine.tolist()):
+        first.setdefault(tuple(at), row)
+    taps = _offsets(size, dilation)
+    matrix = torch.zeros(len(coarse), len(taps), len(fine), dtype=torch.float64)
+    for row, (batch, *at) in enumerate(coarse.tolist()):
+        for tap, step in enumerate(taps):
+            there = tuple(s * u + d for s, u, d in zip(stride, at, step, strict=True))
+            if (batch, *there) in first:
+                matrix[row, tap, first[(batch, *there)]] = 1
+    return matrix.permute(2, 1, 0) if transposed else matrix
+
+
+@fixture(scope="session")
+def offsets_by_hand():
+    """The offsets of a kernel's taps."""
+    return _offsets
+
+
+@fixture(scope="session")
+def oracle():
+    """The pairs of a convolution, as a matrix."""
+    return _oracle

@@ -352,15 +352,9 @@ def convolve(x, parameters, geometry, target, names, mode):
         out = _by_row(features, kernel, bias, groups)
         return x.replace(batched_features=CatFeatures(out.to(dtype), x.offsets))
     place = _place(x, shape, target)
-    if groups == 1:
-        geometry = (*shape[:5], stride_mode.value, groups)
-        out = Convolution.apply(
-            features, kernel, bias, place.map, Search(names, " ".join(map(str, geometry)))
-        )
-    else:
-        from voxgemm.depthwise import grouped_conv3d
-
-        out = grouped_conv3d(features, kernel, bias, place.map, groups, _built_in(names))
+    configuration = (*shape[:5], stride_mode.value, groups)
+    search = Search(names, " ".join(map(str, configuration)))
+    out = _by_group(features, kernel, bias, place.map, search, groups)
     coordinates = place.coordinates
     if coordinates is not x.batched_coordinates and coordinates.tensor_stride != stride:
         coordinates = _with_stride(coordinates, stride)
@@ -391,11 +385,10 @@ def _by_row(x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tens
     return out if bias is None else out + bias
 
 
-def _built_in(names: Any) -> dict[str, list[str]]:
-    from ._choice import _SPACES
-
-    passes_ = ("forward", "grad_input", "grad_weight")
-    return {
-        key: [space for name in mine for space in dict.fromkeys(_SPACES[name])]
-        for key, mine in zip(passes_, names, strict=True)
-    }
+def _by_group(x, kernel, bias, map, search, groups):
+    """Each group is a convolution of its own channels."""
+    if groups == 1:
+        return Convolution.apply(x, kernel, bias, map, search)
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    parts = zip(x.chunk(groups, 1), kernel.chunk(groups), biases, strict=True)
+    return torch.cat([Convolution.apply(*part, map, search) for part in parts], 1)

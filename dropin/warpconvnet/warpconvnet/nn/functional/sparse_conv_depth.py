@@ -191,12 +191,12 @@ def spatially_sparse_depthwise_conv(
     names = depthwise_names(fwd_algo, bwd_algo)
     if not isinstance(kernel_map, IntSearchResult):
         raise TypeError(f"kernel_map is a {type(kernel_map).__name__}, expected IntSearchResult")
-    if weight.ndim == 2 and len(weight) > len(kernel_map):
-        weight = weight[: len(kernel_map)]  # of a map without its mirrored taps
     dtype = compute_dtype or in_features.dtype
     kind = in_features.device.type
     if compute_dtype is None and torch.is_autocast_enabled(kind) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
     map = kernel_map.kernel_map(len(in_features), num_out_coords)
+    if weight.ndim == 2 and len(weight) > map.taps:
+        weight = weight[: map.taps]  # of a map without its mirrored taps
     out = depthwise_on(in_features.to(dtype), weight.to(dtype), map, names)
     return out if compute_dtype is None else out.to(in_features.dtype)

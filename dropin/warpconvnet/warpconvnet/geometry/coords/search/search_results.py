@@ -100,11 +100,13 @@ class IntSearchResult:
         """voxgemm's map of these pairs, kept; no two of a tap may have one output."""
         key = (n_in, n_out, self.in_maps._version + self.out_maps._version)
         if key not in self._maps:
-            table = self.in_maps.new_full((len(self), n_out), -1)
+            # The identity may stand behind the taps that are listed.
+            count = max(len(self), 1 + (self.identity_map_index or 0))
+            table = self.in_maps.new_full((count, n_out), -1)
             taps = torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
-            for rows, count, name in ((self.in_maps, n_in, "in"), (self.out_maps, n_out, "out")):
-                if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
-                    raise ArgumentError(f"{name}_maps names rows outside the {count} there are")
+            for rows, most, name in ((self.in_maps, n_in, "in"), (self.out_maps, n_out, "out")):
+                if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < most:
+                    raise ArgumentError(f"{name}_maps names rows outside the {most} there are")
             table[taps.to(self.device), self.out_maps.long()] = self.in_maps
             listed = int((table >= 0).sum())
             if listed != len(self.in_maps):
@@ -114,5 +116,5 @@ class IntSearchResult:
             if self.identity_map_index is not None:
                 rows = torch.arange(n_out, dtype=torch.int32, device=self.device)
                 table[self.identity_map_index] = torch.where(rows < n_in, rows, -1)
-            self._maps[key] = table_map(table, n_in, Geometry((len(self), 1, 1)))
+            self._maps[key] = table_map(table, n_in, Geometry((count, 1, 1)))
         return self._maps[key]
