@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "conv/operators.h"
 #include "core/dispatch.h"
+#include "cpu/avx2.h"
 #include "cpu/brick_set.h"
 #include "cpu/row_lists.h"
+#include "cpu/widen.h"
 
 namespace voxgemm::cpu {
 namespace {
@@ -15,11 +16,8 @@ namespace {
 constexpr int64_t piece = 512;
 
 template <class T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
 void widen_row(const T* from, int64_t cols, Sum<T>* to) {
-  for (int64_t c = 0; c < cols; ++c) to[c] = to_float(from[c]);
+  for (int64_t c = 0; c < cols; ++c) to[c] = widen(from[c]);
 }
 
 // y[r] = bias + sum over taps of x[row] * w[tap], mirrored or not.
@@ -38,7 +36,7 @@ void multiply(const Context& ctx,
   }
   std::vector<Sum<T>> start(static_cast<size_t>(cols), Sum<T>{0});
   if (bias) widen_row(bias->as<T>(), cols, start.data());
-  for_pieces(ctx, map.n_out, piece, [&](int64_t first, int64_t last) {
+  for_vector_pieces(ctx, map.n_out, piece, [&](int64_t first, int64_t last) {
     std::vector<Sum<T>> sum(static_cast<size_t>(cols));
     for (int64_t r = first; r < last; ++r) {
       std::copy(start.begin(), start.end(), sum.begin());
@@ -47,7 +45,7 @@ void multiply(const Context& ctx,
         if (!RowLists::is_row(in, map.n_in)) continue;
         const T* from = x.row<const T>(in);
         const Sum<T>* weight = weights.data() + tap * cols;
-        for (int64_t c = 0; c < cols; ++c) sum[c] += weight[c] * to_float(from[c]);
+        for (int64_t c = 0; c < cols; ++c) sum[c] += weight[c] * widen(from[c]);
       }
       for (int64_t c = 0; c < cols; ++c) store(sum[c], y.row<T>(r)[c]);
     }
@@ -85,7 +83,7 @@ void depthwise_grad_weight(const Context& ctx,
   const int64_t size = map.taps() * x.cols;
   dispatch_float(x.dtype, [&]<class T>(Type<T>) {
     const Buffer<Sum<T>> sums(ctx, slices * size);
-    for_pieces(ctx, map.n_out, rows, [&](int64_t first, int64_t last) {
+    for_vector_pieces(ctx, map.n_out, rows, [&](int64_t first, int64_t last) {
       Sum<T>* sum = sums.data() + first / rows * size;
       std::fill_n(sum, size, Sum<T>{0});
       std::vector<Sum<T>> gradient(static_cast<size_t>(x.cols));
@@ -96,7 +94,7 @@ void depthwise_grad_weight(const Context& ctx,
           if (!RowLists::is_row(in, map.n_in)) continue;
           const T* from = x.row<const T>(in);
           Sum<T>* to = sum + tap * x.cols;
-          for (int64_t c = 0; c < x.cols; ++c) to[c] += gradient[c] * to_float(from[c]);
+          for (int64_t c = 0; c < x.cols; ++c) to[c] += gradient[c] * widen(from[c]);
         }
       }
     });

@@ -4,8 +4,10 @@
 #include "conv/operators.h"
 #include "conv/sample_point.h"
 #include "core/dispatch.h"
+#include "cpu/avx2.h"
 #include "cpu/row_lists.h"
 #include "cpu/voxel_index.h"
+#include "cpu/widen.h"
 
 namespace voxgemm::cpu {
 namespace {
@@ -32,10 +34,6 @@ struct Finder {
                       static_cast<int32_t>(voxel[2]));
   }
 };
-
-// Sums of a type.
-template <class T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 }  // namespace
 
@@ -89,7 +87,7 @@ void weighted_sum(const Context& ctx,
                   const MatrixRef& y) {
   const int64_t taps = sums.rows.cols;
   dispatch_float(x.dtype, [&]<class T>(Type<T>) {
-    for_pieces(ctx, y.rows, piece, [&](int64_t first, int64_t last) {
+    for_vector_pieces(ctx, y.rows, piece, [&](int64_t first, int64_t last) {
       std::vector<Sum<T>> sum(static_cast<size_t>(y.cols));
       for (int64_t r = first; r < last; ++r) {
         std::fill(sum.begin(), sum.end(), Sum<T>{0});
@@ -98,7 +96,7 @@ void weighted_sum(const Context& ctx,
           if (!RowLists::is_row(row, x.rows)) continue;
           const Sum<T> weight = sums.weights.as<Sum<T>>()[t];
           const T* from = x.row<const T>(row);
-          for (int64_t c = 0; c < y.cols; ++c) sum[c] += weight * to_float(from[c]);
+          for (int64_t c = 0; c < y.cols; ++c) sum[c] += weight * widen(from[c]);
         }
         for (int64_t c = 0; c < y.cols; ++c) store(sum[c], y.row<T>(r)[c]);
       }
@@ -113,14 +111,14 @@ void weighted_sum_grad_input(const Context& ctx,
   const int64_t taps = sums.rows.cols;
   const RowLists lists(sums.rows.as<int32_t>(), taps * dy.rows, dx.rows);
   dispatch_float(dy.dtype, [&]<class T>(Type<T>) {
-    for_pieces(ctx, dx.rows, piece, [&](int64_t first, int64_t last) {
+    for_vector_pieces(ctx, dx.rows, piece, [&](int64_t first, int64_t last) {
       std::vector<double> sum(static_cast<size_t>(dx.cols));
       for (int64_t r = first; r < last; ++r) {
         std::fill(sum.begin(), sum.end(), 0.0);
         for (const int64_t place : lists.of(r)) {
           const double weight = sums.weights.as<Sum<T>>()[place];
           const T* from = dy.row<const T>(place / taps);
-          for (int64_t c = 0; c < dx.cols; ++c) sum[c] += weight * to_float(from[c]);
+          for (int64_t c = 0; c < dx.cols; ++c) sum[c] += weight * widen(from[c]);
         }
         for (int64_t c = 0; c < dx.cols; ++c) store(sum[c], dx.row<T>(r)[c]);
       }
@@ -134,13 +132,13 @@ void weighted_sum_grad_weights(const Context& ctx,
                                const RowWeights& sums) {
   const int64_t taps = sums.rows.cols;
   dispatch_float(x.dtype, [&]<class T>(Type<T>) {
-    for_pieces(ctx, dy.rows, piece, [&](int64_t first, int64_t last) {
+    for_vector_pieces(ctx, dy.rows, piece, [&](int64_t first, int64_t last) {
       for (int64_t t = taps * first; t < taps * last; ++t) {
         const int32_t row = sums.rows.as<int32_t>()[t];
         Sum<T> sum = 0;
         const int64_t cols = RowLists::is_row(row, x.rows) ? dy.cols : 0;
         for (int64_t c = 0; c < cols; ++c) {
-          sum += to_float(x.row<const T>(row)[c]) * to_float(dy.row<const T>(t / taps)[c]);
+          sum += widen(x.row<const T>(row)[c]) * widen(dy.row<const T>(t / taps)[c]);
         }
         sums.weights.as<Sum<T>>()[t] = sum;
       }
