@@ -4,6 +4,7 @@
     python examples/train.py --epochs 4                                  simulated streets, CPU
     python examples/train.py --device cuda --dtype bf16 --checkpoint run.pt
     torchrun --nproc-per-node 2 examples/train.py --device cuda --sync-norm
+    torchrun --nproc-per-node 2 examples/train.py --device cuda --sync-norm --shard
     python examples/train.py scans/*.ply --task color --voxel 0.05
 
 Without files the scans are streets of different seeds, whose points have classes. With files the
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint import state_dict as whole
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -34,7 +39,7 @@ import voxgemm as vg
 from voxgemm import tasks
 from voxgemm.clouds import read, street, voxelize
 from voxgemm.clouds.street import LABELS
-from voxgemm.unet import UNet
+from voxgemm.unet import ConvNorm, UNet
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
 
@@ -140,9 +145,18 @@ def start(options: argparse.Namespace) -> Place:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if world > 1:
+    if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Place(rank, world, device)
+
+
+def sharded(net: UNet, place: Place) -> None:
+    """Parameters, gradients and the optimizer's state dealt out to the processes, block by block."""
+    mesh = init_device_mesh(place.device.type, (place.world,))
+    for block in net.modules():
+        if isinstance(block, ConvNorm):
+            fully_shard(block, mesh=mesh)
+    fully_shard(net, mesh=mesh)
 
 
 class Trainer:
@@ -163,7 +177,9 @@ class Trainer:
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.net = net.to(place.device, exact)
         self.model = self.net
-        if place.world > 1:
+        if options.shard:
+            sharded(self.net, place)
+        elif place.world > 1:
             ids = [place.device.index] if place.device.type == "cuda" else None
             # Statistics stay each process's own where they are not joined.
             self.model = nn.parallel.DistributedDataParallel(
@@ -207,10 +223,8 @@ class Trainer:
         batch = self._moved(scans)
         local = self._loss(self._forward(self.model, batch), batch)
         total, count = self.place.total(local.detach(), batch[3].sum())
-        # Processes average their gradients. The second term gives every parameter one, which the
-        # averaging asks for, also where no row came by.
-        untouched = sum(parameter.sum() for parameter in self.net.parameters())
-        loss = local * (self.place.world / max(count, 1)) + 0 * untouched
+        # Processes average their gradients.
+        loss = local * (self.place.world / max(count, 1))
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -235,24 +249,34 @@ class Trainer:
                     log.add_scalar("loss", self.losses[-1], len(self.losses))
                     log.add_scalar("lr", self.schedule.get_last_lr()[0], len(self.losses))
             self.epoch += 1
-            if self.place.first and self.options.checkpoint:
+            if self.options.checkpoint:
                 self.save(Path(self.options.checkpoint))
-
-    def _parts(self) -> dict[str, Any]:
-        names = ("net", "optimizer", "schedule", "scaler")
-        return {name: getattr(self, name) for name in names}
+            if self.epoch == self.options.stop_after:
+                break
 
     def save(self, path: Path) -> None:
-        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"epoch": self.epoch, "losses": self.losses}
+        """What every process has of the state, written by the first."""
+        options = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        net, optimizer = whole.get_state_dict(self.net, self.optimizer, options=options)
+        if not self.place.first:
+            return
+        state = {"net": net, "optimizer": optimizer, "epoch": self.epoch, "losses": self.losses}
+        state |= {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
         # A torn file never takes the place of a whole one.
         torch.save(state, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
 
     def resume(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.place.device, weights_only=True)
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        whole.set_state_dict(
+            self.net,
+            self.optimizer,
+            model_state_dict=state["net"],
+            optim_state_dict=state["optimizer"],
+            options=whole.StateDictOptions(full_state_dict=True),
+        )
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.losses = state["epoch"], state["losses"]
 
     def share_right(self) -> float:
@@ -286,6 +310,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=DTYPES, default="f32", help="16 bits: mixed precision")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--sync-norm", action="store_true", help="batch norm over all processes")
+    add("--shard", action="store_true", help="deal parameters out to the processes, under torchrun")
+    add("--stop-after", type=int, metavar="EPOCH", help="end the run early, to be resumed")
     add("--workers", type=int, default=0, help="processes that read scans")
     add("--checkpoint", metavar="PATH", help="written after every epoch")
     add("--resume", action="store_true", help="from the checkpoint, if there is one")
@@ -296,9 +322,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.task = options.task or ("height" if options.files else "label")
     if options.task == "label" and options.files:
         parser.error("classes differ from file to file; --task label is for simulated streets")
+    if options.shard and "RANK" not in os.environ:
+        parser.error("--shard deals out to the processes that torchrun starts")
     if options.resume and not options.checkpoint:
         parser.error("--resume needs --checkpoint")
     return options
+
+
+def scalars(folder: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        sys.exit(f"--tensorboard needs the package tensorboard: {error}")
+    return SummaryWriter(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[float]:
@@ -307,23 +343,20 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     trainer = Trainer(options, place)
     if options.resume and Path(options.checkpoint).exists():
         trainer.resume(Path(options.checkpoint))
-    log = None
-    if options.tensorboard and place.first:
-        from torch.utils.tensorboard import SummaryWriter
-
-        log = SummaryWriter(options.tensorboard)
+    log = scalars(options.tensorboard) if options.tensorboard and place.first else None
     try:
         trainer.train(log)
+        right = trainer.share_right() if trainer.classes else None
         if place.first:
             print(f"loss {trainer.losses[0]:.4f} to {trainer.losses[-1]:.4f}", flush=True)
-            if trainer.classes:
-                print(f"{100 * trainer.share_right():.1f} % right on a scan not seen before")
+            if right is not None:
+                print(f"{100 * right:.1f} % right on a scan not seen before")
             if options.json:
                 Path(options.json).write_text(json.dumps(trainer.losses))
     finally:
         if log is not None:
             log.close()
-        if place.world > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
     return trainer.losses
 

@@ -8,7 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+
+class _Joined(torch.autograd.Function):
+    """The sum over the default group's processes, and so of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _joined(gradient)
 
 
 def _alone(part: Tensor) -> Tensor:
@@ -16,23 +31,24 @@ def _alone(part: Tensor) -> Tensor:
 
 
 def _joined(part: Tensor) -> Tensor:
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(part)
+    return _Joined.apply(part)
 
 
 class BatchNorm(nn.BatchNorm1d):
     """torch.nn.BatchNorm1d for the rows [n, channels] of a cloud: any n, and in a traced graph too.
 
     In training a single row, which has no variance, comes back as it is and counts for nothing;
-    torch's own raises an error there. In a graph (`torch.compile`, `torch.export`) n may be a
-    number that only the device knows.
+    parameters do get a gradient, of zeros. Torch's own raises an error there. In a graph
+    (`torch.compile`, `torch.export`) n may be a number that only the device knows. Parameters of
+    16 bits, as FSDP's mixed precision makes them, go with running statistics of 32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        mixed = self.running_mean is not None and self.affine
+        mixed = mixed and self.weight.dtype != self.running_mean.dtype
+        if torch.compiler.is_compiling() or mixed or (self.training and x.shape[0] == 1):
             return without_branches(self, x)
-        return x if self.training and len(x) == 1 else super().forward(x)
+        return super().forward(x)
 
 
 class SyncBatchNorm(BatchNorm):

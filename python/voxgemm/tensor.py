@@ -22,6 +22,8 @@ from .segments import merged_rows
 Number = int | float
 
 
+# A dataclass: torch's distributed training finds features in these, and puts others in their place.
+@dataclasses.dataclass(init=False, repr=False, eq=False)
 class SparseTensor:
     """Features on voxels: floats [n, channels] and coordinates int32 [n, 4], in any order.
 
@@ -51,17 +53,22 @@ class SparseTensor:
     def __init__(
         self,
         features: Tensor,
-        coords: Tensor,
+        coords: Tensor | None = None,
         spatial_shape: int | Sequence[int] | None = None,
         batch_size: int | None = None,
+        **parts: Any,
     ):
-        _check(features, coords)
-        coords = coords.contiguous()
+        self.features = features
+        if coords is None and parts:  # dataclasses.replace() gives every field
+            self._maps, self._number = parts["_maps"], parts["_number"]
+            return
+        if parts:
+            raise TypeError(f"SparseTensor got an unexpected argument {next(iter(parts))!r}")
+        coords = _checked(features, coords).contiguous()
         shape = None if spatial_shape is None else triple(spatial_shape, "spatial_shape")
         zero = call(ops._check_coords.default, coords, shape, batch_size)
         if torch.compiler.is_compiling():
             coords = coords + zero  # a graph drops what nothing uses, a check too
-        self.features = features
         self._maps = MapCache(CoordinateSet(coords, shape, batch_size, (1, 1, 1)))
         self._number = 0
 
@@ -447,11 +454,11 @@ def _shape(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
 
 
-def _check(features: Tensor, coords: Tensor) -> None:
-    """What two tensors must be to each other; the rules for coordinates alone are in C++."""
-    for name, value in (("features", features), ("coords", coords)):
-        if not isinstance(value, Tensor):
-            raise ArgumentError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
+def _checked(features: Tensor, coords: Tensor | None) -> Tensor:
+    """coords, if both are what they must be to each other; rules for their values are in C++."""
+    if not isinstance(features, Tensor) or not isinstance(coords, Tensor):
+        name, value = ("coords", coords) if isinstance(features, Tensor) else ("features", features)
+        raise ArgumentError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
     if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
         nan = ""
         if coords.is_floating_point() and bool(coords.isnan().any()):
@@ -466,3 +473,4 @@ def _check(features: Tensor, coords: Tensor) -> None:
         raise ArgumentError(f"features has {features.shape[0]} rows, coords {coords.shape[0]}")
     if features.device != coords.device:
         raise ArgumentError(f"features is on {features.device}, coords on {coords.device}")
+    return coords

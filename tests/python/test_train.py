@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,46 @@ def test_two_processes_have_the_losses_of_one(alone, tmp_path):
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(alone))
 
 
+def test_two_processes_with_a_part_of_the_network_each(alone, tmp_path):
+    """And they go on where they were, as one process would from their checkpoint."""
+    path = tmp_path / "losses.json"
+    arguments = (*SMALL, "--sync-norm", "--shard", "--checkpoint", str(tmp_path / "run.pt"))
+    before = processes(2, path, *arguments, "--stop-after", "1")
+    assert len(before) == 3
+    losses = processes(2, path, *arguments, "--resume")
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(alone))
+
+
+def test_scalars_for_tensorboard(train, tmp_path, monkeypatch):
+    """Loss and learning rate of every step."""
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def close(self):
+            written.append("closed")
+
+    stub = types.ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    train.main((*SMALL, "--epochs", "1", "--tensorboard", str(tmp_path)))
+    steps = [(name, step) for step in (1, 2, 3) for name in ("loss", "lr")]
+    assert written == [str(tmp_path), *steps, "closed"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit):
+        train.main((*SMALL, "--tensorboard", str(tmp_path)))
+
+
+def test_shards_need_torchrun(train):
+    with pytest.raises(SystemExit):
+        train.main((*SMALL, "--shard"))
+
+
 def test_an_interrupted_run_goes_on_where_it_was(train, alone, tmp_path, monkeypatch):
     arguments = (*SMALL, "--checkpoint", str(tmp_path / "run.pt"), "--resume")
     save = train.Trainer.save
@@ -116,5 +157,7 @@ def test_files_of_scans(train, tmp_path):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
 def test_two_gpus_have_the_losses_of_one(train, tmp_path):
     arguments = (*SMALL, "--device", "cuda")
-    losses = processes(2, tmp_path / "losses.json", *arguments, "--sync-norm")
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(train.main(arguments)))
+    expected = torch.tensor(train.main(arguments))
+    for options in (["--sync-norm"], ["--sync-norm", "--shard"]):
+        losses = processes(2, tmp_path / "losses.json", *arguments, *options)
+        torch.testing.assert_close(torch.tensor(losses), expected)
