@@ -19,7 +19,7 @@ import cpp_outline  # noqa: E402
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 80
 MAX_PARAMETERS = 5
-MAX_ENVIRONMENT_VARIABLES = 3
+MAX_ENVIRONMENT_VARIABLES = 4
 MAX_FILE_BYTES = 1_000_000
 
 BANNED_WORDS = {"utils", "helpers", "common", "misc", "detail", "legacy", "v2"}

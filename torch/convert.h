@@ -163,6 +163,12 @@ inline Tensor text_tensor(std::string_view text) {
   return tensor;
 }
 
+inline Tensor host_numbers(const Ints& numbers) {
+  Tensor result = empty_tensor({}, {static_cast<int64_t>(numbers.size())}, ScalarType::Long);
+  std::copy(numbers.begin(), numbers.end(), static_cast<int64_t*>(result.mutable_data_ptr()));
+  return result;
+}
+
 inline std::string text_of(const Tensor& tensor) {
   return {static_cast<const char*>(tensor.const_data_ptr()), static_cast<size_t>(tensor.numel())};
 }
@@ -185,8 +191,8 @@ inline Geometry geometry_of(const Ints& values, size_t first = 0) {
 }
 
 // What a pass must know beyond its tensors, as the numbers that cross the boundary:
-//   n_in, operation, symmetric, is_transposed, geometry (12), precision, schedule (4), algorithms,
-//   and after a -1 the bytes of a kernel's name.
+//   n_in, operation, symmetric, is_transposed, geometry (12), precision, schedule (4), -2 if
+//   measured times do not count, algorithms, and after a -1 the bytes of a kernel's name.
 struct Layer {
   int64_t n_in = 0;
   Operation operation = Operation::submanifold;
@@ -200,7 +206,9 @@ struct Layer {
 
 inline Filter filter_of(const Ints& values, size_t first) {
   Filter filter;
-  const auto begin = values.begin() + static_cast<int64_t>(std::min(first, values.size()));
+  auto begin = values.begin() + static_cast<int64_t>(std::min(first, values.size()));
+  filter.measured = begin == values.end() || *begin != -2;
+  if (!filter.measured) ++begin;
   const auto end_of_algorithms = std::find(begin, values.end(), -1);
   for (auto value = begin; value != end_of_algorithms; ++value) {
     filter.algorithms.push_back(static_cast<Algorithm>(*value));

@@ -33,17 +33,22 @@ std::tuple<Tensor, Tensor> parse_problem(const Tensor& text) {
   return {result, text_tensor(problem.cloud)};
 }
 
-Tensor cpu_info() { return info(Context::cpu(1)); }
+Tensor cpu_info() {
+  const Context ctx = Context::cpu(1);
+  return info(DeviceKind::cpu, &ctx);
+}
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(voxgemm, CPU, m) {
   add_operators(m);
+  add_choice_operators(m);
   add_voxel_operators(m);
   m.impl("_parse_problem", TORCH_BOX(&Guarded<&parse_problem>::call));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(voxgemm, CompositeExplicitAutograd, m) {
+  add_times_operators(m);
   m.impl("_info", TORCH_BOX(&Guarded<&cpu_info>::call));
 }
 

@@ -16,7 +16,11 @@ Context cuda_context_of(const Device& device) {
   return ctx;
 }
 
-Tensor cuda_info() { return info(cuda_context_of({DeviceKind::cuda, 0})); }
+Tensor cuda_info(bool has_device) {
+  if (!has_device) return info(DeviceKind::cuda, nullptr);
+  const Context ctx = cuda_context_of({DeviceKind::cuda, 0});
+  return info(DeviceKind::cuda, &ctx);
+}
 
 }  // namespace
 
@@ -25,6 +29,7 @@ Context context_of(const Tensor& tensor) { return cuda_context_of(device_of(tens
 
 STABLE_TORCH_LIBRARY_IMPL(voxgemm, CUDA, m) {
   add_operators(m);
+  add_choice_operators(m);
   add_voxel_operators(m);
 }
 

@@ -81,37 +81,6 @@ Tensor pairs_of_map(const Tensors& map, const Ints& layer) {
   return result;
 }
 
-Tensor host_numbers(const Ints& numbers) {
-  Tensor result = empty_tensor({}, {static_cast<int64_t>(numbers.size())}, ScalarType::Long);
-  std::copy(numbers.begin(), numbers.end(), static_cast<int64_t*>(result.mutable_data_ptr()));
-  return result;
-}
-
-// Of the numbers pass, dtype, c_in, c_out.
-Problem problem_of(const Context& ctx,
-                   const KernelMap& map,
-                   const Layer& layer,
-                   const Ints& numbers) {
-  check(numbers.size() == 4, "a problem has ", numbers.size(), " numbers, expected 4");
-  PlanOptions options{.c_in = static_cast<int>(numbers[2]),
-                      .c_out = static_cast<int>(numbers[3]),
-                      .dtype = static_cast<Dtype>(numbers[1]),
-                      .operation = layer.operation,
-                      .precision = layer.precision};
-  return Plan::make(ctx, map, options).problem(ctx, static_cast<Pass>(numbers[0]));
-}
-
-// The schedule's four numbers, then the bytes of the kernel's name.
-Tensor choice_of_pass(const Tensors& map_parts, const Ints& layer_numbers, const Ints& problem) {
-  const Layer layer = layer_of(layer_numbers);
-  const KernelMap map = map_of(map_parts, layer);
-  const Context ctx = context_of(map_parts.at(0));
-  const Choice picked = choice(problem_of(ctx, map, layer, problem), layer.filter);
-  Ints numbers = numbers_of(picked.schedule);
-  numbers.insert(numbers.end(), picked.kernel.begin(), picked.kernel.end());
-  return host_numbers(numbers);
-}
-
 // The six tensors of ScheduleParts; none for natural order.
 Tensors schedule_parts(const Tensors& map_parts, const Ints& layer_numbers, const Ints& options) {
   const KernelMap map = map_of(map_parts, layer_of(layer_numbers));
@@ -132,7 +101,8 @@ PlanOptions options_of(const Layer& layer, Pass pass, const WeightsRef& w) {
                       .c_out = w.c_out,
                       .dtype = w.dtype,
                       .operation = layer.operation,
-                      .precision = layer.precision};
+                      .precision = layer.precision,
+                      .tune_at_first_use = false};
   options.filters[static_cast<size_t>(pass)] = layer.filter;
   return options;
 }
@@ -226,13 +196,6 @@ std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
   return {dw, db};
 }
 
-Tensor explain_pass(const Tensors& map_parts, const Ints& layer_numbers, const Ints& problem) {
-  const Layer layer = layer_of(layer_numbers);
-  const KernelMap map = map_of(map_parts, layer);
-  return text_tensor(
-      explain(problem_of(context_of(map_parts.at(0)), map, layer, problem), layer.filter));
-}
-
 }  // namespace
 
 void add_operators(StableLibrary& m) {
@@ -244,24 +207,10 @@ void add_operators(StableLibrary& m) {
   m.impl("_transpose", TORCH_BOX(&Guarded<&transposed_map>::call));
   m.impl("_map_status", TORCH_BOX(&Guarded<&status_of_map>::call));
   m.impl("_pairs", TORCH_BOX(&Guarded<&pairs_of_map>::call));
-  m.impl("_choice", TORCH_BOX(&Guarded<&choice_of_pass>::call));
   m.impl("_schedule", TORCH_BOX(&Guarded<&schedule_parts>::call));
   m.impl("_forward", TORCH_BOX(&Guarded<&forward>::call));
   m.impl("_grad_input", TORCH_BOX(&Guarded<&grad_input>::call));
   m.impl("_grad_weight", TORCH_BOX(&Guarded<&grad_weight>::call));
-  m.impl("_explain", TORCH_BOX(&Guarded<&explain_pass>::call));
-}
-
-Tensor info(const Context& ctx) {
-  std::string text = VOXGEMM_VERSION;
-  for (const char* dtype : {"f16", "bf16", "f32", "f64"}) {
-    Problem problem = Problem::parse(join("forward ", dtype, " subm3 64->64"));
-    problem.place(ctx);
-    for (const Candidate& candidate : candidates(problem, {})) {
-      if (candidate.reason.empty()) text += join("\n", dtype, " ", candidate.kernel);
-    }
-  }
-  return text_tensor(text);
 }
 
 }  // namespace voxgemm

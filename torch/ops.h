@@ -46,10 +46,14 @@ using ::torch::stable::detail::StableLibrary;
 
 // Gives a dispatch key of the library its operators; they run where context_of() says.
 void add_operators(StableLibrary& library);
+// Those of choosing a kernel; those of the files of measured times, which need no device.
+void add_choice_operators(StableLibrary& library);
+void add_times_operators(StableLibrary& library);
 // Those beside convolution.
 void add_voxel_operators(StableLibrary& library);
 
-// The version, then a line "DTYPE KERNEL" per kernel that can run there.
-Tensor info(const Context& ctx);
+// The version, a line "- KERNEL" per kernel, and where there is a device a line "DTYPE KERNEL" per
+// kernel that can run a pass there.
+Tensor info(DeviceKind kind, const Context* ctx);
 
 }  // namespace voxgemm

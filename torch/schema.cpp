@@ -20,8 +20,6 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   m.def("_map_status(Tensor[] map, SymInt[] layer) -> Tensor");
   m.def("_pairs(Tensor[] map, SymInt[] layer) -> Tensor");
 
-  // problem: pass, dtype, c_in, c_out. Gives order, groups, tile_rows, chunk_rows and the bytes of a kernel's name.
-  m.def("_choice(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
   // options: order, groups, tile_rows, chunk_rows. None for natural order, else the six tensors of ScheduleParts.
   m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options) -> Tensor[]");
 
@@ -32,10 +30,9 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   // A gradient that is not wanted is an empty tensor.
   m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, SymInt[] layer, bool[] wanted) -> (Tensor dw, Tensor db)");
 
-  m.def("_explain(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
   // The numbers are pass, dtype, precision, operation, geometry (12), c_in and c_out.
   m.def("_parse_problem(Tensor text) -> (Tensor numbers, Tensor cloud)");
   m.def("_info() -> Tensor");
-  m.def("_cuda_info() -> Tensor");
+  m.def("_cuda_info(bool has_device) -> Tensor");
   // clang-format on
 }

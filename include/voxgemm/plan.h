@@ -4,21 +4,13 @@
 #include <array>
 #include <memory>
 #include <optional>
-#include <string>
-#include <vector>
 
-#include "voxgemm/problem.h"
+#include "voxgemm/choose.h"
 #include "voxgemm/schedule.h"
 
 namespace voxgemm {
 
 struct Kernel;
-
-// The search space of a choice. Empty means everything.
-struct Filter {
-  std::vector<Algorithm> algorithms = {};
-  std::string kernel = {};  // one kernel by its name
-};
 
 struct PlanOptions {
   int c_in = 0;
@@ -26,7 +18,9 @@ struct PlanOptions {
   Dtype dtype = Dtype::f32;
   Operation operation = Operation::submanifold;
   Precision precision = Precision::ieee;  // of f32
-  std::array<Filter, 3> filters = {};     // by Pass
+  Filters filters = environment_filters();
+  // Measure what is not known when a pass first runs (tune.h); else the cost models choose.
+  bool tune_at_first_use = tunes_at_first_use();
   // What the caller has, else made when needed: the transposed map, and by pass a schedule of the
   // map (for grad_input of the transposed one unless the map is symmetric), used if it is what the
   // kernel asks for.
@@ -79,23 +73,5 @@ class VOXGEMM_EXPORT Plan {
 // db [1, channels] = sum of the rows of dy, in double, in an order that
 // does not depend on threads. db has any float dtype.
 VOXGEMM_EXPORT void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
-
-// Every kernel of the registry for this problem: its predicted seconds or the reason why it cannot
-// run, and which one is picked.
-struct Candidate {
-  std::string kernel;
-  std::string reason;  // empty: it can run
-  double seconds = 0;  // predicted, if it can run
-  bool picked = false;
-};
-// The pick alone, and how it wants its map cut. Throws Error(unsupported) with the table of
-// explain() if none can run.
-struct Choice {
-  std::string kernel;
-  ScheduleOptions schedule;
-};
-VOXGEMM_EXPORT Choice choice(const Problem& problem, const Filter& filter);
-VOXGEMM_EXPORT std::vector<Candidate> candidates(const Problem& problem, const Filter& filter);
-VOXGEMM_EXPORT std::string explain(const Problem& problem, const Filter& filter = {});
 
 }  // namespace voxgemm

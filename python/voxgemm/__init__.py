@@ -17,12 +17,14 @@ from . import (
     pooling,
     sampling,
     serialization,
+    tuning,
 )
 from .errors import ArgumentError
 from .functional import Algorithm, Geometry, KernelMap, build_map, output_coords, unique
 from .joins import cat, collate, union_add
-from .nn import explain
+from .nn import explain, explanations
 from .tensor import SparseTensor
+from .tuning import calibrate, tune
 
 __all__ = [
     "Algorithm",
@@ -31,11 +33,13 @@ __all__ = [
     "KernelMap",
     "SparseTensor",
     "build_map",
+    "calibrate",
     "cat",
     "collate",
     "depthwise",
     "errors",
     "explain",
+    "explanations",
     "functional",
     "hashmap",
     "info",
@@ -44,6 +48,8 @@ __all__ = [
     "pooling",
     "sampling",
     "serialization",
+    "tune",
+    "tuning",
     "union_add",
     "unique",
 ]
@@ -65,7 +71,7 @@ def info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
         "library": str(_library.PATH),
-        "cache_dir": str(_library.cache_dir()),
+        "cache_dir": _library.cache_dir(),
     }
 
 

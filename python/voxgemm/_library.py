@@ -50,15 +50,6 @@ def load(path: pathlib.Path) -> None:
         ) from error
 
 
-def cache_dir() -> pathlib.Path:
-    """Where measured times are kept."""
-    chosen = os.environ.get("VOXGEMM_CACHE_DIR")
-    if chosen:
-        return pathlib.Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base, "voxgemm")
-
-
 def call(op: Any, *args: Any) -> Any:
     """An operator with its errors as Python's types."""
     if torch.compiler.is_compiling():
@@ -81,16 +72,36 @@ def text_of(tensor: torch.Tensor) -> str:
 
 
 @functools.cache
-def version_and_kernels() -> tuple[str, dict[str, list[str]]]:
-    """The library's version, and by dtype the names of the kernels that run on this machine."""
+def _version_and_names() -> tuple[str, dict[str, list[str]]]:
     version, *lines = text_of(ops._info()).split("\n")
-    if HAS_CUDA and torch.cuda.is_available():
-        lines += text_of(ops._cuda_info()).split("\n")[1:]
-    kernels: dict[str, list[str]] = {}
+    if HAS_CUDA:
+        lines += text_of(ops._cuda_info(torch.cuda.is_available())).split("\n")[1:]
+    names: dict[str, list[str]] = {}
     for line in lines:
         dtype, name = line.split(" ")
-        kernels.setdefault(dtype, []).append(name)
-    return version, kernels
+        names.setdefault(dtype, []).append(name)
+    return version, names
+
+
+def version_and_kernels() -> tuple[str, dict[str, list[str]]]:
+    """The library's version, and by dtype the names of the kernels that run on this machine."""
+    version, names = _version_and_names()
+    return version, {dtype: kernels for dtype, kernels in names.items() if dtype != "-"}
+
+
+def kernel_names() -> list[str]:
+    """Every kernel as explain() prints it, also those that cannot run on this machine."""
+    return _version_and_names()[1]["-"]
+
+
+def cache_dir() -> str:
+    """Where measured times are kept; empty if there is no place."""
+    return text_of(ops._times_folder())
+
+
+def environment_filter(of_pass: int) -> tuple[int, ...]:
+    """The search space that VOXGEMM_ALGORITHM gives a pass, as numbers."""
+    return tuple(call(ops._environment_filter.default, of_pass).tolist())
 
 
 PATH = find(sys.modules[__package__].__path__)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ._library import version_and_kernels
+from ._library import environment_filter, kernel_names
 from .errors import ArgumentError
 
 # The search space of each pass as numbers: algorithms, and after -1 the bytes of a kernel's name.
@@ -32,8 +32,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERATIONS = ("submanifold", "strided", "inverse")
 OUTPUT_RULES = ("reached", "floor")
 PRECISIONS = ("ieee", "tf32", "bf16x3", "bf16x6")
-_NUMBERS = {algorithm.value: number for number, algorithm in enumerate(Algorithm)}
-_ANYTHING: Filters = ((), (), ())
+_NAMES = (*(algorithm.value for algorithm in Algorithm), "auto")
+_PARTS = (*PASSES, "backward")
+# Read here, so that a bad value is an error of the import.
+_FROM_ENVIRONMENT: Filters = (
+    environment_filter(0),
+    environment_filter(1),
+    environment_filter(2),
+)
 
 
 def index_in(names: tuple[object, ...], name: object, what: str) -> int:
@@ -43,35 +49,47 @@ def index_in(names: tuple[object, ...], name: object, what: str) -> int:
     return names.index(name)
 
 
-def _filter(algorithm: object) -> tuple[int, ...]:
-    if algorithm is None or algorithm == "auto":
-        return ()
-    if isinstance(algorithm, str):
-        if algorithm in _NUMBERS:
-            return (_NUMBERS[algorithm],)
-        if any(algorithm in names for names in version_and_kernels()[1].values()):
-            return (-1, *algorithm.encode())
-    elif isinstance(algorithm, Iterable) and not isinstance(algorithm, Mapping):
-        names = list(algorithm)
-        if names and all(isinstance(name, str) and name in _NUMBERS for name in names):
-            return tuple(_NUMBERS[name] for name in names)
+def _filter(algorithm: object, number: int) -> tuple[int, ...]:
+    """Of the pass with this number."""
+    if algorithm is None:
+        return _FROM_ENVIRONMENT[number]
+    listed = isinstance(algorithm, Iterable) and not isinstance(algorithm, str | Mapping)
+    wanted = list(algorithm) if listed else [algorithm]
+    # Members of an enumeration count by their value, whosever they are.
+    values = [each.value if isinstance(each, enum.Enum) else each for each in wanted]
+    names = [value.strip().lower() for value in values if isinstance(value, str)]
+    if names and len(names) == len(values) and all(name in _NAMES for name in names):
+        return () if "auto" in names else tuple({_NAMES.index(name): None for name in names})
+    if isinstance(algorithm, str) and algorithm.strip() in kernel_names():
+        return (-1, *algorithm.strip().encode())
     raise ArgumentError(
-        f"algorithm is {algorithm!r}, expected 'auto', a kernel's full name, one or a list of "
-        f"{', '.join(_NUMBERS)}, or a dict of these by pass ({', '.join(PASSES)})"
+        f"algorithm is {algorithm!r}, expected a kernel's full name, one or a list of "
+        f"{', '.join(_NAMES)}, or a dict of these by pass ({', '.join(_PARTS)})"
     )
 
 
 def filters_of(algorithm: object) -> Filters:
-    """None or 'auto' | name | list of names | {pass: any of these}."""
+    """None | 'auto' | name | list of names | {pass: any of these}, 'backward' being both gradients.
+
+    None, also of a pass that a dict leaves out: as VOXGEMM_ALGORITHM says, without it everything.
+    """
     if algorithm is None:
-        return _ANYTHING
-    if isinstance(algorithm, Mapping):
-        for name in algorithm:
-            index_in(PASSES, name, "a pass of algorithm")
-        forward, grad_input, grad_weight = (_filter(algorithm.get(name)) for name in PASSES)
-        return forward, grad_input, grad_weight
-    filter = _filter(algorithm)
-    return filter, filter, filter
+        return _FROM_ENVIRONMENT
+    given = algorithm if isinstance(algorithm, Mapping) else dict.fromkeys(PASSES, algorithm)
+    for name in given:
+        index_in(_PARTS, name, "a pass of algorithm")
+    if "backward" in given:
+        if "grad_input" in given or "grad_weight" in given:
+            raise ArgumentError(
+                f"algorithm is {algorithm!r}, expected either backward or grad_input and "
+                "grad_weight, not both"
+            )
+        both = given["backward"]
+        given = {**given, "grad_input": both, "grad_weight": both}
+    forward, grad_input, grad_weight = (
+        _filter(given.get(name), number) for number, name in enumerate(PASSES)
+    )
+    return forward, grad_input, grad_weight
 
 
 def precision_of(name: str | None, features: Tensor) -> int:

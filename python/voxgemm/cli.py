@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from . import cli_times
 from .clouds import InputError
 from .clouds.shapes import FORMS
 from .errors import ArgumentError
@@ -98,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--algorithm", metavar="NAME[,NAME]", help="these algorithms only")
     add("--check", action="store_true", help="also compare with the double-precision reference")
     add("--json", metavar="PATH", help="one JSON object per line; - is stdout")
+
+    cli_times.add_commands(commands, _device, _EXAMPLE)
 
     info = commands.add_parser("info", help="versions, CPU, threads, GPUs, cache")
     info.add_argument("--json", action="store_true")
@@ -234,7 +237,7 @@ def _sentence(error: BaseException) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
-    commands = {"demo": _run_demo, "bench": _run_bench, "info": _run_info}
+    commands = {"demo": _run_demo, "bench": _run_bench, "info": _run_info, **cli_times.RUN}
     try:
         commands[parsed.command](parsed)
         return 0

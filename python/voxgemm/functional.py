@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ._library import call, ops, text_of
+from . import tuning
 from .algorithms import (
     DTYPES,
     OPERATIONS,
@@ -52,6 +54,7 @@ __all__ = [
     "build_map",
     "conv3d",
     "explain",
+    "explanations",
     "filters_of",
     "generated_coords",
     "inverse_conv3d",
@@ -135,20 +138,30 @@ def explain(
     dtype: torch.dtype = torch.float32,
     algorithm: object = None,
 ) -> str:
-    """By pass: the kernel that runs; of every other its predicted time or why it cannot.
+    """By pass: the kernel that runs and who picked it; of every other its times or why it cannot.
 
     >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
     >>> vg.functional.explain(map, 64, 64, torch.bfloat16).partition(" (")[0]
     'forward bf16 subm3 64->64'
     """
-    if dtype not in DTYPES:
-        raise ArgumentError(
-            f"dtype is {dtype}, expected one of {', '.join(str(d) for d in DTYPES)}"
-        )
-    tables = []
-    for number, filter in enumerate(filters_of(algorithm)):
-        problem = [number, DTYPES.index(dtype), c_in, c_out]
-        tables.append(
-            text_of(call(ops._explain.default, map.tensors(), map.layer(filter=filter), problem))
-        )
-    return "\n".join(tables)
+    layer = tuning.Layer(map, c_in, c_out, dtype, 0, filters_of(algorithm))
+    return "\n".join(tuning.table(map, layer.asked(number)) for number in range(3))
+
+
+def explanations(
+    map: KernelMap,
+    c_in: int,
+    c_out: int,
+    dtype: torch.dtype = torch.float32,
+    algorithm: object = None,
+) -> list[dict[str, Any]]:
+    """What explain() says, a dict for each pass: problem, rows_in, rows_out, pairs, device, picked,
+    picked_by ('filter', 'store' of measured times, or 'model') and candidates, each with kernel,
+    predicted_ms, measured_ms and reason (why it cannot run); None where there is none.
+
+    >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
+    >>> vg.functional.explanations(map, 64, 64)[2]["problem"]
+    'grad_weight f32 subm3 64->64'
+    """
+    layer = tuning.Layer(map, c_in, c_out, dtype, 0, filters_of(algorithm))
+    return [tuning.explanation(map, layer.asked(number)) for number in range(3)]

@@ -17,6 +17,10 @@ from .algorithms import DTYPES, OPERATIONS, OUTPUT_RULES, index_in
 from .errors import ArgumentError
 
 Triple = tuple[int, int, int]
+# Before a filter's numbers: measured times do not count.
+_MODEL_ONLY = -2
+# VOXGEMM_TUNE, read here so that a bad value is an error of the import.
+_TUNES_AT_FIRST_USE = bool(call(ops._tunes_at_first_use.default).item())
 
 
 def triple(value: int | Iterable[int], what: str) -> Triple:
@@ -174,10 +178,14 @@ class KernelMap:
         """What a pass runs, found once: while a graph is traced, the operator finds it itself."""
         if torch.compiler.is_compiling():
             return Choice([], self.layer(asked.precision, filter=asked.filter))
+        if torch.are_deterministic_algorithms_enabled():
+            asked = asked._replace(filter=(_MODEL_ONLY, *asked.filter))
         if asked not in self._choices:
             layer = self.layer(asked.precision, filter=asked.filter)
             dtype = index_in(DTYPES, asked.dtype, "the dtype")
             problem = [asked.number, dtype, asked.c_in, asked.c_out]
+            if _TUNES_AT_FIRST_USE:
+                self._measure_once(asked, problem)
             order, groups, tile_rows, chunk_rows, *name = call(
                 ops._choice.default, self.tensors(), layer, problem
             ).tolist()
@@ -187,6 +195,25 @@ class KernelMap:
             layer = self.layer(asked.precision, options, (-1, *name))
             self._choices[asked] = Choice(parts, layer)
         return self._choices[asked]
+
+    def _measure_once(self, asked: Asked, problem: list[int]) -> None:
+        """What a choice lacks, unless nothing may be timed now."""
+        from . import tuning
+
+        fixed = asked.filter[:1] in ((_MODEL_ONLY,), (-1,))
+        on_gpu = self.neighbours.is_cuda
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if fixed or distributed or (on_gpu and torch.cuda.is_current_stream_capturing()):
+            return
+        layer = self.layer(asked.precision, filter=asked.filter)
+        if not call(ops._is_tuned.default, self.tensors(), layer, problem).item():
+            tuning.measure(self, asked)
+
+    def forget_choices(self) -> None:
+        """For when more is known: the next pass of a layer chooses anew."""
+        self._choices.clear()
+        if self._transposed is not None:
+            self._transposed._choices.clear()
 
     def schedule(self, options: tuple[int, ...]) -> list[Tensor]:
         """The tensors of a schedule with these options, built once."""

@@ -438,7 +438,7 @@ class SparseConvTranspose3d(_Conv3d):
 
 
 def explain(layer: _Conv3d, x: SparseTensor) -> str:
-    """By pass: the kernel that runs on x; of every other its predicted time or why it cannot.
+    """By pass: the kernel that runs on x and who picked it; of every other its times or why not.
 
     >>> x = vg.SparseTensor(torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.int32))
     >>> vg.explain(vg.nn.SubmConv3d(4, 8, 3), x).partition(" (")[0]
@@ -446,5 +446,13 @@ def explain(layer: _Conv3d, x: SparseTensor) -> str:
     """
     _, map = layer.target(x)
     return functional.explain(
+        map, layer.in_channels, layer.out_channels, layer.weight.dtype, layer.algorithm
+    )
+
+
+def explanations(layer: _Conv3d, x: SparseTensor) -> list[dict[str, Any]]:
+    """What explain() says, a dict for each pass: see `functional.explanations`."""
+    _, map = layer.target(x)
+    return functional.explanations(
         map, layer.in_channels, layer.out_channels, layer.weight.dtype, layer.algorithm
     )

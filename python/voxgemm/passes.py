@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import tuning
 from ._library import call, ops
 from .algorithms import Filters
 from .kernel_map import Asked, KernelMap
@@ -33,6 +34,8 @@ def _asked(number: int, c_in: int, c_out: int, dtype: torch.dtype, how: How) -> 
 # of any order stay among these three. First derivatives record nothing and call plain functions.
 def run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, how: How) -> Tensor:
     map.settle(wait=False)
+    if not torch.compiler.is_compiling():
+        tuning.see(map, _channels(weight), weight.dtype, how)
     choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
     return call(ops._forward.default, x, weight, bias, map.tensors(choice.schedule), choice.layer)
 

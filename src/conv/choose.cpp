@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cstdio>
 #include <iomanip>
 #include <sstream>
 
 #include "conv/kernel.h"
+#include "conv/known.h"
+#include "conv/ranking.h"
+#include "voxgemm/choose.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
@@ -14,8 +18,10 @@ namespace {
 bool inside(const Kernel& kernel, const Filter& filter) {
   if (!filter.kernel.empty()) return kernel.name == filter.kernel;
   if (kernel.reference || filter.algorithms.empty()) return true;
-  const auto& wanted = filter.algorithms;
-  return std::find(wanted.begin(), wanted.end(), kernel.algorithm) != wanted.end();
+  return std::any_of(filter.algorithms.begin(), filter.algorithms.end(), [&](Algorithm wanted) {
+    return wanted == kernel.algorithm ||
+           std::find(kernel.also.begin(), kernel.also.end(), wanted) != kernel.also.end();
+  });
 }
 
 std::string reason_against(const Kernel& kernel, const Problem& problem, const Filter& filter) {
@@ -24,36 +30,82 @@ std::string reason_against(const Kernel& kernel, const Problem& problem, const F
   return join("the filter leaves out ", name(kernel.algorithm));
 }
 
-// The cheapest kernel that can run; the reference only where nothing else can. Null if none can.
+struct Picked {
+  const Kernel* kernel = nullptr;  // null: none can run
+  Chooser by = Chooser::model;
+};
+
 // Runs in every call of an operator, so it makes no list and no words.
-const Kernel* pick(const Problem& problem, const Filter& filter) {
-  const Kernel* best = nullptr;
-  double best_seconds = 0;
-  for (const Kernel& kernel : registry(problem.device.kind)) {
-    if (!inside(kernel, filter) || !kernel.why_not(kernel, problem).empty()) continue;
+Picked pick(const Problem& problem, const Filter& filter, const Known& known) {
+  if (!filter.kernel.empty()) {
     // A name leaves nothing to compare.
-    if (!filter.kernel.empty()) return &kernel;
-    const double seconds = kernel.cost(kernel, problem);
-    const bool better = best == nullptr || (best->reference && !kernel.reference) ||
-                        (best->reference == kernel.reference && seconds < best_seconds);
-    if (!better) continue;
-    best = &kernel;
-    best_seconds = seconds;
+    const Kernel* named = find_kernel(problem.device.kind, filter.kernel);
+    const bool runs = named != nullptr && named->why_not(*named, problem).empty();
+    return {runs ? named : nullptr, Chooser::filter};
   }
-  return best;
+  Ranking<const Kernel*> ranking;
+  const auto can_run = [&](const Kernel& kernel) {
+    return inside(kernel, filter) && kernel.why_not(kernel, problem).empty();
+  };
+  for (const Kernel& kernel : registry(problem.device.kind)) {
+    if (!can_run(kernel)) continue;
+    ranking.offer(&kernel, known.predicted(kernel, problem), kernel.reference);
+  }
+  if (ranking.empty()) return {};
+  if (known.times()) {
+    for (const Store::Known& time : *known.times()) {
+      const Kernel* kernel = find_kernel(problem.device.kind, time.kernel);
+      if (kernel == nullptr || kernel->revision != time.revision || !can_run(*kernel)) continue;
+      ranking.measured(kernel, time.seconds);
+    }
+  }
+  return {ranking.best(), ranking.by()};
+}
+
+Known known_of(const Problem& problem, const Filter& filter) {
+  return filter.measured && filter.kernel.empty() ? Known(problem) : Known();
+}
+
+std::string device_text(const Problem& problem) {
+  if (problem.device.kind == DeviceKind::cpu) return join(problem.threads, " threads");
+  return join("cuda:", problem.device.index, " of compute capability ", problem.architecture / 10,
+              ".", problem.architecture % 10);
+}
+
+std::string ms(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4f", seconds * 1e3);
+  return text;
 }
 
 }  // namespace
 
+std::string_view name(Chooser chooser) {
+  switch (chooser) {
+    case Chooser::filter:
+      return "filter";
+    case Chooser::store:
+      return "store";
+    case Chooser::model:
+      return "model";
+  }
+  return "?";
+}
+
 std::vector<Candidate> candidates(const Problem& problem, const Filter& filter) {
-  const Kernel* picked = pick(problem, filter);
+  const Known known = filter.measured ? Known(problem) : Known();
+  const Picked picked = pick(problem, filter, known);
   std::vector<Candidate> list;
   for (const Kernel& kernel : registry(problem.device.kind)) {
     Candidate& candidate = list.emplace_back();
     candidate.kernel = kernel.name;
     candidate.reason = reason_against(kernel, problem, filter);
-    if (candidate.reason.empty()) candidate.seconds = kernel.cost(kernel, problem);
-    candidate.picked = &kernel == picked;
+    if (candidate.reason.empty()) {
+      candidate.seconds = known.predicted(kernel, problem);
+      candidate.measured = known.seconds(kernel);
+    }
+    candidate.picked = &kernel == picked.kernel;
+    if (candidate.picked) candidate.by = picked.by;
   }
   return list;
 }
@@ -62,12 +114,7 @@ std::string explain(const Problem& problem, const Filter& filter) {
   std::ostringstream text;
   text << problem.text() << " (" << problem.n_in << " -> " << problem.n_out << " rows, ";
   if (problem.pairs >= 0) text << problem.pairs << " pairs, ";
-  if (problem.device.kind == DeviceKind::cuda) {
-    text << "cuda:" << problem.device.index << " of compute capability "
-         << problem.architecture / 10 << "." << problem.architecture % 10 << ")\n";
-  } else {
-    text << problem.threads << " threads)\n";
-  }
+  text << device_text(problem) << ")\n";
   const std::vector<Candidate> all = candidates(problem, filter);
   size_t width = 0;
   for (const Candidate& candidate : all) width = std::max(width, candidate.kernel.size() + 2);
@@ -75,8 +122,9 @@ std::string explain(const Problem& problem, const Filter& filter) {
     text << (candidate.picked ? " > " : "   ") << std::left << std::setw(static_cast<int>(width))
          << candidate.kernel;
     if (candidate.reason.empty()) {
-      text << std::right << std::setw(10) << std::fixed << std::setprecision(3)
-           << candidate.seconds * 1e3 << " ms predicted" << (candidate.picked ? ", picked" : "");
+      text << std::right << std::setw(10) << ms(candidate.seconds) << " ms predicted";
+      if (candidate.measured > 0) text << ", " << ms(candidate.measured) << " ms measured";
+      if (candidate.picked) text << ", picked by the " << name(candidate.by);
     } else {
       text << "no: " << candidate.reason;
     }
@@ -85,8 +133,28 @@ std::string explain(const Problem& problem, const Filter& filter) {
   return text.str();
 }
 
+std::string explain_json(const Problem& problem, const Filter& filter) {
+  const std::string pairs = problem.pairs >= 0 ? join(problem.pairs) : "null";
+  std::string list;
+  std::string picked = R"("picked":null,"picked_by":null)";
+  for (const Candidate& candidate : candidates(problem, filter)) {
+    const bool runs = candidate.reason.empty();
+    list += join(list.empty() ? "" : ",", R"({"kernel":)", json_string(candidate.kernel),
+                 R"(,"predicted_ms":)", runs ? ms(candidate.seconds) : "null", R"(,"measured_ms":)",
+                 candidate.measured > 0 ? ms(candidate.measured) : "null", R"(,"reason":)",
+                 runs ? "null" : json_string(candidate.reason), "}");
+    if (!candidate.picked) continue;
+    picked = join(R"("picked":)", json_string(candidate.kernel), R"(,"picked_by":")",
+                  name(candidate.by), "\"");
+  }
+  return join(R"({"problem":)", json_string(problem.text()), R"(,"rows_in":)", problem.n_in,
+              R"(,"rows_out":)", problem.n_out, R"(,"pairs":)", pairs, R"(,"device":)",
+              json_string(device_text(problem)), ",", picked, R"(,"candidates":[)", list, "]}");
+}
+
 const Kernel& choose(const Problem& problem, const Filter& filter) {
-  if (const Kernel* picked = pick(problem, filter)) return *picked;
+  const Picked picked = pick(problem, filter, known_of(problem, filter));
+  if (picked.kernel != nullptr) return *picked.kernel;
   fail(ErrorCode::unsupported, true,
        join("no kernel can run this problem inside the filter:\n", explain(problem, filter)));
 }

@@ -3,11 +3,15 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "voxgemm/plan.h"
+#include "voxgemm/problem.h"
+#include "voxgemm/schedule.h"
 
 namespace voxgemm {
+
+struct Filter;
 
 // What a kernel needs to run one pass. Grad_input runs as a forward over the transposed map with
 // `w` seen transposed (c_in and c_out exchanged), so families implement two things: a convolution
@@ -26,6 +30,8 @@ struct ConvArgs {
 struct Kernel {
   std::string name;  // "masked_implicit_gemm_v4/f32/128"
   Algorithm algorithm = Algorithm::implicit_gemm;
+  // Other search spaces that it belongs to as well, where it is what their names promise.
+  std::vector<Algorithm> also = {};
   bool reference = false;  // judge of the others; never picked while another can run
   int slices = 1;          // of the reduction
   int revision = 1;        // raised when its speed changes
@@ -49,6 +55,8 @@ std::vector<Kernel> kernels();
 }
 // All kernels of this build for a kind of device; they are asked about no other.
 const std::vector<Kernel>& registry(DeviceKind kind);
+// The row of this name, or null.
+const Kernel* find_kernel(DeviceKind kind, std::string_view name);
 
 // The kernel the filter's picked candidate names; throws Error(unsupported) with the explain table
 // if none can run.

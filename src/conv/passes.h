@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
+#include <string>
+
 #include "voxgemm/kernel_map.h"
 
 // What the passes need beside a kernel, once per backend: results are the same bits on both.
@@ -17,6 +20,8 @@ void fill_zero(const Context& ctx, const WeightsRef& w);
 // db [1, channels] = sum of the rows of dy, in double: blocks of 2048 rows, then the blocks in
 // order.
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
+// What the processor calls itself.
+std::string model();
 
 }  // namespace cpu
 namespace cuda {
@@ -27,6 +32,12 @@ void fill_zero(const Context& ctx, const WeightsRef& w);
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
 // Ten times the compute capability of a device, e.g. 90.
 int architecture(const Device& device);
+std::string model(const Device& device);
+// Whether the context's stream is being captured into a graph.
+bool is_capturing(const Context& ctx);
+// Seconds of `calls` calls of work, which queues on the context's stream; the host waits for them.
+// Throws during a capture.
+double time_calls(const Context& ctx, int calls, const std::function<void()>& work);
 
 }  // namespace cuda
 }  // namespace voxgemm

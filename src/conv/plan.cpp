@@ -4,6 +4,7 @@
 #include "conv/kernel.h"
 #include "conv/passes.h"
 #include "conv/validate.h"
+#include "voxgemm/tune.h"
 
 namespace voxgemm {
 
@@ -23,16 +24,20 @@ struct Plan::State {
     return *transposed;
   }
 
-  const Kernel& kernel(const Problem& problem) {
+  const Kernel& kernel(const Context& ctx, const Problem& problem) {
     const auto number = static_cast<size_t>(problem.pass);
-    if (kernels[number] == nullptr) kernels[number] = &choose(problem, options.filters[number]);
-    return *kernels[number];
+    const Filter& filter = options.filters[number];
+    if (kernels[number] != nullptr) return *kernels[number];
+    const bool measures = options.tune_at_first_use && filter.measured && filter.kernel.empty() &&
+                          (!on_device(ctx) || !cuda::is_capturing(ctx));
+    if (measures && !is_tuned(problem, filter)) tune(ctx, *map, options, problem.pass);
+    return *(kernels[number] = &choose(problem, filter));
   }
 
   // Of the map that the problem's pass runs on.
   const Schedule& schedule(const Context& ctx, const KernelMap& of, const Problem& problem) {
     const auto number = static_cast<size_t>(problem.pass);
-    const Kernel& picked = kernel(problem);
+    const Kernel& picked = kernel(ctx, problem);
     const ScheduleOptions wanted = picked.schedule(picked, problem);
     const Schedule* given = options.schedules[number];
     if (given != nullptr && given->options() == wanted) return *given;
@@ -57,8 +62,8 @@ Plan::~Plan() = default;
 Plan::Plan(Plan&&) noexcept = default;
 Plan& Plan::operator=(Plan&&) noexcept = default;
 
-Plan Plan::make(const Context&, const KernelMap& map, const PlanOptions& options) {
-  validate_plan(map, options);
+Plan Plan::make(const Context& ctx, const KernelMap& map, const PlanOptions& options) {
+  validate_plan(ctx, map, options);
   auto state = std::make_unique<State>();
   state->map = &map;
   state->options = options;
@@ -85,7 +90,7 @@ Problem Plan::problem(const Context& ctx, Pass pass) const {
 }
 
 const Kernel& Plan::kernel(const Context& ctx, Pass pass) {
-  return state_->kernel(problem(ctx, pass));
+  return state_->kernel(ctx, problem(ctx, pass));
 }
 
 void Plan::forward(const Context& ctx,
@@ -105,7 +110,7 @@ void Plan::forward(const Context& ctx,
   if (bias) validate_apart(result, memory_of(*bias, "the bias"));
   if (y.rows == 0) return;
   const Problem asked = problem(ctx, Pass::forward);
-  const Kernel& picked = state_->kernel(asked);
+  const Kernel& picked = state_->kernel(ctx, asked);
   const Schedule& schedule = state_->schedule(ctx, map, asked);
   picked.launch(picked, ctx, Pass::forward,
                 {.schedule = &schedule,
@@ -129,7 +134,7 @@ void Plan::grad_input(const Context& ctx,
   validate_apart(memory_of(dx, "dx"), memory_of(w, "the weights"));
   if (dx.rows == 0) return;
   const Problem asked = problem(ctx, Pass::grad_input);
-  const Kernel& picked = state_->kernel(asked);
+  const Kernel& picked = state_->kernel(ctx, asked);
   const KernelMap& backward = state_->backward_map(ctx);
   const Schedule& schedule = state_->schedule(ctx, backward, asked);
   Matrix merged;
@@ -164,7 +169,7 @@ void Plan::grad_weight(const Context& ctx,
     return on_device(ctx) ? cuda::fill_zero(ctx, dw) : cpu::fill_zero(ctx, dw);
   }
   const Problem asked = problem(ctx, Pass::grad_weight);
-  const Kernel& picked = state_->kernel(asked);
+  const Kernel& picked = state_->kernel(ctx, asked);
   const Schedule& schedule = state_->schedule(ctx, map, asked);
   picked.launch(picked, ctx, Pass::grad_weight,
                 {.schedule = &schedule, .map = &map, .x = x, .w = dw, .y = dy});

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conv/validate.h"
 
+#include "conv/kernel.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
@@ -31,7 +32,21 @@ void validate_weight_shape(const Context& ctx,
 
 }  // namespace
 
-void validate_plan(const KernelMap& map, const PlanOptions& options) {
+void validate_filter(DeviceKind kind, const Filter& filter) {
+  for (const Algorithm algorithm : filter.algorithms) {
+    const auto number = static_cast<int>(algorithm);
+    check(number >= 0 && number < algorithm_count, "the filter names algorithm ", number,
+          ", expected 0 to ", algorithm_count - 1);
+  }
+  if (filter.kernel.empty()) return;
+  check(filter.algorithms.empty(), "the filter names kernel \"", filter.kernel,
+        "\" and algorithms, expected one of the two");
+  check(find_kernel(kind, filter.kernel) != nullptr, "the filter names kernel \"", filter.kernel,
+        "\", expected a name that explain() prints");
+}
+
+void validate_plan(const Context& ctx, const KernelMap& map, const PlanOptions& options) {
+  for (const Filter& filter : options.filters) validate_filter(ctx.device.kind, filter);
   check(options.c_in >= 1, "c_in is ", options.c_in, ", expected at least 1");
   check(options.c_out >= 1, "c_out is ", options.c_out, ", expected at least 1");
   check(is_float(options.dtype), "dtype is ", name(options.dtype),

@@ -11,7 +11,8 @@ inline bool on_device(const Context& ctx) { return ctx.device.kind == DeviceKind
 
 // Every argument rule of the passes. Below the entry of a pass code may assume what these check.
 
-void validate_plan(const KernelMap& map, const PlanOptions& options);
+void validate_filter(DeviceKind kind, const Filter& filter);
+void validate_plan(const Context& ctx, const KernelMap& map, const PlanOptions& options);
 // A matrix called `what` must have this shape, dtype and the context's device.
 struct Expected {
   const char* what;

@@ -49,6 +49,39 @@ int architecture(const Device& device) {
   return 10 * major + minor;
 }
 
+std::string model(const Device& device) {
+  cudaDeviceProp properties = {};
+  check_cuda(cudaGetDeviceProperties(&properties, device.index), "cudaGetDeviceProperties");
+  return properties.name;
+}
+
+namespace {
+
+struct Event {
+  cudaEvent_t event = nullptr;
+  Event() { check_cuda(cudaEventCreate(&event), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+};
+
+}  // namespace
+
+double time_calls(const Context& ctx, int calls, const std::function<void()>& work) {
+  const DeviceGuard guard(ctx.device);
+  check(!is_capturing(ctx), ErrorCode::unsupported,
+        "the stream is being captured into a graph, but measuring waits for the device");
+  const Event begin;
+  const Event end;
+  check_cuda(cudaEventRecord(begin.event, stream_of(ctx)), "cudaEventRecord");
+  for (int call = 0; call < calls; ++call) work();
+  check_cuda(cudaEventRecord(end.event, stream_of(ctx)), "cudaEventRecord");
+  check_cuda(cudaEventSynchronize(end.event), "cudaEventSynchronize");
+  float milliseconds = 0;
+  check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
+  return milliseconds * 1e-3;
+}
+
 int multiprocessors(const Context& ctx) {
   int count = 0;
   check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, ctx.device.index),

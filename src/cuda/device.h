@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "conv/passes.h"
 #include "voxgemm/context.h"
 #include "voxgemm/error.h"
 
@@ -25,9 +26,6 @@ class DeviceGuard {
 };
 
 inline cudaStream_t stream_of(const Context& ctx) { return static_cast<cudaStream_t>(ctx.stream); }
-
-// Whether the context's stream is being captured into a graph.
-bool is_capturing(const Context& ctx);
 
 int multiprocessors(const Context& ctx);
 

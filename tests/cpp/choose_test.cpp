@@ -2,8 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 
 #include "conv/kernel.h"
+#include "conv/known.h"
+#include "conv/ranking.h"
+#include "voxgemm/choose.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
@@ -162,9 +166,169 @@ TEST(Explain, ShowsEveryKernelWithItsCostOrItsReason) {
       EXPECT_NE(line.find(c.reason.empty() ? " ms predicted" : "no: " + c.reason),
                 std::string::npos)
           << line;
-      EXPECT_EQ(line.ends_with(", picked"), c.picked) << line;
+      EXPECT_EQ(line.find(", picked by the ") != std::string::npos, c.picked) << line;
     }
   }
+}
+
+// Made-up times of the CPU of the tests: of another number of threads than any other test's.
+class WarmStore : public testing::Test {
+ protected:
+  Problem problem(int64_t rows = 10000) const { return problem_of(text, rows, 1000); }
+  static Filter only(Algorithm algorithm) { return {.algorithms = {algorithm}}; }
+  // The model's favourite inside a filter.
+  std::string favourite(const Filter& filter) const {
+    Filter cold = filter;
+    cold.measured = false;
+    return choose(problem(), cold).name;
+  }
+  void remember(const std::string& kernel, double seconds, int revision = 1) const {
+    Store& store = store_of({});
+    store.remember({{store.device(), size_class(problem()), kernel, revision, seconds}});
+  }
+  const Candidate picked_in(const Filter& filter) const {
+    return picked(candidates(problem(), filter));
+  }
+  // Another problem for every test, as a process has one store.
+  std::string text = join("forward f32 subm3 64->", 64 + number());
+
+ private:
+  static int number() { return testing::UnitTest::GetInstance()->current_test_info()->line(); }
+};
+
+TEST_F(WarmStore, TheFastestMeasuredWins) {
+  const std::string slow = favourite({});
+  EXPECT_EQ(picked_in({}).by, Chooser::model);
+  remember(slow, 2e-3);
+  EXPECT_EQ(picked_in({}).kernel, slow);
+  EXPECT_EQ(picked_in({}).by, Chooser::store);
+  std::string fast = favourite(only(Algorithm::explicit_gemm));
+  if (fast == slow) fast = favourite(only(Algorithm::implicit_gemm));
+  remember(fast, 1e-3);
+  const Candidate best = picked_in({});
+  EXPECT_EQ(best.kernel, fast);
+  EXPECT_EQ(best.measured, 1e-3);
+  EXPECT_NE(best.seconds, best.measured);
+  EXPECT_NE(explain(problem(), {}).find("1.0000 ms measured, picked by the store"),
+            std::string::npos);
+  EXPECT_EQ(choose(problem(), {.measured = false}).name, slow);
+  EXPECT_EQ(choose(problem(), {.kernel = slow}).name, slow);
+}
+
+// Times measured inside one filter are neither the answer of another nor lost to it.
+TEST_F(WarmStore, FiltersAreViewsOfOneBodyOfKnowledge) {
+  std::vector<Filter> filters = {{}};
+  for (const Algorithm algorithm : algorithms) filters.push_back(only(algorithm));
+  filters.push_back({.algorithms = {Algorithm::explicit_gemm, Algorithm::implicit_gemm_splitk}});
+  std::vector<std::string> cold;
+  for (const Filter& filter : filters) cold.push_back(favourite(filter));
+  // One restricted filter is tuned: of the others only those that have the same favourite know.
+  const std::string measured = cold[1];
+  remember(measured, 1e-9);
+  for (size_t f = 0; f < filters.size(); ++f) {
+    EXPECT_EQ(choose(problem(), filters[f]).name, cold[f]) << f;
+    const bool knows = cold[f] == measured;
+    EXPECT_NE(picked_in(filters[f]).by, knows ? Chooser::model : Chooser::store) << f;
+  }
+  // Everything is tuned: each filter has the fastest inside it.
+  double seconds = 1;
+  std::map<std::string, double> times;
+  for (const Candidate& candidate : candidates(problem(), {.measured = false})) {
+    if (!candidate.reason.empty() || candidate.kernel == "reference_cpu") continue;
+    times[candidate.kernel] = seconds *= 0.9;
+    remember(candidate.kernel, seconds);
+  }
+  for (const Filter& filter : filters) {
+    const Candidate best = picked_in(filter);
+    for (const Candidate& candidate : candidates(problem(), filter)) {
+      if (!candidate.reason.empty() || candidate.kernel == "reference_cpu") continue;
+      EXPECT_LE(times[best.kernel], times[candidate.kernel]) << candidate.kernel;
+    }
+    const auto inside = std::count(filter.algorithms.begin(), filter.algorithms.end(),
+                                   choose(problem(), filter).algorithm);
+    EXPECT_TRUE(filter.algorithms.empty() || inside == 1);
+  }
+}
+
+TEST_F(WarmStore, OtherRevisionsKernelsAndSizesDoNotCount) {
+  const std::string cold = favourite({});
+  remember(cold, 1e-3, 2);
+  remember("a_kernel_of_tomorrow/f32", 1e-9);
+  remember("reference_cpu", 1e-9);
+  EXPECT_EQ(picked_in({}).kernel, cold);
+  EXPECT_EQ(picked_in({}).by, Chooser::model);
+  remember(cold, 1e-3);
+  EXPECT_EQ(picked_in({}).by, Chooser::store);
+  // Rows and pairs of the same powers of two; other threads, dtypes, channels and passes are other
+  // problems too.
+  EXPECT_EQ(picked(candidates(problem(9800), {})).by, Chooser::store);
+  for (Problem other : {problem(12000), problem(1), problem(0)}) {
+    EXPECT_EQ(picked(candidates(other, {})).by, Chooser::model) << other.n_out;
+  }
+  Problem other = problem();
+  other.threads = 999;
+  EXPECT_EQ(picked(candidates(other, {})).by, Chooser::model);
+}
+
+TEST_F(WarmStore, ANewFavouriteIsNotOutvoted) {
+  // Its candidates changed: what the model likes best was never measured.
+  const std::string cold = favourite({});
+  for (const Candidate& candidate : candidates(problem(), {})) {
+    if (candidate.reason.empty() && candidate.kernel != cold) remember(candidate.kernel, 1e-6);
+  }
+  EXPECT_EQ(picked_in({}).kernel, cold);
+  EXPECT_EQ(picked_in({}).by, Chooser::model);
+}
+
+TEST_F(WarmStore, ACalibrationCorrectsTheModel) {
+  const std::string cold = favourite({});
+  const Candidate before = picked_in({});
+  Store& store = store_of({});
+  store.remember({{store.device(), calibration_of(Pass::forward), cold, 1, 1e6},
+                  {store.device(), calibration_of(Pass::grad_input), cold, 1, 1e-6}});
+  const std::vector<Candidate> after = candidates(problem(), {});
+  EXPECT_NE(picked(after).kernel, cold);
+  for (const Candidate& candidate : after) {
+    if (candidate.kernel != cold) continue;
+    EXPECT_DOUBLE_EQ(candidate.seconds, 1e6 * before.seconds);
+  }
+  EXPECT_EQ(choose(problem(), {.measured = false}).name, cold);
+  store.remember({{store.device(), calibration_of(Pass::forward), cold, 1, 1.0},
+                  {store.device(), calibration_of(Pass::grad_input), cold, 1, 1.0}});
+  EXPECT_EQ(picked_in({}).kernel, cold);
+}
+
+TEST(SizeClass, RoundsToPowersOfTwo) {
+  Problem problem = problem_of("forward f16 subm3 64->128", 100000, 4);
+  problem.pairs = 900000;
+  problem.cloud = "shell:256";
+  EXPECT_EQ(size_class(problem), "forward f16 subm3 64->128 2^17->2^17.p2^20.t4");
+  EXPECT_EQ(Problem::parse(size_class(problem)).cloud, "2^17->2^17.p2^20.t4");
+  problem.device.kind = DeviceKind::cuda;
+  problem.pairs = -1;
+  problem.n_out = 0;
+  EXPECT_EQ(size_class(problem), "forward f16 subm3 64->128 2^17->0");
+}
+
+// Made-up kernels 0, 1, 2 ... with predicted and, if not 0, measured times.
+int ranked(const std::vector<double>& predicted, const std::vector<double>& measured) {
+  Ranking<int> ranking;
+  for (size_t k = 0; k < predicted.size(); ++k) {
+    ranking.offer(static_cast<int>(k) + 1, predicted[k], false);
+  }
+  for (size_t k = 0; k < measured.size(); ++k) {
+    if (measured[k] > 0) ranking.measured(static_cast<int>(k) + 1, measured[k]);
+  }
+  return ranking.best() - 1;
+}
+
+TEST(Ranking, OfMadeUpCosts) {
+  EXPECT_EQ(ranked({3, 1, 2}, {}), 1);
+  EXPECT_EQ(ranked({3, 1, 2}, {0, 9, 8}), 2);
+  EXPECT_EQ(ranked({3, 1, 2}, {7, 9, 8}), 0);
+  EXPECT_EQ(ranked({3, 1, 2}, {7, 0, 8}), 1) << "the favourite was not measured";
+  EXPECT_EQ(ranked({1, 1}, {}), 0) << "the first of equals";
+  EXPECT_EQ(ranked({2, 1}, {5, 5}), 0);
 }
 
 }  // namespace

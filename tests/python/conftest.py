@@ -7,12 +7,23 @@ is one. References are always computed on the CPU.
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import pytest
 import torch
 from pytest import fixture
 from torch.nn import functional as F
 
-import voxgemm as vg
+# Before the library reads them: no times and no wishes of whoever runs the tests.
+os.environ["VOXGEMM_CACHE_DIR"] = tempfile.mkdtemp(prefix="voxgemm-tests-")
+atexit.register(shutil.rmtree, os.environ["VOXGEMM_CACHE_DIR"], ignore_errors=True)
+for name in ("VOXGEMM_TUNE", "VOXGEMM_ALGORITHM"):
+    os.environ.pop(name, None)
+
+import voxgemm as vg  # noqa: E402
 
 
 class Clouds:

@@ -175,7 +175,22 @@ def test_layers_refuse():
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["fast", 3, [], ["fast"], {"forward": "fast"}, {"back": "auto"}], ids=str
+    "algorithm",
+    [
+        "fast",
+        "",
+        3,
+        [],
+        ["fast"],
+        ["auto", "fast"],
+        ["implicit_gemm", 3],
+        {"forward": "fast"},
+        {"backward": ["fast"]},
+        {"back": "auto"},
+        {"backward": "auto", "grad_input": "auto"},
+        {"forward": {"forward": "auto"}},
+    ],
+    ids=str,
 )
 def test_unknown_algorithm(algorithm):
     error = refuse("algorithm", lambda: vg.nn.SubmConv3d(4, 4, 3, algorithm=algorithm))

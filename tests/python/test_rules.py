@@ -162,7 +162,8 @@ def test_one_file_of_torch_and_one_of_python(tmp_path):
             "python/voxgemm/a.py": PYTHON + "import os\nx = os.environ['VOXGEMM_A']\n",
             "python/voxgemm/b.py": PYTHON + "import os\nx = os.getenv('VOXGEMM_B')\n",
             "src/core/environment.cpp": CPP
-            + 'auto f() { return getenv("VOXGEMM_C") || getenv("VOXGEMM_D"); }\n',
+            + 'auto f() { return getenv("VOXGEMM_C") || getenv("VOXGEMM_D"); }\n'
+            + 'auto g() { return getenv("VOXGEMM_E"); }\n',
         },
     )
     assert [line.split(":")[0] for line in found] == [
@@ -170,7 +171,7 @@ def test_one_file_of_torch_and_one_of_python(tmp_path):
         "python/voxgemm/b.py",
         "src/core/environment.cpp",
     ]
-    assert "4 environment variables" in found[2]
+    assert "5 environment variables" in found[2]
 
 
 def test_what_is_allowed_passes(tmp_path):

@@ -8,6 +8,7 @@
 #include "conv/kernel.h"
 #include "support/compare.h"
 #include "support/problems.h"
+#include "voxgemm/plan.h"
 
 namespace voxgemm::test {
 

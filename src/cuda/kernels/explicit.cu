@@ -18,6 +18,7 @@
 #include "cuda/float.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/voxel_index.cuh"
+#include "voxgemm/choose.h"
 
 namespace voxgemm::cuda {
 namespace {
@@ -54,7 +55,9 @@ __global__ void gather_rows(Gather g, const Unit* x, int64_t rows, Unit* block) 
   }
 }
 
-__global__ void count_up(int32_t* list, int64_t count) {
+// The map of one tap that every row has: list is its neighbours.
+__global__ void count_up(int32_t* list, int64_t* pairs_per_tap, int64_t count) {
+  if (thread_index() == 0) *pairs_per_tap = count;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     list[i] = static_cast<int32_t>(i);
   }
@@ -147,7 +150,7 @@ Problem product_of(const Problem& problem, int64_t rows) {
 }
 
 const Kernel& product_kernel(const Problem& product) {
-  return choose(product, {.algorithms = {Algorithm::implicit_gemm}});
+  return choose(product, {.algorithms = {Algorithm::implicit_gemm}, .measured = false});
 }
 
 int64_t chunk_rows(int taps, int c_in, Dtype dtype) {
@@ -170,7 +173,9 @@ Product make_product(const Context& ctx, const Mode& mode, Pass pass, const Conv
   product.block = make_matrix(ctx, rows, int64_t{w.taps} * w.c_in, mode.dtype);
   product.map.geometry = Geometry::submanifold({1, 1, 1});
   product.map.neighbours = make_matrix(ctx, 1, rows, Dtype::i32);
-  launch(ctx, over(ctx, rows), count_up, product.map.neighbours.as<int32_t>(), rows);
+  product.map.pairs_per_tap = make_matrix(ctx, 1, 1, Dtype::i64);
+  launch(ctx, over(ctx, rows), count_up, product.map.neighbours.as<int32_t>(),
+         product.map.pairs_per_tap.as<int64_t>(), rows);
   Problem problem;
   problem.pass = pass == Pass::grad_weight ? pass : Pass::forward;
   problem.dtype = mode.dtype;

@@ -173,6 +173,10 @@ std::vector<Kernel> grad_weight_sm90_kernels() {
   for (const Dtype& dtype : dtypes) {
     rows.push_back({.name = join("grad_weight_sm90/", name(dtype)),
                     .algorithm = Algorithm::masked_implicit_gemm_splitk,
+                    // Rows in natural order from the map's own table, absent pairs left out, the
+                    // rows cut in slices of which one may be all: every way but gathering.
+                    .also = {Algorithm::masked_implicit_gemm, Algorithm::implicit_gemm,
+                             Algorithm::implicit_gemm_splitk},
                     .why_not = why_not,
                     .cost = cost,
                     .schedule = schedule,

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tune/tuner.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+namespace voxgemm {
+namespace {
+
+// The models are seldom wrong by more than this between two kernels that matter.
+constexpr double plausible = 2.0;
+constexpr size_t most_plausible = 8;
+constexpr size_t least_plausible = 3;
+// What is this far behind after three counted rounds will not come first.
+constexpr double behind = 1.25;
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  if (values.size() % 2 == 1) return *middle;
+  return (*middle + *std::max_element(values.begin(), middle)) / 2;
+}
+
+}  // namespace
+
+std::vector<size_t> worth_timing(std::span<const Contender> contenders, const Wanted& wanted) {
+  std::vector<size_t> order(contenders.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return contenders[a].predicted < contenders[b].predicted;
+  });
+  if (!wanted.exhaustive) {
+    size_t count = 0;
+    while (count < std::min(order.size(), most_plausible) &&
+           (count < least_plausible ||
+            contenders[order[count]].predicted <= plausible * contenders[order[0]].predicted)) {
+      ++count;
+    }
+    order.resize(count);
+  }
+  if (!wanted.again) std::erase_if(order, [&](size_t c) { return contenders[c].known; });
+  return order;
+}
+
+Tuner::Tuner(size_t contenders, const Options& options)
+    : options_(options), laps_(contenders), dropped_(contenders, false) {}
+
+std::optional<size_t> Tuner::next() const {
+  if (turn_ >= laps_.size() || round_ > options_.rounds) return std::nullopt;
+  if (spent_ < options_.budget_seconds) return turn_;
+  // Past the budget only the first, the model's favourite, still gets its time.
+  const bool served = dropped_[0] || laps_[0].size() >= 2;
+  return served ? std::nullopt : std::optional<size_t>(0);
+}
+
+void Tuner::record(double seconds, double spent) {
+  const size_t contender = *next();
+  turn_ = contender;
+  laps_[contender].push_back(seconds);
+  spent_ += spent;
+  advance();
+}
+
+void Tuner::drop() {
+  const size_t contender = *next();
+  turn_ = contender;
+  dropped_[contender] = true;
+  advance();
+}
+
+void Tuner::advance() {
+  do {
+    if (++turn_ < laps_.size()) continue;
+    turn_ = 0;
+    ++round_;
+    if (options_.keep_all || round_ < 4) continue;
+    double best = std::numeric_limits<double>::infinity();
+    for (size_t c = 0; c < laps_.size(); ++c) {
+      if (const double of = seconds(c); of > 0) best = std::min(best, of);
+    }
+    // The first stays: it is what the others are held against.
+    for (size_t c = 1; c < laps_.size(); ++c) {
+      if (seconds(c) > behind * best) dropped_[c] = true;
+    }
+  } while (round_ <= options_.rounds && dropped_[turn_]);
+}
+
+double Tuner::seconds(size_t contender) const {
+  const std::vector<double>& laps = laps_[contender];
+  const std::vector<double>& first = laps_[0];
+  if (laps.size() < 2) return 0;
+  if (contender == 0 || dropped_[0]) return median({laps.begin() + 1, laps.end()});
+  std::vector<double> ratios;
+  for (size_t lap = 1; lap < laps.size(); ++lap) ratios.push_back(laps[lap] / first[lap]);
+  return median(ratios) * seconds(0);
+}
+
+}  // namespace voxgemm

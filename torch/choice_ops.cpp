@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The operators of choosing a kernel and of measured times.
+#include "ops.h"
+
+#include <set>
+
+#include "voxgemm/tune.h"
+
+namespace voxgemm {
+namespace {
+
+// A pass of a layer on a map, with the operators' arguments.
+struct Asked {
+  Context ctx;
+  Layer layer;
+  KernelMap map;
+  PlanOptions options;
+  Pass pass = Pass::forward;
+
+  // The numbers are pass, dtype, c_in, c_out.
+  Asked(const Tensors& map_parts, const Ints& layer_numbers, const Ints& numbers)
+      : ctx(context_of(map_parts.at(0))),
+        layer(layer_of(layer_numbers)),
+        map(map_of(map_parts, layer)) {
+    check(numbers.size() == 4, "a problem has ", numbers.size(), " numbers, expected 4");
+    pass = static_cast<Pass>(numbers[0]);
+    options = {.c_in = static_cast<int>(numbers[2]),
+               .c_out = static_cast<int>(numbers[3]),
+               .dtype = static_cast<Dtype>(numbers[1]),
+               .operation = layer.operation,
+               .precision = layer.precision,
+               .filters = {layer.filter, layer.filter, layer.filter},
+               .tune_at_first_use = false};
+  }
+  Problem problem() const { return Plan::make(ctx, map, options).problem(ctx, pass); }
+};
+
+// The schedule's four numbers, then the bytes of the kernel's name.
+Tensor choice_of_pass(const Tensors& map, const Ints& layer, const Ints& problem) {
+  const Asked asked(map, layer, problem);
+  const Choice picked = choice(asked.problem(), asked.layer.filter);
+  Ints numbers = numbers_of(picked.schedule);
+  numbers.insert(numbers.end(), picked.kernel.begin(), picked.kernel.end());
+  return host_numbers(numbers);
+}
+
+Tensor explain_pass(const Tensors& map, const Ints& layer, const Ints& problem, bool as_json) {
+  const Asked asked(map, layer, problem);
+  return text_tensor(as_json ? explain_json(asked.problem(), asked.layer.filter)
+                             : explain(asked.problem(), asked.layer.filter));
+}
+
+// Of how many candidates, in how many seconds; why it was not written; the records.
+Tensor text_of_tuning(const Tuning& found) {
+  return text_tensor(
+      join(found.measured, " ", found.seconds, "\n", found.not_written, "\n", found.records));
+}
+
+Tensor tune_pass(const Tensors& map,
+                 const Tensors& transposed,
+                 const Ints& layer,
+                 const Ints& problem,
+                 const Ints& how) {
+  Asked asked(map, layer, problem);
+  check(how.size() == 3, "got ", how.size(), " numbers, expected 3");
+  KernelMap back;
+  if (!transposed.empty()) {
+    Layer flipped = asked.layer;
+    flipped.n_in = asked.map.n_out;
+    flipped.is_transposed = !asked.layer.is_transposed;
+    back = map_of(transposed, flipped);
+    asked.options.transposed = &back;
+  }
+  return text_of_tuning(tune(asked.ctx, asked.map, asked.options, asked.pass,
+                             {.budget_seconds = 1e-6 * static_cast<double>(how[0]),
+                              .exhaustive = how[1] != 0,
+                              .again = how[2] != 0}));
+}
+
+Tensor is_tuned_pass(const Tensors& map, const Ints& layer, const Ints& problem) {
+  const Asked asked(map, layer, problem);
+  return host_numbers({is_tuned(asked.problem(), asked.layer.filter) ? 1 : 0});
+}
+
+Tensor calibrate_device(const Tensor& on, int64_t budget_microseconds) {
+  return text_of_tuning(calibrate(context_of(on), 1e-6 * static_cast<double>(budget_microseconds)));
+}
+
+Tensor learn(const Tensor& on, const Ints& bytes) {
+  learn_times(device_of(on), std::string(bytes.begin(), bytes.end()));
+  return host_numbers({});
+}
+
+Tensor times_folder_text() { return text_tensor(times_folder()); }
+
+// A line of each: device, records, problems, superseded, foreign and path, with tabs between.
+Tensor times_files_text() {
+  std::string text;
+  for (const TimesFile& file : times_files()) {
+    text += join(file.device, "\t", file.records, "\t", file.problems, "\t", file.superseded, "\t",
+                 file.foreign, "\t", file.path, "\n");
+  }
+  return text_tensor(text);
+}
+
+Tensor export_times_text(const Tensor& device) {
+  return text_tensor(export_times(text_of(device)));
+}
+Tensor import_times_text(const Tensor& text) { return host_numbers({import_times(text_of(text))}); }
+Tensor clear_times_count() { return host_numbers({clear_times()}); }
+
+// The numbers of the filter that the environment gives a pass, as a layer has them.
+Tensor environment_filter(int64_t of_pass) {
+  const Filter& filter = environment_filters().at(static_cast<size_t>(of_pass));
+  Ints numbers;
+  for (const Algorithm algorithm : filter.algorithms) {
+    numbers.push_back(static_cast<int64_t>(algorithm));
+  }
+  return host_numbers(numbers);
+}
+
+Tensor tunes_at_first_use_flag() { return host_numbers({tunes_at_first_use() ? 1 : 0}); }
+
+}  // namespace
+
+Tensor info(DeviceKind kind, const Context* ctx) {
+  std::string text = VOXGEMM_VERSION;
+  for (const std::string& kernel : kernel_names(kind)) text += join("\n- ", kernel);
+  if (ctx == nullptr) return text_tensor(text);
+  std::set<std::string> lines;
+  for (const char* dtype : {"f16", "bf16", "f32", "f64", "tf32", "bf16x3", "bf16x6"}) {
+    for (const Pass pass : {Pass::forward, Pass::grad_input, Pass::grad_weight}) {
+      Problem problem = Problem::parse(join(name(pass), " ", dtype, " subm3 64->64"));
+      problem.place(*ctx);
+      for (const Candidate& candidate : candidates(problem, {})) {
+        if (!candidate.reason.empty()) continue;
+        lines.insert(join("\n", name(problem.dtype), " ", candidate.kernel));
+      }
+    }
+  }
+  for (const std::string& line : lines) text += line;
+  return text_tensor(text);
+}
+
+void add_choice_operators(StableLibrary& m) {
+  m.impl("_choice", TORCH_BOX(&Guarded<&choice_of_pass>::call));
+  m.impl("_explain", TORCH_BOX(&Guarded<&explain_pass>::call));
+  m.impl("_tune", TORCH_BOX(&Guarded<&tune_pass>::call));
+  m.impl("_is_tuned", TORCH_BOX(&Guarded<&is_tuned_pass>::call));
+  m.impl("_calibrate", TORCH_BOX(&Guarded<&calibrate_device>::call));
+  m.impl("_learn", TORCH_BOX(&Guarded<&learn>::call));
+}
+
+void add_times_operators(StableLibrary& m) {
+  m.impl("_environment_filter", TORCH_BOX(&Guarded<&environment_filter>::call));
+  m.impl("_tunes_at_first_use", TORCH_BOX(&Guarded<&tunes_at_first_use_flag>::call));
+  m.impl("_times_folder", TORCH_BOX(&Guarded<&times_folder_text>::call));
+  m.impl("_times_files", TORCH_BOX(&Guarded<&times_files_text>::call));
+  m.impl("_export_times", TORCH_BOX(&Guarded<&export_times_text>::call));
+  m.impl("_import_times", TORCH_BOX(&Guarded<&import_times_text>::call));
+  m.impl("_clear_times", TORCH_BOX(&Guarded<&clear_times_count>::call));
+}
+
+}  // namespace voxgemm
