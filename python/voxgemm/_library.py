@@ -204,8 +204,24 @@ def _(map, layer, options):
 
 
 @torch.library.register_fake("voxgemm::_explain")
-def _(map, layer, problem):
+def _(map, layer, problem, as_json):
     return _on_host(_unknown(), dtype=torch.uint8)
+
+
+# Of the rest only what they give is known.
+def _some_text(*arguments):
+    return _on_host(_unknown(), dtype=torch.uint8)
+
+
+def _some_numbers(*arguments):
+    return _on_host(_unknown())
+
+
+for _name in ("_tune", "_calibrate", "_times_folder", "_times_files", "_export_times"):
+    torch.library.register_fake(f"voxgemm::{_name}", _some_text)
+for _name in ("_is_tuned", "_learn", "_import_times", "_clear_times", "_environment_filter"):
+    torch.library.register_fake(f"voxgemm::{_name}", _some_numbers)
+torch.library.register_fake("voxgemm::_tunes_at_first_use", _some_numbers)
 
 
 @torch.library.register_fake("voxgemm::_parse_problem")
@@ -214,8 +230,12 @@ def _(text):
 
 
 @torch.library.register_fake("voxgemm::_info")
-@torch.library.register_fake("voxgemm::_cuda_info")
 def _():
+    return _on_host(_unknown(), dtype=torch.uint8)
+
+
+@torch.library.register_fake("voxgemm::_cuda_info")
+def _(has_device):
     return _on_host(_unknown(), dtype=torch.uint8)
 
 

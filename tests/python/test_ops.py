@@ -39,10 +39,18 @@ def calls(clouds, device, layer):
         "_pairs": (tensors, numbers),
         "_choice": (tensors, numbers, [0, 2, 3, 4]),
         "_schedule": (tensors, numbers, [1, 2, 128, 128]),
-        "_explain": (tensors, numbers, [0, 2, 3, 4]),
+        "_explain": (tensors, numbers, [0, 2, 3, 4], True),
+        "_is_tuned": (tensors, numbers, [0, 2, 3, 4]),
+        "_learn": (x, []),
+        "_environment_filter": (0,),
+        "_tunes_at_first_use": (),
+        "_times_folder": (),
+        "_times_files": (),
+        "_export_times": (text_tensor("no such device"),),
+        "_import_times": (text_tensor(""),),
         "_parse_problem": (text_tensor("forward f32 subm3 3->4"),),
         "_info": (),
-        "_cuda_info": (),
+        "_cuda_info": (True,),
     }
 
 
@@ -60,6 +68,14 @@ OPERATORS = (
     "_choice",
     "_schedule",
     "_explain",
+    "_is_tuned",
+    "_learn",
+    "_environment_filter",
+    "_tunes_at_first_use",
+    "_times_folder",
+    "_times_files",
+    "_export_times",
+    "_import_times",
     "_parse_problem",
     "_info",
 )
@@ -85,6 +101,8 @@ IN_TEST_VOXEL_OPS = {
     "_depthwise_grad_input",
     "_depthwise_grad_weight",
 }
+# They measure, or remove files: test_tuning calls them.
+IN_TEST_TUNING = {"_tune", "_calibrate", "_clear_times"}
 # What only CUDA has.
 ON_GPU = ("_map_status", "_cuda_info")
 
@@ -102,7 +120,7 @@ def test_every_operator_is_checked():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("voxgemm::")
     }
-    assert names - IN_TEST_VOXEL_OPS == set(OPERATORS) | set(ON_GPU)
+    assert names - IN_TEST_VOXEL_OPS - IN_TEST_TUNING == set(OPERATORS) | set(ON_GPU)
 
 
 def test_opcheck_of_absent_arguments(calls):
