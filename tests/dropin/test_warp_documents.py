@@ -184,7 +184,7 @@ def test_bad_names_are_found_before_any_work(bad, scene, randn):
     ],
 )
 def test_a_name_runs_its_own_code(algorithm, family, scene, randn):
-    """The forward enumeration's member for the backward, too, as the page's first snippet has it."""
+    """The forward enumeration for the backward, too, as the page's first snippet has it."""
     x, weight = scene(16), randn(27, 16, 16).requires_grad_()
     features = x.features.clone().requires_grad_()
     made = x.replace(batched_features=features)

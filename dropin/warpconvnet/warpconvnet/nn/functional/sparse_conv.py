@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from voxgemm import ArgumentError, kernel_map, passes
+from voxgemm import ArgumentError, depthwise, kernel_map, passes
 from voxgemm.algorithms import precision_of
 from voxgemm.kernel_map import Geometry, KernelMap
 
@@ -386,9 +386,11 @@ def _by_row(x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tens
 
 
 def _by_group(x, kernel, bias, map, search, groups):
-    """Each group is a convolution of its own channels."""
+    """Each group is a convolution of its own channels; one channel a group is depthwise."""
     if groups == 1:
         return Convolution.apply(x, kernel, bias, map, search)
+    if groups == x.shape[1] == len(kernel):
+        return depthwise.depthwise_conv3d(x, kernel, bias, map)
     biases = [None] * groups if bias is None else bias.chunk(groups)
     parts = zip(x.chunk(groups, 1), kernel.chunk(groups), biases, strict=True)
     return torch.cat([Convolution.apply(*part, map, search) for part in parts], 1)
