@@ -18,6 +18,7 @@ from .algorithms import (
     Algorithm,
     Filters,
     filters_of,
+    index_in,
     precision_of,
 )
 from .errors import ArgumentError
@@ -137,6 +138,7 @@ def explain(
     c_out: int,
     dtype: torch.dtype = torch.float32,
     algorithm: object = None,
+    precision: str | None = None,
 ) -> str:
     """By pass: the kernel that runs and who picked it; of every other its times or why it cannot.
 
@@ -144,8 +146,10 @@ def explain(
     >>> vg.functional.explain(map, 64, 64, torch.bfloat16).partition(" (")[0]
     'forward bf16 subm3 64->64'
     """
-    layer = tuning.Layer(map, c_in, c_out, dtype, 0, filters_of(algorithm))
-    return "\n".join(tuning.table(map, layer.asked(number)) for number in range(3))
+    index_in(DTYPES, dtype, "dtype")
+    number = precision_of(precision, map.neighbours.new_empty(0, dtype=dtype))
+    layer = tuning.Layer(map, c_in, c_out, dtype, number, filters_of(algorithm))
+    return "\n".join(tuning.table(map, layer.asked(of_pass)) for of_pass in range(3))
 
 
 def explanations(
@@ -154,6 +158,7 @@ def explanations(
     c_out: int,
     dtype: torch.dtype = torch.float32,
     algorithm: object = None,
+    precision: str | None = None,
 ) -> list[dict[str, Any]]:
     """What explain() says, a dict for each pass: problem, rows_in, rows_out, pairs, device, picked,
     picked_by ('filter', 'store' of measured times, or 'model') and candidates, each with kernel,
@@ -163,5 +168,7 @@ def explanations(
     >>> vg.functional.explanations(map, 64, 64)[2]["problem"]
     'grad_weight f32 subm3 64->64'
     """
-    layer = tuning.Layer(map, c_in, c_out, dtype, 0, filters_of(algorithm))
-    return [tuning.explanation(map, layer.asked(number)) for number in range(3)]
+    index_in(DTYPES, dtype, "dtype")
+    number = precision_of(precision, map.neighbours.new_empty(0, dtype=dtype))
+    layer = tuning.Layer(map, c_in, c_out, dtype, number, filters_of(algorithm))
+    return [tuning.explanation(map, layer.asked(of_pass)) for of_pass in range(3)]

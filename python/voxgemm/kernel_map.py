@@ -176,10 +176,10 @@ class KernelMap:
 
     def choice(self, asked: Asked) -> Choice:
         """What a pass runs, found once: while a graph is traced, the operator finds it itself."""
-        if torch.compiler.is_compiling():
-            return Choice([], self.layer(asked.precision, filter=asked.filter))
         if torch.are_deterministic_algorithms_enabled():
             asked = asked._replace(filter=(_MODEL_ONLY, *asked.filter))
+        if torch.compiler.is_compiling():
+            return Choice([], self.layer(asked.precision, filter=asked.filter))
         if asked not in self._choices:
             layer = self.layer(asked.precision, filter=asked.filter)
             dtype = index_in(DTYPES, asked.dtype, "the dtype")
