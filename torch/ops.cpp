@@ -211,6 +211,9 @@ void add_operators(StableLibrary& m) {
   m.impl("_forward", TORCH_BOX(&Guarded<&forward>::call));
   m.impl("_grad_input", TORCH_BOX(&Guarded<&grad_input>::call));
   m.impl("_grad_weight", TORCH_BOX(&Guarded<&grad_weight>::call));
+  m.impl("_forward.eager", TORCH_BOX(&Guarded<&forward>::call));
+  m.impl("_grad_input.eager", TORCH_BOX(&Guarded<&grad_input>::call));
+  m.impl("_grad_weight.eager", TORCH_BOX(&Guarded<&grad_weight>::call));
 }
 
 }  // namespace voxgemm

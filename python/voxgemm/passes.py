@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import tuning
-from ._library import call, ops
+from ._library import call_pass, ops
 from .algorithms import Filters
 from .kernel_map import Asked, KernelMap
 
@@ -37,14 +37,15 @@ def run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, 
     if not torch.compiler.is_compiling():
         tuning.see(map, _channels(weight), weight.dtype, how)
     choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
-    return call(ops._forward.default, x, weight, bias, map.tensors(choice.schedule), choice.layer)
+    tensors = map.tensors(choice.schedule)
+    return call_pass(ops._forward, x, weight, bias, tensors, choice.layer)
 
 
 def grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
     map.settle(wait=True)
     choice = map.choice(_asked(1, *_channels(weight), weight.dtype, how))
     maps = map.backward_tensors(choice.schedule)
-    return call(ops._grad_input.default, dy, weight, *maps, choice.layer)
+    return call_pass(ops._grad_input, dy, weight, *maps, choice.layer)
 
 
 def grad_weight(
@@ -54,7 +55,7 @@ def grad_weight(
     map.settle(wait=True)
     choice = map.choice(_asked(2, x.shape[1], dy.shape[1], dy.dtype, how))
     tensors = map.tensors(choice.schedule)
-    return call(ops._grad_weight.default, x, dy, tensors, choice.layer, wanted)
+    return call_pass(ops._grad_weight, x, dy, tensors, choice.layer, wanted)
 
 
 class Forward(torch.autograd.Function):

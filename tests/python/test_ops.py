@@ -111,12 +111,14 @@ ON_GPU = ("_map_status", "_cuda_info")
 def test_opcheck(name, calls, device):
     if name in ON_GPU and device.type == "cpu":
         pytest.skip("no operator of the CPU")
-    torch.library.opcheck(getattr(torch.ops.voxgemm, name).default, calls[name])
+    operators = getattr(torch.ops.voxgemm, name)
+    for overload in operators.overloads():
+        torch.library.opcheck(getattr(operators, overload), calls[name])
 
 
 def test_every_operator_is_checked():
     names = {
-        name.partition("::")[2]
+        name.partition("::")[2].partition(".")[0]
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("voxgemm::")
     }
