@@ -87,10 +87,9 @@ void add(const std::string& cloud, const Matrix& coords) {
       [](const Context& c, const Matrix& m) { benchmark::DoNotOptimize(voxgemm::unique(c, m)); });
   for (const Geometry& geometry : {strided, down}) {
     run("output_coords_" + geometry.text(), [geometry](const Context& c, const Matrix& m) {
-      benchmark::DoNotOptimize(
-          voxgemm::output_coords(c, m, geometry, voxgemm::OutputRule::reached));
+      benchmark::DoNotOptimize(voxgemm::output_coords(c, m, geometry));
     });
-    const Matrix out = voxgemm::output_coords(ctx, coords, geometry, voxgemm::OutputRule::reached);
+    const Matrix out = voxgemm::output_coords(ctx, coords, geometry);
     run("map_" + geometry.text(), [geometry, out](const Context& c, const Matrix& m) {
       benchmark::DoNotOptimize(voxgemm::build_kernel_map(c, m, out, geometry));
     });

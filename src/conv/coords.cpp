@@ -12,6 +12,20 @@
 namespace voxgemm {
 namespace {
 
+constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
+
+// The rows and padding behind them.
+Matrix padded(const Context& ctx, const MatrixRef& coords, int64_t rows) {
+  check(coords.rows <= rows, "output_coords found ", coords.rows, " voxels, max_voxels is ", rows);
+  Matrix result = make_matrix(ctx, rows, 4, Dtype::i32);
+  auto* end = std::copy_n(coords.as<int32_t>(), 4 * coords.rows, result.as<int32_t>());
+  for (int64_t row = coords.rows; row < rows; ++row) {
+    *end++ = padding_batch;
+    end = std::fill_n(end, 3, 0);
+  }
+  return result;
+}
+
 void validate_index(const VoxelIndex& index, const MatrixRef& coords) {
   check(index.rows() == coords.rows, "the voxel index has ", index.rows(),
         " rows, the coordinates have ", coords.rows);
@@ -23,12 +37,11 @@ void validate_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const std::optional<Int3>& spatial_shape,
                      std::optional<int64_t> batch_size) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check(coords.device == ctx.device, "coordinates and context are on different devices");
   check(coords.dtype == Dtype::i32, "coordinates are ", name(coords.dtype), ", expected i32");
   check(coords.cols == 4, "coordinates have ", coords.cols, " columns, expected 4: batch, x, y, z");
-  check(coords.rows >= 0 && coords.rows <= most, "coordinates have ", coords.rows,
-        " rows, expected 0 to ", most);
+  check(coords.rows >= 0 && coords.rows <= most_rows, "coordinates have ", coords.rows,
+        " rows, expected 0 to ", most_rows);
   check(coords.rows <= 1 || coords.stride == 4, "rows of coordinates are ", coords.stride,
         " elements apart, expected 4: contiguous");
   check(coords.rows == 0 || coords.data != nullptr, "coordinates have ", coords.rows,
@@ -78,12 +91,16 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
 Matrix output_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const Geometry& geometry,
-                     OutputRule rule,
-                     const std::optional<Int3>& spatial_shape) {
+                     const OutputOptions& options) {
   geometry.validate();
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
-  if (on_device(ctx)) return cuda::output_coords(ctx, coords, geometry, rule, spatial_shape);
-  return cpu::output_coords(ctx, coords, geometry, rule, spatial_shape);
+  if (options.max_voxels) {
+    check(*options.max_voxels >= 1 && *options.max_voxels <= most_rows, "max_voxels is ",
+          *options.max_voxels, ", expected 1 to ", most_rows);
+  }
+  if (on_device(ctx)) return cuda::output_coords(ctx, coords, geometry, options);
+  const Matrix voxels = cpu::output_coords(ctx, coords, geometry, options);
+  return options.max_voxels ? padded(ctx, voxels, *options.max_voxels) : voxels;
 }
 
 KernelMap build_submanifold_map(const Context& ctx,

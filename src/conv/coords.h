@@ -21,18 +21,18 @@ struct VoxelIndex::State {
 // always there. src/no_cuda stands for cuda where that is not built.
 namespace cpu {
 
-// The lowest row with a value outside [0, limit) of its column, where that has a limit; n if there
-// is none.
+// Without regard to max_voxels: src/conv pads.
+Matrix output_coords(const Context& ctx,
+                     const MatrixRef& coords,
+                     const Geometry& geometry,
+                     const OutputOptions& options);
+// The lowest row with a value outside [0, limit) of its column, where that has a limit, padding
+// excepted; n if there is none.
 int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& coords,
                           const std::array<std::optional<int64_t>, 4>& limits);
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords);
-Matrix output_coords(const Context& ctx,
-                     const MatrixRef& coords,
-                     const Geometry& geometry,
-                     OutputRule rule,
-                     const std::optional<Int3>& spatial_shape);
 KernelMap build_submanifold_map(const Context& ctx,
                                 const VoxelIndex::State& index,
                                 const MatrixRef& coords,
@@ -57,12 +57,11 @@ std::array<int32_t, 4> coords_of_row(const Context& ctx, const MatrixRef& coords
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
 // Waits once.
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords);
-// Waits once, a second time where the first table was too small.
+// Waits once, a second time where the first table was too small; with max_voxels never.
 Matrix output_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const Geometry& geometry,
-                     OutputRule rule,
-                     const std::optional<Int3>& spatial_shape);
+                     const OutputOptions& options);
 // These do not wait. Where the index of the input side could not be built, all pairs are absent and
 // every entry of pairs_per_tap is negative; count_pairs() throws then.
 KernelMap build_submanifold_map(const Context& ctx,

@@ -129,6 +129,7 @@ Matrix reached_voxels(const Context& ctx,
   const auto* data = coords.as<int32_t>();
   const BrickSet set(ctx, box, coords.rows, [&](int64_t row, const auto& emit) {
     const int32_t* c = data + 4 * row;
+    if (c[0] == padding_batch) return;
     axes[0](c[1], [&](int64_t x) {
       axes[1](c[2], [&](int64_t y) { axes[2](c[3], [&](int64_t z) { emit(c[0], x, y, z); }); });
     });
@@ -141,18 +142,17 @@ Matrix reached_voxels(const Context& ctx,
 Matrix output_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const Geometry& geometry,
-                     OutputRule rule,
-                     const std::optional<Int3>& spatial_shape) {
+                     const OutputOptions& options) {
   Geometry g = geometry;
-  std::optional<Int3> shape = spatial_shape;
-  if (rule == OutputRule::floor) {
+  std::optional<Int3> shape = options.spatial_shape;
+  if (options.rule == OutputRule::floor) {
     // floor(in / stride) is what a kernel as large as its stride reaches.
     g = {.size = g.stride, .stride = g.stride};
     shape.reset();
   }
   const bool single = g.size == g.stride && g.dilation == Int3{1, 1, 1};
-  bool empty = coords.rows == 0;
   Box box = bounds(ctx, coords);
+  bool empty = box.low[0] > box.high[0];
   std::vector<Reach> axes;
   for (int axis = 0; axis < 3 && !empty; ++axis) {
     const Divisor stride(g.stride[axis]);
@@ -189,7 +189,10 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
   for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
     index.first_rows(coords, first, last, inverse);
     int64_t distinct = 0;
-    for (int64_t r = first; r < last; ++r) distinct += inverse[r] == r ? 1 : 0;
+    for (int64_t r = first; r < last; ++r) {
+      if (data[4 * r] == padding_batch) inverse[r] = -1;
+      distinct += inverse[r] == r ? 1 : 0;
+    }
     before[static_cast<size_t>(first / rows_per_task) + 1] = distinct;
   });
   std::partial_sum(before.begin(), before.end(), before.begin());
@@ -206,6 +209,7 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
     for (int64_t r = first; r < last; ++r) {
       // A first row has its voxel's number by now, any other still its first row.
       const int32_t value = inverse[r];
+      if (value < 0) continue;
       const bool numbered = value < index.unique_voxels() && first_row[value] == r;
       if (!numbered) inverse[r] = inverse[value];
     }
@@ -220,6 +224,7 @@ int64_t first_row_outside(const Context& ctx,
   parallel_for(ctx, (coords.rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
     const int64_t last = std::min(coords.rows, (task + 1) * rows_per_task);
     for (int64_t r = task * rows_per_task; r < last; ++r) {
+      if (coords.as<int32_t>()[4 * r] == padding_batch) continue;
       for (int axis = 0; axis < 4; ++axis) {
         const int32_t value = coords.as<int32_t>()[4 * r + axis];
         if (!limits[axis] || (value >= 0 && value < *limits[axis])) continue;

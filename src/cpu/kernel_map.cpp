@@ -293,11 +293,14 @@ void fill(const Context& ctx, const BrickIndex& in, const MatrixRef& out_coords,
 }
 
 // Rows that ascend strictly are distinct: what output_coords gives needs no index to know it.
+// Behind them may be padding.
 bool ascends(const Context& ctx, const MatrixRef& coords) {
   std::atomic<bool> holds = true;
   for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
     const auto* c = coords.as<int32_t>();
     for (int64_t r = std::max<int64_t>(first, 1); r < last; ++r) {
+      if (c[4 * r] == padding_batch) continue;
+      if (c[4 * (r - 1)] == padding_batch) holds = false;
       if (!std::lexicographical_compare(c + 4 * (r - 1), c + 4 * r, c + 4 * r, c + 4 * (r + 1))) {
         holds = false;
         return;

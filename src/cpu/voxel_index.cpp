@@ -8,14 +8,14 @@
 namespace voxgemm::cpu {
 namespace {
 
-// The voxels of coordinates, one a row.
+// The voxels of coordinates, one a row, none of padding.
 struct Rows {
   const int32_t* coords;
 
   template <class Emit>
   void operator()(int64_t row, const Emit& emit) const {
     const int32_t* c = coords + 4 * row;
-    emit(c[0], c[1], c[2], c[3]);
+    if (c[0] != padding_batch) emit(c[0], c[1], c[2], c[3]);
   }
 };
 
@@ -29,8 +29,11 @@ Box bounds(const Context& ctx, const MatrixRef& coords) {
   parallel_for(ctx, tasks, [&](int64_t task, int) {
     const int32_t* row = data + 4 * task * rows_per_task;
     const int64_t rows = std::min(rows_per_task, coords.rows - task * rows_per_task);
-    std::array<int32_t, 8> part = {row[0], row[1], row[2], row[3], row[0], row[1], row[2], row[3]};
+    constexpr int32_t least = std::numeric_limits<int32_t>::min();
+    constexpr int32_t most = std::numeric_limits<int32_t>::max();
+    std::array<int32_t, 8> part = {most, most, most, most, least, least, least, least};
     for (int64_t r = 0; r < rows; ++r) {
+      if (row[4 * r] == padding_batch) continue;
       for (int axis = 0; axis < 4; ++axis) {
         part[axis] = std::min(part[axis], row[4 * r + axis]);
         part[4 + axis] = std::max(part[4 + axis], row[4 * r + axis]);
@@ -47,7 +50,7 @@ Box bounds(const Context& ctx, const MatrixRef& coords) {
       box.high[axis] = std::max<int64_t>(box.high[axis], part[4 + axis]);
     }
   }
-  return box;
+  return box.low[0] <= box.high[0] ? box : Box{};
 }
 
 BrickIndex::BrickIndex(const Context& ctx, const MatrixRef& coords)
@@ -102,7 +105,8 @@ Matrix BrickIndex::first_rows(const Context& ctx, const MatrixRef& coords) const
   for_pieces(ctx, rows_, rows_per_task, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       const auto* c = coords.row<int32_t>(r);
-      rows.as<int32_t>()[r] = find(c[0], c[1], c[2], c[3]);
+      const bool padding = c[0] == padding_batch;
+      rows.as<int32_t>()[r] = padding ? static_cast<int32_t>(r) : find(c[0], c[1], c[2], c[3]);
       check(rows.as<int32_t>()[r] >= 0, "row ", r, " of the coordinates is not in the voxel index");
     }
   });

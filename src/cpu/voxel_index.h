@@ -19,7 +19,7 @@ class BrickIndex final : public VoxelIndex::State {
   const BrickSet& bricks() const { return bricks_; }
   // [unique_voxels + 1]: the row of each rank, counted from 1; entry 0 is -1, for the absent.
   const int32_t* row_of_rank() const { return row_of_rank_.data(); }
-  // Writes the lowest row with the same coordinates to rows[first .. last).
+  // Writes the lowest row with the same coordinates to rows[first .. last), nothing of padding.
   void first_rows(const MatrixRef& coords, int64_t first, int64_t last, int32_t* rows) const;
   // i32 [n, 1]: find() of all rows; empty where all coordinates are distinct.
   Matrix first_rows(const Context& ctx, const MatrixRef& coords) const;
@@ -30,7 +30,7 @@ class BrickIndex final : public VoxelIndex::State {
   Buffer<int32_t> row_of_rank_;
 };
 
-// The smallest box with all of coords, an empty one if there are none.
+// The smallest box with all voxels of coords, an empty one if there are none.
 Box bounds(const Context& ctx, const MatrixRef& coords);
 
 // Rows handled by one task where a row costs some nanoseconds.

@@ -13,7 +13,7 @@ namespace voxgemm::cuda {
 // 128-byte line. No look-up goes on longer than there are groups.
 
 // What went wrong while a set was built; the first problem stays.
-enum class Status : uint32_t { fine, empty, too_wide, not_int32, full };
+enum class Status : uint32_t { fine, empty, too_wide, not_int32, full, not_made };
 
 // Numbers of a set that kernels count. Zero before the first.
 struct Counters {
@@ -23,6 +23,8 @@ struct Counters {
   uint32_t done;        // blocks of threads that have measured their rows
   uint32_t largest[8];  // ordered bits of the coordinates, then of their complements
   uint32_t outside;     // complement of the lowest row with an output that int32 does not hold
+  uint32_t found;       // not_made: voxels of the set that was not made, and the room it had
+  uint32_t room;
 };
 
 // The box of a set, both ends inside; axes batch, x, y, z. The rest is about the part of it that
@@ -65,6 +67,10 @@ __device__ inline void report(const BlockSet& set, Status problem) {
 }
 __device__ inline bool is_fine(const BlockSet& set) {
   return set.head->counters.status == static_cast<uint32_t>(Status::fine);
+}
+// An empty set is as good for look-ups as one with voxels, but has no table.
+__device__ inline bool has_failed(const BlockSet& set) {
+  return set.head->counters.status > static_cast<uint32_t>(Status::empty);
 }
 
 struct BlockKey {

@@ -19,6 +19,7 @@ struct Limits {
 __global__ void find_outside(Coords coords, Limits limits, unsigned long long* lowest) {
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
     const int4 c = coords[row];
+    if (is_padding(c)) continue;
     const int32_t values[4] = {c.x, c.y, c.z, c.w};
     for (int axis = 0; axis < 4; ++axis) {
       const int64_t limit = limits.of_axis[axis];
@@ -29,9 +30,9 @@ __global__ void find_outside(Coords coords, Limits limits, unsigned long long* l
   }
 }
 
-__global__ void mark_first(const int32_t* first, int64_t rows, uint32_t* marks) {
-  for (int64_t row = thread_index(); row < rows; row += thread_count()) {
-    marks[row] = first[row] == row ? 1 : 0;
+__global__ void mark_first(Coords coords, const int32_t* first, uint32_t* marks) {
+  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
+    marks[row] = first[row] == row && !is_padding(coords[row]) ? 1 : 0;
   }
 }
 
@@ -45,11 +46,12 @@ struct UniqueParts {
 
 __global__ void write_unique(Coords coords, UniqueParts parts) {
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
+    const int4 c = coords[row];
     const int32_t lowest = parts.first[row];
     const uint32_t number = parts.numbers[lowest];
-    parts.inverse[row] = static_cast<int32_t>(number);
-    if (lowest != row) continue;
-    parts.distinct[number] = coords[row];
+    parts.inverse[row] = is_padding(c) ? -1 : static_cast<int32_t>(number);
+    if (lowest != row || is_padding(c)) continue;
+    parts.distinct[number] = c;
     parts.first_row[number] = lowest;
   }
 }
@@ -151,9 +153,10 @@ __global__ void add_reached(Coords coords, Reach reach, BlockSet set) {
   // The threads of a block stay together.
   for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
     const int64_t row = first + threadIdx.x;
-    if (row < coords.rows) {
+    const int4 c = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
+    if (!is_padding(c)) {
       Collector collector{set, added};
-      add_row(reach, frame, coords[row], row, collector);
+      add_row(reach, frame, c, row, collector);
     }
     if (added.is_half_full()) added.flush(set);
   }
@@ -163,12 +166,18 @@ __global__ void add_reached(Coords coords, Reach reach, BlockSet set) {
 // Blocks of a set in ascending (batch, x, y, z) order of their corners. upper counts (batch, x) and
 // lower (y, z), in blocks.
 struct SortedBlocks {
-  uint32_t* slots;  // [count]
-  uint64_t* upper;  // [count]
-  uint64_t* lower;  // [count]
-  int64_t count;
+  uint32_t* slots;  // [room]
+  uint64_t* upper;  // [room]
+  uint64_t* lower;  // [room]
+  int64_t room;     // for blocks, at least as many as there are
 
-  __device__ int64_t lower_bound(uint64_t wanted_upper, uint64_t wanted_lower) const {
+  __device__ int64_t blocks_of(const BlockSet& set) const {
+    return min(static_cast<int64_t>(set.head->counters.blocks), room);
+  }
+
+  __device__ int64_t lower_bound(int64_t count,
+                                 uint64_t wanted_upper,
+                                 uint64_t wanted_lower) const {
     int64_t first = 0;
     int64_t last = count;
     while (first < last) {
@@ -204,23 +213,40 @@ __device__ Position position_of(const BlockSet& set, uint32_t slot) {
 
 enum class KeyPart { both, lower, upper };
 struct Keys {
-  const uint32_t* slots;  // [count]
-  uint64_t* keys;         // [count]; both: upper << lower_bits | lower
+  const uint32_t* slots;  // [room]
+  uint64_t* keys;         // [room]; both: lower blocks * upper + lower
   KeyPart part;
-  int lower_bits;
+  int64_t room;
 };
-__global__ void write_keys(BlockSet set, int64_t count, Keys out) {
-  for (int64_t i = thread_index(); i < count; i += thread_count()) {
+// Where there is no block the key is the largest, and the sort, which is stable, leaves it behind.
+__global__ void write_keys(BlockSet set, Keys out) {
+  const bool fine = is_fine(set);
+  const Frame& frame = set.head->frame;
+  const int64_t count = fine ? set.head->counters.blocks : 0;
+  // Extents in bricks are below 2^30.
+  const uint64_t lower_blocks = 4 * frame.extent[2] * frame.extent[3];
+  if (thread_index() == 0 && count > 0 && out.part == KeyPart::both &&
+      2 * frame.extent[0] * frame.extent[1] - 1 >
+          (~uint64_t{0} - (lower_blocks - 1)) / lower_blocks) {
+    report(set, Status::too_wide);
+  }
+  for (int64_t i = thread_index(); i < out.room; i += thread_count()) {
+    if (i >= count) {
+      out.keys[i] = ~uint64_t{0};
+      continue;
+    }
     const Position position = position_of(set, out.slots[i]);
     out.keys[i] = position.lower;
     if (out.part == KeyPart::upper) out.keys[i] = position.upper;
     if (out.part == KeyPart::both) {
-      out.keys[i] = position.upper << out.lower_bits | position.lower;
+      out.keys[i] = position.upper * lower_blocks + position.lower;
     }
   }
 }
 __global__ void write_positions(BlockSet set, SortedBlocks blocks) {
-  for (int64_t i = thread_index(); i < blocks.count; i += thread_count()) {
+  if (!is_fine(set)) return;
+  const int64_t count = blocks.blocks_of(set);
+  for (int64_t i = thread_index(); i < count; i += thread_count()) {
     const Position position = position_of(set, blocks.slots[i]);
     blocks.upper[i] = position.upper;
     blocks.lower[i] = position.lower;
@@ -234,13 +260,15 @@ struct Units {
   int64_t first;
   int64_t y_step;
 
-  __device__ Units(const SortedBlocks& blocks, uint64_t z_blocks, int64_t block, int x) {
+  __device__ Units(const BlockSet& set, const SortedBlocks& blocks, int64_t block, int x) {
+    const int64_t count = blocks.blocks_of(set);
+    const uint64_t z_blocks = 2 * set.head->frame.extent[3];
     const uint64_t upper = blocks.upper[block];
     const uint64_t y_lower = blocks.lower[block] / z_blocks * z_blocks;
-    const int64_t plane = blocks.lower_bound(upper, 0);
-    const int64_t plane_end = blocks.lower_bound(upper + 1, 0);
-    const int64_t line = blocks.lower_bound(upper, y_lower);
-    const int64_t line_end = blocks.lower_bound(upper, y_lower + z_blocks);
+    const int64_t plane = blocks.lower_bound(count, upper, 0);
+    const int64_t plane_end = blocks.lower_bound(count, upper + 1, 0);
+    const int64_t line = blocks.lower_bound(count, upper, y_lower);
+    const int64_t line_end = blocks.lower_bound(count, upper, y_lower + z_blocks);
     first = 16 * plane + 4 * x * (plane_end - plane) + 4 * (line - plane) + block - line;
     y_step = line_end - line;
   }
@@ -251,9 +279,14 @@ __device__ uint32_t line_bits(const BlockSet& set, uint32_t slot, int x, int y) 
 }
 
 __global__ void count_units(BlockSet set, SortedBlocks blocks, uint32_t* counts) {
-  for (int64_t i = thread_index(); i < 4 * blocks.count; i += thread_count()) {
+  const int64_t count = is_fine(set) ? blocks.blocks_of(set) : 0;
+  for (int64_t i = thread_index(); i < 4 * blocks.room; i += thread_count()) {
+    if (i >= 4 * count) {
+      for (int unit = 0; unit < 4; ++unit) counts[4 * i + unit] = 0;
+      continue;
+    }
     const int x = static_cast<int>(i & 3);
-    const Units units(blocks, 2 * set.head->frame.extent[3], i >> 2, x);
+    const Units units(set, blocks, i >> 2, x);
     for (int y = 0; y < 4; ++y) {
       counts[units.first + y * units.y_step] =
           static_cast<uint32_t>(__popc(line_bits(set, blocks.slots[i >> 2], x, y)));
@@ -261,16 +294,25 @@ __global__ void count_units(BlockSet set, SortedBlocks blocks, uint32_t* counts)
   }
 }
 
-__global__ void write_voxels(BlockSet set,
-                             SortedBlocks blocks,
-                             const uint32_t* starts,
-                             int4* coords) {
+// Rows of the result for kernels.
+struct Rows {
+  int4* coords;  // [room]
+  int64_t room;
+
+  __device__ bool hold(const BlockSet& set) const {
+    return is_fine(set) && set.head->counters.voxels <= static_cast<uint64_t>(room);
+  }
+};
+
+__global__ void write_voxels(BlockSet set, SortedBlocks blocks, const uint32_t* starts, Rows out) {
+  if (!out.hold(set)) return;
   const Frame frame = set.head->frame;
   const uint64_t z_blocks = 2 * frame.extent[3];
-  for (int64_t i = thread_index(); i < 4 * blocks.count; i += thread_count()) {
+  const int64_t count = blocks.blocks_of(set);
+  for (int64_t i = thread_index(); i < 4 * count; i += thread_count()) {
     const int64_t block = i >> 2;
     const int x = static_cast<int>(i & 3);
-    const Units units(blocks, z_blocks, block, x);
+    const Units units(set, blocks, block, x);
     const uint64_t batch = blocks.upper[block] / (2 * frame.extent[1]);
     const uint64_t x_block = blocks.upper[block] - batch * 2 * frame.extent[1];
     const uint64_t y_block = blocks.lower[block] / z_blocks;
@@ -279,7 +321,7 @@ __global__ void write_voxels(BlockSet set,
       uint32_t bits = line_bits(set, blocks.slots[block], x, y);
       uint32_t row = starts[units.first + y * units.y_step];
       for (; bits != 0; bits &= bits - 1) {
-        coords[row++] =
+        out.coords[row++] =
             make_int4(static_cast<int32_t>(frame.origin[0] + static_cast<int64_t>(batch)),
                       static_cast<int32_t>(frame.origin[1] + static_cast<int64_t>(4 * x_block + x)),
                       static_cast<int32_t>(frame.origin[2] + static_cast<int64_t>(4 * y_block + y)),
@@ -290,13 +332,40 @@ __global__ void write_voxels(BlockSet set,
   }
 }
 
+// What stands behind the voxels, or says that there was no room for them.
+__global__ void write_padding(BlockSet set, Rows out) {
+  const Counters& counters = set.head->counters;
+  const bool good = out.hold(set) || counters.status == static_cast<uint32_t>(Status::empty);
+  const auto voxels = static_cast<int64_t>(counters.voxels);
+  for (int64_t row = (good ? voxels : 0) + thread_index(); row < out.room; row += thread_count()) {
+    out.coords[row] = make_int4(padding_batch, 0, 0, 0);
+    if (good || row > 0) continue;
+    int64_t found = counters.found;
+    int64_t room = counters.room;
+    const auto status = static_cast<Status>(counters.status);
+    if (status == Status::fine || status == Status::full) {
+      found = min(max(voxels, int64_t{counters.blocks}), int64_t{INT32_MAX});
+      room = out.room;
+    }
+    out.coords[0] = make_int4(padding_batch, 1, static_cast<int>(found), static_cast<int>(room));
+  }
+}
+
+// How much of it the host knows before it is there.
+struct Extent {
+  int64_t blocks;  // at most
+  int64_t voxels;  // rows of the result
+  int upper_bits = 32;
+  int lower_bits = 32;
+};
+
 // The voxels of a set in ascending (batch, x, y, z) order.
-Matrix ascending(const Context& ctx, const BlockSet& set, const SetHead& head) {
-  const int64_t count = head.counters.blocks;
-  const auto& extent = head.frame.extent;
-  const int upper_bits = std::bit_width(2 * extent[0] * extent[1] - 1);
-  const int lower_bits = std::bit_width(4 * extent[2] * extent[3] - 1);
-  Matrix coords = make_matrix(ctx, static_cast<int64_t>(head.counters.voxels), 4, Dtype::i32);
+Matrix ascending(const Context& ctx, const BlockSet& set, const Extent& extent) {
+  const int64_t count = extent.blocks;
+  const int upper_bits = extent.upper_bits;
+  const int lower_bits = extent.lower_bits;
+  Matrix coords = make_matrix(ctx, extent.voxels, 4, Dtype::i32);
+  const Rows rows = {coords.as<int4>(), extent.voxels};
   Layout layout;
   const size_t first_keys = layout.add<uint64_t>(count);
   const size_t second_keys = layout.add<uint64_t>(count);
@@ -308,7 +377,7 @@ Matrix ascending(const Context& ctx, const BlockSet& set, const SetHead& head) {
   auto* slots = set.occupied;
   auto* sorted_slots = Layout::at<uint32_t>(memory, second_slots);
   const auto sort = [&](KeyPart part, int bits) {
-    launch(ctx, over(ctx, count), write_keys, set, count, Keys{slots, keys, part, lower_bits});
+    launch(ctx, over(ctx, count), write_keys, set, Keys{slots, keys, part, count});
     sort_by_key(ctx, {keys, sorted_keys, slots, sorted_slots}, count, bits);
     std::swap(slots, sorted_slots);
   };
@@ -323,7 +392,7 @@ Matrix ascending(const Context& ctx, const BlockSet& set, const SetHead& head) {
   auto* counts = Layout::at<uint32_t>(memory, units);
   launch(ctx, over(ctx, 4 * count), count_units, set, blocks, counts);
   exclusive_sums(ctx, counts, counts, 16 * count);
-  launch(ctx, over(ctx, 4 * count), write_voxels, set, blocks, counts, coords.as<int4>());
+  launch(ctx, over(ctx, 4 * count), write_voxels, set, blocks, counts, rows);
   return coords;
 }
 
@@ -335,10 +404,9 @@ struct OutputSet {
   int64_t blocks_per_row = 1;
 };
 
-OutputSet output_set(const Geometry& geometry,
-                     OutputRule rule,
-                     const std::optional<Int3>& spatial_shape) {
-  const bool floor = rule == OutputRule::floor;
+OutputSet output_set(const Geometry& geometry, const OutputOptions& options) {
+  const std::optional<Int3>& spatial_shape = options.spatial_shape;
+  const bool floor = options.rule == OutputRule::floor;
   bool single = true;
   for (int axis = 0; axis < 3; ++axis) {
     single = single && geometry.size[axis] == geometry.stride[axis] && geometry.dilation[axis] == 1;
@@ -399,7 +467,7 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
   const Matrix first = index.first_rows(ctx, coords);
   const std::shared_ptr<void> memory = ctx.allocate(sizeof(uint32_t) * rows);
   auto* numbers = static_cast<uint32_t*>(memory.get());
-  launch(ctx, over(ctx, rows), mark_first, first.as<int32_t>(), rows, numbers);
+  launch(ctx, over(ctx, rows), mark_first, Coords(coords), first.as<int32_t>(), numbers);
   exclusive_sums(ctx, numbers, numbers, rows);
   const int64_t distinct = index.unique_voxels();
   UniqueCoords result;
@@ -415,29 +483,44 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
 Matrix output_coords(const Context& ctx,
                      const MatrixRef& matrix,
                      const Geometry& geometry,
-                     OutputRule rule,
-                     const std::optional<Int3>& spatial_shape) {
+                     const OutputOptions& options) {
   const DeviceGuard guard(ctx.device);
   const Coords coords(matrix);
-  if (coords.rows == 0) return make_matrix(ctx, 0, 4, Dtype::i32);
-  const OutputSet output = output_set(geometry, rule, spatial_shape);
+  const bool bounded = options.max_voxels.has_value();
+  if (coords.rows == 0 && !bounded) return make_matrix(ctx, 0, 4, Dtype::i32);
+  const OutputSet output = output_set(geometry, options);
   // What the slots of a set can be numbered with.
   constexpr int64_t most_blocks = (int64_t{1} << 31) - 8;
   const int64_t worst = std::min(coords.rows * output.blocks_per_row, most_blocks);
   // Surfaces have a block for ten rows, scattered points two or three a row.
   int64_t room = std::min(worst, std::max<int64_t>(4096, 2 * coords.rows));
+  // A block has a voxel.
+  if (bounded) room = std::max<int64_t>(1, std::min(worst, *options.max_voxels));
   while (true) {
     const BlockSetMemory made = make_block_set(ctx, room, 0);
     measure(ctx, coords, output.box, made.set);
     launch(ctx, over(ctx, coords.rows), add_reached, coords, output.reach, made.set);
     rank_blocks(ctx, made.set);
+    if (bounded) {
+      const Matrix padded =
+          ascending(ctx, made.set, {.blocks = room, .voxels = *options.max_voxels});
+      launch(ctx, over(ctx, padded.rows), write_padding, made.set,
+             Rows{padded.as<int4>(), padded.rows});
+      return padded;
+    }
     const SetHead head = read_head(ctx, made.set);
     const auto status = static_cast<Status>(head.counters.status);
     if (status == Status::empty) return make_matrix(ctx, 0, 4, Dtype::i32);
     if (status == Status::fine) {
       check(head.counters.voxels <= INT32_MAX, "there are ", head.counters.voxels,
             " voxels, expected at most ", INT32_MAX);
-      return ascending(ctx, made.set, head);
+      const auto& bricks = head.frame.extent;
+      return ascending(
+          ctx, made.set,
+          {.blocks = head.counters.blocks,
+           .voxels = static_cast<int64_t>(head.counters.voxels),
+           .upper_bits = static_cast<int>(std::bit_width(2 * bricks[0] * bricks[1] - 1)),
+           .lower_bits = static_cast<int>(std::bit_width(4 * bricks[2] * bricks[3] - 1))});
     }
     check(room < worst, ErrorCode::device, "the table of ", room,
           " blocks of output voxels is full");

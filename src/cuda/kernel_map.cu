@@ -101,27 +101,44 @@ __device__ void begin(const IndexView& index, uint32_t* pairs_of_block, int taps
   __syncthreads();
 }
 
-// Counts of pairs go to the map; minus the status where the index could not be built.
+// What the counts of pairs are where a map could not be built: minus the index's status or, where
+// coordinates come from an output_coords that failed, minus its numbers above the statuses. Else 0.
+__device__ int64_t failure_of(const IndexView& index, const Coords& out) {
+  const Counters& counters = index.set.head->counters;
+  int64_t found = counters.found;
+  int64_t room = counters.room;
+  if (!has_failed(index.set)) {
+    const int4 first = out[0];
+    if (!is_failure(first)) return 0;
+    found = first.z;
+    room = first.w;
+  } else if (counters.status != static_cast<uint32_t>(Status::not_made)) {
+    return -static_cast<int64_t>(counters.status);
+  }
+  return found == 0 ? -static_cast<int64_t>(Status::not_made) : -(found << 31 | room);
+}
+
+// Counts of pairs go to the map.
 __device__ void add_pairs(const IndexView& index,
+                          const Coords& out,
                           const uint32_t* pairs_of_block,
                           int taps,
                           unsigned long long* pairs) {
   __syncthreads();
-  const bool fine = is_fine(index.set);
+  const int64_t failure = blockIdx.x == 0 ? failure_of(index, out) : 0;
   for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
     if (pairs_of_block[tap] != 0) {
       atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
     }
-    if (blockIdx.x == 0 && !fine) {
-      pairs[tap] = -static_cast<unsigned long long>(index.set.head->counters.status);
-    }
+    if (failure != 0) pairs[tap] = static_cast<unsigned long long>(failure);
   }
 }
 
 __device__ void write_first(
     const IndexView& index, const Frame& frame, const int4& c, int32_t* first, int64_t row) {
   if (first == nullptr) return;
-  first[row] = is_fine(index.set) ? index.first_row(frame, c) : static_cast<int32_t>(row);
+  first[row] =
+      is_fine(index.set) && !is_padding(c) ? index.first_row(frame, c) : static_cast<int32_t>(row);
 }
 
 __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
@@ -153,7 +170,7 @@ __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
     }
     if (used) write_first(index, frame, c, table.first, row);
   }
-  add_pairs(index, pairs_of_block, taps, table.pairs);
+  add_pairs(index, out, pairs_of_block, taps, table.pairs);
 }
 
 constexpr int cube_threads = 256;
@@ -295,7 +312,7 @@ __global__ void __launch_bounds__(cube_threads, cube_blocks)
           rank += present ? 1 : 0;
           if (used) *neighbours = in;
           if (tap == table.own_tap && used)
-            table.first[row] = fine ? in : static_cast<int32_t>(row);
+            table.first[row] = in >= 0 ? in : static_cast<int32_t>(row);
           if (has_mask) {
             mask |= static_cast<uint32_t>(present) << tap;
           } else {
@@ -309,7 +326,7 @@ __global__ void __launch_bounds__(cube_threads, cube_blocks)
     if (used && table.own_tap < 0) write_first(index, frame, out[row], table.first, row);
   }
   if (has_mask && lane < taps) atomicAdd(&pairs_of_block[lane], pairs_of_lane);
-  add_pairs(index, pairs_of_block, taps, table.pairs);
+  add_pairs(index, out, pairs_of_block, taps, table.pairs);
 }
 
 struct Transposed {
@@ -331,8 +348,11 @@ __global__ void scatter_pairs(Transposed shape, const int32_t* neighbours, int32
   }
 }
 
-// Rows that repeat a voxel get its column, and pairs are counted.
-__global__ void copy_repeated(Transposed shape, int32_t* table, unsigned long long* pairs) {
+// Rows that repeat a voxel get its column, and pairs are counted, or say why there are none.
+__global__ void copy_repeated(Transposed shape,
+                              const long long* pairs_of_map,
+                              int32_t* table,
+                              unsigned long long* pairs) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) pairs_of_block[tap] = 0;
   __syncthreads();
@@ -355,6 +375,9 @@ __global__ void copy_repeated(Transposed shape, int32_t* table, unsigned long lo
   for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) {
     if (pairs_of_block[tap] != 0) {
       atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
+    }
+    if (blockIdx.x == 0 && pairs_of_map[tap] < 0) {
+      pairs[tap] = static_cast<unsigned long long>(pairs_of_map[tap]);
     }
   }
 }
@@ -454,7 +477,8 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
   launch(ctx, over(ctx, map.n_out), scatter_pairs, shape, map.neighbours.as<int32_t>(), table);
   Grid grid = over(ctx, map.n_in);
   grid.shared_bytes = sizeof(uint32_t) * map.taps();
-  launch(ctx, grid, copy_repeated, shape, table, result.pairs_per_tap.as<unsigned long long>());
+  launch(ctx, grid, copy_repeated, shape, map.pairs_per_tap.as<long long>(), table,
+         result.pairs_per_tap.as<unsigned long long>());
   return result;
 }
 
@@ -464,7 +488,14 @@ int64_t count_pairs(const Context& ctx, const KernelMap& map) {
   read_back(ctx, map.pairs_per_tap.data, pairs.data(), sizeof(int64_t) * pairs.size());
   check(pairs[0] != -static_cast<int64_t>(Status::too_wide),
         "the input coordinates span more than 2^63 bricks of 8^3 voxels");
-  check(pairs[0] >= 0, ErrorCode::device, "the table of ", map.n_in,
+  const int64_t failure = -pairs[0];
+  constexpr int64_t room_bits = 31;
+  const int64_t found = std::max<int64_t>(failure, 0) >> room_bits;
+  if (found > 0 || failure == static_cast<int64_t>(Status::not_made)) {
+    fail(ErrorCode::invalid_argument, true,
+         not_made(found, failure & ((int64_t{1} << room_bits) - 1)));
+  }
+  check(failure <= 0, ErrorCode::device, "the table of ", map.n_in,
         " input rows is full: too many of their coordinates share a hash");
   int64_t sum = 0;
   for (const int64_t count : pairs) sum += count;

@@ -83,6 +83,7 @@ __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
 #pragma unroll 4
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
     const int4 c = coords[row];
+    if (is_padding(c)) continue;
     high = make_int4(max(high.x, c.x), max(high.y, c.y), max(high.z, c.z), max(high.w, c.w));
     low = make_int4(min(low.x, c.x), min(low.y, c.y), min(low.z, c.z), min(low.w, c.w));
   }
@@ -105,6 +106,12 @@ __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
   if (threadIdx.x != 0) return;
   if (atomicAdd(&set.head->counters.done, 1U) != gridDim.x - 1) return;
   __threadfence();
+  const int4 first = coords[0];
+  if (is_failure(first)) {
+    set.head->counters.found = static_cast<uint32_t>(first.z);
+    set.head->counters.room = static_cast<uint32_t>(first.w);
+    return report(set, Status::not_made);
+  }
   set_frame(set, rule);
 }
 
@@ -122,8 +129,9 @@ __global__ void __launch_bounds__(insert_threads) insert_rows(Coords coords, Blo
   // The threads of a block stay together.
   for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
     const int64_t row = first + threadIdx.x;
-    const bool used = row < coords.rows;
-    const Place place = used ? place_of(frame, coords[row]) : Place{};
+    const int4 c = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
+    const bool used = !is_padding(c);
+    const Place place = used ? place_of(frame, c) : Place{};
     unsigned peers = __ballot_sync(all_lanes, used);
     peers &= __match_any_sync(all_lanes, static_cast<unsigned long long>(place.key.brick));
     peers &= __match_any_sync(all_lanes, place.key.octant);
@@ -174,7 +182,9 @@ __global__ void lowest_rows(Coords coords, IndexView index) {
   if (!is_fine(index.set)) return;
   const Frame frame = index.set.head->frame;
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
-    const Place place = place_of(frame, coords[row]);
+    const int4 c = coords[row];
+    if (is_padding(c)) continue;
+    const Place place = place_of(frame, c);
     const Block block = find_block(index.set, place.key);
     if (block.slot == no_slot) return;
     const uint32_t rank = index.set.ranks[block.slot] + block.before(place.bit);
@@ -186,7 +196,8 @@ __global__ void write_first_rows(Coords coords, IndexView index, int32_t* first)
   const bool fine = is_fine(index.set);
   const Frame frame = index.set.head->frame;
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
-    first[row] = fine ? index.first_row(frame, coords[row]) : static_cast<int32_t>(row);
+    const int4 c = coords[row];
+    first[row] = fine && !is_padding(c) ? index.first_row(frame, c) : static_cast<int32_t>(row);
   }
 }
 
@@ -236,12 +247,23 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t z
   return result;
 }
 
+std::string not_made(int64_t found, int64_t room) {
+  if (found == 0) {
+    return "output_coords with max_voxels was given coordinates whose output voxels span too wide "
+           "a box or do not fit 32 bits";
+  }
+  return join("output_coords found at least ", found, " voxels, max_voxels is ", room);
+}
+
 SetHead read_head(const Context& ctx, const BlockSet& set) {
   const SetHead head = read_back(ctx, set.head);
   const auto status = static_cast<Status>(head.counters.status);
   if (status == Status::fine || status == Status::empty || status == Status::full) return head;
   check(status != Status::not_int32, "row ", ~head.counters.outside,
         " of the coordinates reaches an output voxel that 32-bit coordinates cannot hold");
+  if (status == Status::not_made) {
+    fail(ErrorCode::invalid_argument, true, not_made(head.counters.found, head.counters.room));
+  }
   const Frame& frame = head.frame;
   const auto bricks = [&](int axis) {
     return (frame.high[axis] >> 3) - (frame.low[axis] >> 3) + 1;
@@ -281,7 +303,7 @@ int64_t BlockIndex::unique_voxels() const {
   if (rows_ == 0) return 0;
   const DeviceGuard guard(ctx_.device);
   const Counters counters = read_head(ctx_, view_.set).counters;
-  check(counters.status == static_cast<uint32_t>(Status::fine), ErrorCode::device, "the table of ",
+  check(counters.status != static_cast<uint32_t>(Status::full), ErrorCode::device, "the table of ",
         rows_, " rows is full: too many of its coordinates share a hash");
   return static_cast<int64_t>(counters.voxels);
 }

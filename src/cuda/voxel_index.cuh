@@ -24,6 +24,13 @@ struct Coords {
   }
 };
 
+#ifdef __CUDACC__
+__device__ inline bool is_padding(const int4& c) { return c.x == padding_batch; }
+// What output_coords writes in place of a set that it cannot make is padding, of which the first
+// row is (padding_batch, 1, voxels found, room for voxels): zeros where the reason is not the room.
+__device__ inline bool is_failure(const int4& c) { return is_padding(c) && c.y != 0; }
+#endif
+
 // How the box of a set follows from the box of the coordinates, on each of x, y, z:
 //   low = ceil((low + before) / stride), high = floor((high + after) / stride), then the limits.
 struct BoxRule {
@@ -42,9 +49,12 @@ struct BlockSetMemory {
 };
 BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t zeroed_words);
 
-// Sizes and frame of a set whose voxels were added; throws what went wrong, a full table excepted.
-// Waits for the device.
+// Status, sizes and frame of a set whose voxels were added; throws what went wrong, a full table
+// excepted. Waits for the device.
 SetHead read_head(const Context& ctx, const BlockSet& set);
+
+// Why output_coords could not make a set, of its failure's numbers.
+std::string not_made(int64_t found, int64_t room);
 
 // Threads for a loop over items: enough to fill the device, so that a block of threads that ends
 // with something costly (a global count) does so rarely.

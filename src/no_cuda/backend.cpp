@@ -33,8 +33,7 @@ int64_t first_row_outside(const Context&,
 std::array<int32_t, 4> coords_of_row(const Context&, const MatrixRef&, int64_t) { absent(); }
 std::unique_ptr<VoxelIndex::State> make_index(const Context&, const MatrixRef&) { absent(); }
 UniqueCoords unique(const Context&, const MatrixRef&) { absent(); }
-Matrix output_coords(
-    const Context&, const MatrixRef&, const Geometry&, OutputRule, const std::optional<Int3>&) {
+Matrix output_coords(const Context&, const MatrixRef&, const Geometry&, const OutputOptions&) {
   absent();
 }
 KernelMap build_submanifold_map(const Context&,

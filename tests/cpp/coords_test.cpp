@@ -70,9 +70,9 @@ TEST(VoxelIndex, Corners) {
       ctx,
       {{0, int32_min, int32_min, 0}, {0, int32_max, int32_max, 255}, {0, int32_min, int32_max, 7}},
       random);
-  expect_index(ctx,
-               {{int32_min, 0, int32_min, 0}, {int32_max, 0, -1, 0}, {int32_max, 0, int32_min, 7}},
-               random);
+  expect_index(
+      ctx, {{int32_min + 1, 0, int32_min, 0}, {int32_max, 0, -1, 0}, {int32_max, 0, int32_min, 7}},
+      random);
 }
 
 TEST(VoxelIndex, ExtentsBeyond63Bits) {
@@ -81,7 +81,7 @@ TEST(VoxelIndex, ExtentsBeyond63Bits) {
   EXPECT_EQ(message([&] { VoxelIndex(ctx, coords_matrix(ctx, voxels)); }),
             "the coordinates span 1 batches of 536870912 x 536870912 x 33 bricks of 8^3 voxels, "
             "expected at most 2^63 bricks in all");
-  const Voxels corners = {{int32_min, int32_min, int32_min, int32_min},
+  const Voxels corners = {{int32_min + 1, int32_min, int32_min, int32_min},
                           {int32_max, int32_max, int32_max, int32_max}};
   EXPECT_NE(message([&] { VoxelIndex(ctx, coords_matrix(ctx, corners)); }), "no error");
 }
@@ -130,6 +130,66 @@ TEST(Unique, CrowdedVoxelsAnyThreads) {
   }
 }
 
+// The voxels, and rows of padding before, between and behind them.
+struct Padded {
+  Voxels rows;
+  std::vector<int32_t> row_of;  // of each voxel
+
+  Padded(const Voxels& voxels, Random& random) {
+    for (size_t i = 0; i <= voxels.size(); ++i) {
+      const int64_t more = random.integer(0, 3) == 0 ? random.integer(1, 5) : 0;
+      rows.insert(rows.end(), more, Voxel{padding_batch, static_cast<int32_t>(i), 0, -1});
+      if (i == voxels.size()) break;
+      row_of.push_back(static_cast<int32_t>(rows.size()));
+      rows.push_back(voxels[i]);
+    }
+  }
+};
+
+TEST(Padding, IsNoVoxel) {
+  const Context ctx = Context::cpu(2);
+  for_two_seconds([&](Random& random) {
+    const Voxels voxels = random_voxels(&random, 100);
+    const Padded padded(voxels, random);
+    SCOPED_TRACE(describe(voxels));
+    const Matrix plain = coords_matrix(ctx, voxels);
+    const Matrix coords = coords_matrix(ctx, padded.rows);
+    const VoxelIndex index(ctx, coords);
+    ASSERT_EQ(index.unique_voxels(), VoxelIndex(ctx, plain).unique_voxels());
+    ASSERT_EQ(index.find(padding_batch, 0, 0, -1), -1);
+    const UniqueCoords expected = unique(ctx, plain);
+    const UniqueCoords found = unique(ctx, coords);
+    ASSERT_EQ(elements<int32_t>(found.coords), elements<int32_t>(expected.coords));
+    std::vector<int32_t> inverse(padded.rows.size(), -1);
+    for (size_t i = 0; i < voxels.size(); ++i) {
+      inverse[padded.row_of[i]] = expected.inverse.as<int32_t>()[i];
+    }
+    ASSERT_EQ(elements<int32_t>(found.inverse), inverse);
+    ASSERT_NO_THROW(validate_coords(ctx, coords_matrix(ctx, Padded({}, random).rows), Int3{}, 0));
+    const Geometry down{.size = {2, 2, 2}, .stride = {2, 2, 2}};
+    ASSERT_EQ(elements<int32_t>(output_coords(ctx, coords, down)),
+              elements<int32_t>(output_coords(ctx, plain, down)));
+  });
+}
+
+TEST(OutputCoords, WithRoom) {
+  const Context ctx = Context::cpu(1);
+  const Geometry down{.size = {2, 2, 2}, .stride = {2, 2, 2}};
+  const Matrix coords = coords_matrix(ctx, {{0, 0, 0, 0}, {0, 1, 1, 1}, {3, 4, 0, 2}});
+  const auto with_room = [&](int64_t voxels) {
+    return voxels_of(output_coords(ctx, coords, down, {.max_voxels = voxels}));
+  };
+  const Voxel padding = {padding_batch, 0, 0, 0};
+  const Voxels outputs = {{0, 0, 0, 0}, {3, 2, 0, 1}};
+  EXPECT_EQ(with_room(2), outputs);
+  EXPECT_EQ(with_room(4), Voxels({outputs[0], outputs[1], padding, padding}));
+  EXPECT_EQ(message([&] { with_room(1); }), "output_coords found 2 voxels, max_voxels is 1");
+  EXPECT_EQ(message([&] { with_room(0); }), "max_voxels is 0, expected 1 to 2147483647");
+  EXPECT_EQ(
+      voxels_of(output_coords(ctx, make_matrix(ctx, 0, 4, Dtype::i32), down, {.max_voxels = 1})),
+      Voxels({padding}));
+}
+
 int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
 std::set<Place> expected_outputs(const Voxels& voxels,
@@ -166,7 +226,9 @@ void expect_outputs(const Context& ctx,
   for (const Place& place : expected_outputs(voxels, geometry, rule, shape)) {
     if (*std::max_element(place.begin(), place.end()) > int32_max ||
         *std::min_element(place.begin(), place.end()) < int32_min) {
-      const std::string text = message([&] { output_coords(ctx, coords, geometry, rule, shape); });
+      const std::string text = message([&] {
+        output_coords(ctx, coords, geometry, {rule, shape});
+      });
       ASSERT_NE(text.find("expected coordinates of 32 bits"), std::string::npos) << text;
       return;
     }
@@ -175,7 +237,7 @@ void expect_outputs(const Context& ctx,
   for (const int threads : {1, 2, 7}) {
     Context workers = ctx;
     workers.threads = threads;
-    ASSERT_EQ(elements<int32_t>(output_coords(workers, coords, geometry, rule, shape)), rows);
+    ASSERT_EQ(elements<int32_t>(output_coords(workers, coords, geometry, {rule, shape})), rows);
   }
 }
 

@@ -130,7 +130,7 @@ TEST(KernelMap, AgreesWithTheDefinition) {
     if (random.integer(0, 2) != 0) {
       // Outputs that the inputs reach: most pairs. Those of extreme inputs may not exist.
       try {
-        out = voxels_of(output_coords(ctx, coords_matrix(ctx, in), geometry, OutputRule::reached));
+        out = voxels_of(output_coords(ctx, coords_matrix(ctx, in), geometry));
       } catch (const Error&) {
       }
     }
@@ -191,10 +191,8 @@ TEST(KernelMap, CrowdedVoxelsAnyThreads) {
       expect_submanifold(ctx, *voxels, Geometry::submanifold({3, 3, 3}));
       expect_submanifold(ctx, *voxels, Geometry::submanifold({2, 3, 5}));
       expect_general(ctx, *voxels, *voxels, strided);
-      expect_general(
-          ctx, *voxels,
-          voxels_of(output_coords(ctx, coords_matrix(ctx, *voxels), strided, OutputRule::reached)),
-          strided);
+      expect_general(ctx, *voxels,
+                     voxels_of(output_coords(ctx, coords_matrix(ctx, *voxels), strided)), strided);
     }
   }
 }

@@ -77,24 +77,31 @@ void expect_unique(const Voxels& voxels) {
   ASSERT_EQ(index->unique_voxels(), expected.coords.rows);
 }
 
-struct Outputs {
-  Geometry geometry;
-  OutputRule rule = OutputRule::reached;
-  std::optional<Int3> shape = {};
-};
+// Of 8^3 voxels, in the smallest box.
+double bricks_under(const Voxels& voxels) {
+  double bricks = 1;
+  for (int axis = 0; axis < 4 && !voxels.empty(); ++axis) {
+    const auto [low, high] =
+        std::minmax_element(voxels.begin(), voxels.end(),
+                            [&](const Voxel& a, const Voxel& b) { return a[axis] < b[axis]; });
+    bricks *= (double{(*high)[axis]} - (*low)[axis]) / (axis == 0 ? 1 : 8) + 2;
+  }
+  return bricks;
+}
 
-void expect_outputs(const Voxels& voxels, const Outputs& outputs) {
-  SCOPED_TRACE(outputs.geometry.text() + ", " + describe(voxels));
+void expect_outputs(const Voxels& voxels,
+                    const Geometry& geometry,
+                    const OutputOptions& options = {}) {
+  SCOPED_TRACE(geometry.text() + ", " + describe(voxels));
   Voxels expected;
   const std::string error = message_of([&] {
-    expected = voxels_of(output_coords(context(), coords_matrix(context(), voxels),
-                                       outputs.geometry, outputs.rule, outputs.shape));
+    expected =
+        voxels_of(output_coords(context(), coords_matrix(context(), voxels), geometry, options));
   });
   Voxels actual;
   const std::string device_error = message_of([&] {
-    actual = voxels_of(
-        to_host(*gpu(), cuda::output_coords(*gpu(), coords_on_device(*gpu(), voxels),
-                                            outputs.geometry, outputs.rule, outputs.shape)));
+    actual = voxels_of(to_host(
+        *gpu(), cuda::output_coords(*gpu(), coords_on_device(*gpu(), voxels), geometry, options)));
   });
   // Where an output does not fit, the CPU names a place and the device a row.
   if (error.find("32") != std::string::npos) {
@@ -104,6 +111,12 @@ void expect_outputs(const Voxels& voxels, const Outputs& outputs) {
   }
   ASSERT_EQ(actual.size(), expected.size());
   ASSERT_EQ(actual, expected);
+  if (!error.empty() || options.max_voxels || bricks_under(expected) > 1e18) return;
+  OutputOptions with_room = options;
+  for (const int64_t more : {1, 1000}) {
+    with_room.max_voxels = static_cast<int64_t>(expected.size()) + more;
+    expect_outputs(voxels, geometry, with_room);
+  }
 }
 
 // Named in the test's list, so that the sanitizers' short list can leave the random ones out.
@@ -170,9 +183,9 @@ TEST_P(Clouds, SubmanifoldMap) {
 TEST_P(Clouds, OutputCoords) {
   const Voxels voxels = cloud(GetParam());
   for (const Geometry& geometry : strided) {
-    expect_outputs(voxels, {geometry});
-    expect_outputs(voxels, {geometry, OutputRule::floor});
-    expect_outputs(voxels, {geometry, OutputRule::reached, Int3{9, 7, 12}});
+    expect_outputs(voxels, geometry);
+    expect_outputs(voxels, geometry, {OutputRule::floor});
+    expect_outputs(voxels, geometry, {OutputRule::reached, Int3{9, 7, 12}});
   }
 }
 
@@ -180,10 +193,8 @@ TEST_P(Clouds, StridedMap) {
   const Voxels in = cloud(GetParam());
   for (const Geometry& geometry : strided) {
     Voxels out = in;
-    const std::string error = message_of([&] {
-      out = voxels_of(
-          output_coords(context(), coords_matrix(context(), in), geometry, OutputRule::reached));
-    });
+    const std::string error = message_of(
+        [&] { out = voxels_of(output_coords(context(), coords_matrix(context(), in), geometry)); });
     expect_general(in, out, geometry);
     expect_general(out, in, geometry);
   }
@@ -195,10 +206,11 @@ TEST_F(Coords, AgreeWithTheCpuAtRandom) {
   for_two_seconds([&](Random& random) {
     const Voxels voxels = random_voxels(&random, 150);
     ASSERT_NO_FATAL_FAILURE(expect_unique(voxels));
-    Outputs outputs{random_geometry(&random, false)};
-    if (random.integer(0, 2) == 0) outputs.rule = OutputRule::floor;
-    if (random.integer(0, 2) == 0) outputs.shape = Int3{30, 20, 100};
-    ASSERT_NO_FATAL_FAILURE(expect_outputs(voxels, outputs));
+    OutputOptions options;
+    const Geometry geometry = random_geometry(&random, false);
+    if (random.integer(0, 2) == 0) options.rule = OutputRule::floor;
+    if (random.integer(0, 2) == 0) options.spatial_shape = Int3{30, 20, 100};
+    ASSERT_NO_FATAL_FAILURE(expect_outputs(voxels, geometry, options));
   });
 }
 
@@ -254,11 +266,10 @@ TEST_F(Maps, Crowds) {
     expect_unique(voxels);
     expect_submanifold(voxels, Geometry::submanifold({3, 3, 3}));
     for (const Geometry& geometry : strided) {
-      expect_outputs(voxels, {geometry});
-      expect_general(voxels,
-                     voxels_of(output_coords(context(), coords_matrix(context(), voxels), geometry,
-                                             OutputRule::reached)),
-                     geometry);
+      expect_outputs(voxels, geometry);
+      expect_general(
+          voxels, voxels_of(output_coords(context(), coords_matrix(context(), voxels), geometry)),
+          geometry);
     }
   }
 }
@@ -274,8 +285,8 @@ TEST_F(Coords, WidestBox) {
   voxels.insert(voxels.end(), {{0, int32_min, int32_max, 0}, {0, int32_max, int32_min, 255}});
   expect_unique(voxels);
   expect_submanifold(voxels, Geometry::submanifold({3, 3, 3}));
-  expect_outputs(voxels, {{.size = {1, 1, 1}}, OutputRule::floor});
-  expect_outputs(voxels, {{.size = {2, 2, 2}, .stride = {2, 2, 1}}});
+  expect_outputs(voxels, {.size = {1, 1, 1}}, {OutputRule::floor});
+  expect_outputs(voxels, {.size = {2, 2, 2}, .stride = {2, 2, 1}});
 }
 
 TEST_F(Coords, TooWideABoxIsAnError) {
@@ -288,7 +299,7 @@ TEST_F(Coords, TooWideABoxIsAnError) {
   EXPECT_EQ(message_of([&] { cuda::unique(*gpu(), coords); }), expected);
   EXPECT_EQ(message_of([&] { cuda::make_index(*gpu(), coords)->unique_voxels(); }), expected);
   EXPECT_EQ(message_of([&] { cuda::make_index(*gpu(), coords)->find(0, 0, 0, 0); }), expected);
-  expect_outputs(voxels, {{.size = {1, 1, 1}}});
+  expect_outputs(voxels, {.size = {1, 1, 1}});
   const KernelMap map = submanifold_on_device(coords, Geometry::submanifold({3, 3, 3}));
   EXPECT_EQ(message_of([&] { cuda::count_pairs(*gpu(), map); }),
             "the input coordinates span more than 2^63 bricks of 8^3 voxels");
@@ -299,11 +310,11 @@ TEST_F(Coords, OutputsBeyondInt32AreAnError) {
   EXPECT_EQ(message_of([&] {
               cuda::output_coords(*gpu(),
                                   coords_on_device(*gpu(), {{0, 0, 0, 0}, {0, int32_max, 0, 0}}),
-                                  {.padding = {1, 0, 0}}, OutputRule::reached, {});
+                                  {.padding = {1, 0, 0}}, {});
             }),
             "row 1 of the coordinates reaches an output voxel that 32-bit coordinates cannot hold");
-  expect_outputs({{0, int32_max, 0, 0}}, {{.padding = {1, 0, 0}}});
-  expect_outputs({{0, 0, 0, int32_min}}, {{.dilation = {1, 1, 3}}});
+  expect_outputs({{0, int32_max, 0, 0}}, {.padding = {1, 0, 0}});
+  expect_outputs({{0, 0, 0, int32_min}}, {.dilation = {1, 1, 3}});
 }
 
 // Coordinates that do not stand at a multiple of 16 bytes.
@@ -341,6 +352,72 @@ TEST_F(Coords, FirstRowOutside) {
   }
 }
 
+// Rows of padding before, between and behind the voxels.
+Voxels padded(const Voxels& voxels, Random& random) {
+  Voxels rows;
+  for (size_t i = 0; i <= voxels.size(); ++i) {
+    const int64_t more = random.integer(0, 3) == 0 ? random.integer(1, 40) : 0;
+    rows.insert(rows.end(), more, Voxel{padding_batch, 0, static_cast<int32_t>(i), -1});
+    if (i < voxels.size()) rows.push_back(voxels[i]);
+  }
+  return rows;
+}
+
+TEST_F(Maps, OfPaddedCoordinates) {
+  for_two_seconds([&](Random& random) {
+    const Voxels voxels = padded(random_voxels(&random, 150), random);
+    ASSERT_NO_FATAL_FAILURE(expect_unique(voxels));
+    ASSERT_NO_FATAL_FAILURE(expect_submanifold(voxels, Geometry::submanifold({3, 3, 3})));
+    ASSERT_NO_FATAL_FAILURE(expect_submanifold(voxels, random_geometry(&random, true)));
+    const Geometry geometry = random_geometry(&random, false);
+    ASSERT_NO_FATAL_FAILURE(expect_outputs(voxels, geometry));
+    ASSERT_NO_FATAL_FAILURE(
+        expect_general(voxels, padded(random_voxels(&random, 150), random), geometry));
+  });
+}
+
+// What a set without room for its voxels leads to.
+void expect_failure(const KernelMap& map, const std::string& text) {
+  const Context& ctx = *gpu();
+  const KernelMap turned = cuda::transpose(ctx, map);
+  for (KernelMap each : {map, turned}) {
+    ASSERT_EQ(message_of([&] { each.pairs(ctx); }), text);
+    ASSERT_EQ(message_of([&] { settle(ctx, &each); }), text);
+    for (const int32_t row : fetched<int32_t>(ctx, each.neighbours)) ASSERT_EQ(row, -1);
+  }
+}
+
+TEST_F(Coords, WithoutRoom) {
+  const Context& ctx = *gpu();
+  const Voxels voxels = crowded_voxels(5000, 1000);
+  const Matrix coords = coords_on_device(ctx, voxels);
+  const Geometry down{.size = {3, 3, 3}, .stride = {2, 2, 2}, .padding = {1, 1, 1}};
+  const int64_t outputs = cuda::output_coords(ctx, coords, down, {}).rows;
+  for (const int64_t room : {outputs - 1, outputs / 2, int64_t{1}}) {
+    const Matrix out = cuda::output_coords(ctx, coords, down, {.max_voxels = room});
+    const Matrix further = cuda::output_coords(ctx, out, down, {.max_voxels = 100});
+    ASSERT_EQ(out.rows, room);
+    const KernelMap map = cuda::build_kernel_map(ctx, coords, out, down);
+    const std::string text = message_of([&] { map.pairs(ctx); });
+    ASSERT_EQ(text.find("output_coords found at least "), 0U) << text;
+    ASSERT_NE(text.find(join(" voxels, max_voxels is ", room)), std::string::npos) << text;
+    if (room == outputs - 1) ASSERT_NE(text.find(join(" ", outputs, " ")), std::string::npos);
+    expect_failure(map, text);
+    expect_failure(submanifold_on_device(out, Geometry::submanifold({3, 3, 3})), text);
+    expect_failure(submanifold_on_device(out, Geometry::submanifold({7, 1, 1})), text);
+    expect_failure(cuda::build_kernel_map(ctx, out, further, down), text);
+    expect_failure(submanifold_on_device(further, Geometry::submanifold({3, 3, 3})), text);
+    ASSERT_EQ(message_of([&] { cuda::unique(ctx, out); }), text);
+    ASSERT_EQ(message_of([&] { cuda::output_coords(ctx, out, down, {}); }), text);
+  }
+  const Matrix edge = coords_on_device(ctx, {{0, int32_max, 0, 0}, {0, 0, 0, 0}});
+  const Geometry beyond{.padding = {1, 0, 0}};
+  const Matrix none = cuda::output_coords(ctx, edge, beyond, {.max_voxels = 10});
+  expect_failure(cuda::build_kernel_map(ctx, edge, none, beyond),
+                 "output_coords with max_voxels was given coordinates whose output voxels span too "
+                 "wide a box or do not fit 32 bits");
+}
+
 TEST_F(Maps, AreTheSameBitsEveryTime) {
   const Voxels voxels = crowded_voxels(20000, 1000);
   const Matrix coords = coords_on_device(*gpu(), voxels);
@@ -348,7 +425,7 @@ TEST_F(Maps, AreTheSameBitsEveryTime) {
   std::vector<int32_t> first;
   for (int repeat = 0; repeat < 20; ++repeat) {
     const KernelMap fine = submanifold_on_device(coords, Geometry::submanifold({3, 3, 3}));
-    const Matrix out = cuda::output_coords(*gpu(), coords, geometry, OutputRule::reached, {});
+    const Matrix out = cuda::output_coords(*gpu(), coords, geometry, {});
     std::vector<int32_t> all = fetched<int32_t>(*gpu(), fine.neighbours);
     for (const Matrix& matrix : {fine.in_first, out, cuda::unique(*gpu(), coords).inverse}) {
       const auto more = fetched<int32_t>(*gpu(), matrix);
@@ -385,6 +462,47 @@ TEST_F(Maps, ReplayFromAGraphWithOtherCoordinates) {
     const KernelMap expected = build_kernel_map(context(), host, host, coarse);
     expect_same_map(general, expected);
     expect_same_map(turned, transpose(context(), expected));
+  }
+  cuda::check_cuda(cudaGraphExecDestroy(replay), "destroy");
+  cuda::check_cuda(cudaGraphDestroy(graph), "destroy");
+}
+
+// Levels of a network whose sizes the host does not know.
+TEST_F(Maps, ReplayOutputsFromAGraphWithOtherCoordinates) {
+  const Context ctx = arena_context(*gpu(), size_t{64} << 20);
+  const cudaStream_t stream = cuda::stream_of(ctx);
+  const Geometry down{.size = {3, 3, 3}, .stride = {2, 2, 2}, .padding = {1, 1, 1}};
+  const Geometry same = Geometry::submanifold({3, 3, 3});
+  constexpr int rows = 3000;
+  const OutputOptions room = {.max_voxels = 2000};
+  const Matrix coords = make_matrix(ctx, rows, 4, Dtype::i32);
+  cuda::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "begin");
+  const Matrix out = cuda::output_coords(ctx, coords, down, room);
+  const KernelMap map = cuda::build_kernel_map(ctx, coords, out, down);
+  const KernelMap turned = cuda::transpose(ctx, map);
+  const KernelMap inside = build_submanifold_map(ctx, out, same);
+  cudaGraph_t graph = nullptr;
+  cuda::check_cuda(cudaStreamEndCapture(stream, &graph), "end");
+  cudaGraphExec_t replay = nullptr;
+  cuda::check_cuda(cudaGraphInstantiate(&replay, graph, 0), "instantiate");
+  for (const auto [count, distance] : {std::pair{300, 0}, {rows, 5000}, {500, 3}, {400, 5000}}) {
+    Voxels voxels = crowded_voxels(count, distance);
+    voxels.resize(rows, {padding_batch, 0, 0, 0});
+    const Matrix host = coords_matrix(context(), voxels);
+    copy(ctx, host, coords);
+    cuda::check_cuda(cudaGraphLaunch(replay, stream), "launch");
+    const int64_t outputs = output_coords(context(), host, down).rows;
+    if (outputs > *room.max_voxels) {
+      expect_failure(map, join("output_coords found at least ", outputs, " voxels, max_voxels is ",
+                               *room.max_voxels));
+      continue;
+    }
+    const Matrix expected_out = output_coords(context(), host, down, room);
+    ASSERT_EQ(fetched<int32_t>(ctx, out), fetched<int32_t>(ctx, expected_out));
+    const KernelMap expected = build_kernel_map(context(), host, expected_out, down);
+    expect_same_map(map, expected);
+    expect_same_map(turned, transpose(context(), expected));
+    expect_same_map(inside, build_submanifold_map(context(), expected_out, same));
   }
   cuda::check_cuda(cudaGraphExecDestroy(replay), "destroy");
   cuda::check_cuda(cudaGraphDestroy(graph), "destroy");

@@ -73,7 +73,7 @@ class DeviceLayer {
     if (c.problem.operation == Operation::submanifold) {
       map = build_submanifold_map(ctx, fine, c.problem.geometry);
     } else {
-      const Matrix coarse = output_coords(ctx, fine, c.problem.geometry, OutputRule::reached);
+      const Matrix coarse = output_coords(ctx, fine, c.problem.geometry);
       map = build_kernel_map(ctx, fine, coarse, c.problem.geometry);
       if (inverse) map = transpose(ctx, map);
     }

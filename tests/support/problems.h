@@ -119,7 +119,7 @@ inline Case make_case(const Context& ctx, const Problem& problem, const Voxels& 
     made.map = build_submanifold_map(ctx, fine, problem.geometry);
     return made;
   }
-  const Matrix coarse = output_coords(ctx, fine, problem.geometry, OutputRule::reached);
+  const Matrix coarse = output_coords(ctx, fine, problem.geometry);
   made.map = build_kernel_map(ctx, fine, coarse, problem.geometry);
   made.out = voxels_of(coarse);
   if (problem.operation == Operation::inverse) {
