@@ -37,10 +37,13 @@ std::tuple<Tensor, Tensor, Tensor> unique_coords(const Tensor& coords) {
 Tensor strided_coords(const Tensor& coords,
                       const Ints& geometry,
                       int64_t rule,
-                      const std::optional<Ints>& spatial_shape) {
+                      const std::optional<Ints>& spatial_shape,
+                      std::optional<int64_t> max_voxels) {
   const HeldMatrix held = held_matrix(coords, "coords");
   return tensor_of(output_coords(context_of(coords), held.matrix, geometry_of(geometry),
-                                 static_cast<OutputRule>(rule), shape_of(spatial_shape)));
+                                 {.rule = static_cast<OutputRule>(rule),
+                                  .spatial_shape = shape_of(spatial_shape),
+                                  .max_voxels = max_voxels}));
 }
 
 std::tuple<Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords, const Ints& geometry) {

@@ -23,6 +23,7 @@ from .algorithms import (
 )
 from .errors import ArgumentError
 from .kernel_map import (
+    PADDING_BATCH,
     Asked,
     Choice,
     Geometry,
@@ -42,6 +43,7 @@ __all__ = [
     "DTYPES",
     "OPERATIONS",
     "OUTPUT_RULES",
+    "PADDING_BATCH",
     "PASSES",
     "PRECISIONS",
     "Algorithm",

@@ -538,3 +538,53 @@ def test_info_names_the_device():
     info = vg.info()
     assert info["gpus"] == [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     assert "cuda" in info["backends"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_strided_network_is_replayed_with_other_coordinates(dtype, cloud, device):
+    """The whole step, output coordinates included; as many rows as room for them, padded."""
+    rows, room = 2000, 1500
+    coords = torch.zeros(rows, 4, dtype=torch.int32, device=device)
+    features = torch.zeros(rows, 8, device=device, dtype=dtype)
+
+    def fill(seed, count):
+        draw = torch.Generator().manual_seed(seed)
+        coords.zero_()
+        coords[:, 0] = vg.PADDING_BATCH
+        coords[:count] = cloud[torch.randperm(len(cloud), generator=draw)[:count]].to(device)
+        coords[:count, 1:] -= 7 * seed
+        features.copy_(torch.randn(features.shape, generator=draw))
+
+    torch.manual_seed(0)
+    net = vg.nn.Sequential(
+        vg.nn.SubmConv3d(8, 16, 3),
+        torch.nn.ReLU(),
+        vg.nn.SparseConv3d(16, 16, 2, 2, max_voxels=room),
+        vg.nn.SubmConv3d(16, 16, 3),
+        torch.nn.ReLU(),
+        vg.nn.SparseInverseConv3d(16, 8, 2),
+    ).to(device, dtype)
+    parameters = list(net.parameters())
+
+    def step():
+        y = net(vg.SparseTensor(features, coords))
+        # Padding has no part in the loss.
+        voxels = (coords[:, :1] != vg.PADDING_BATCH).float()
+        loss = (y.features.float().square() * voxels).sum()
+        return loss, y, torch.autograd.grad(loss, parameters)
+
+    fill(0, 900)
+    graph, (loss, y, gradients) = captured(step)
+    for seed, count in ((1, 900), (2, 1100), (3, 1)):
+        fill(seed, count)
+        graph.replay()
+        y.maps.settle()
+        eager_loss, eager, expected = step()
+        assert torch.equal(loss, eager_loss)
+        assert torch.equal(y.features, eager.features)
+        assert same(gradients, expected)
+    fill(4, rows)
+    coords[:, 1:] *= 8  # as many output voxels as rows
+    graph.replay()
+    with pytest.raises(vg.ArgumentError, match=r"found at least \d+ voxels, max_voxels is 1500"):
+        y.maps.settle()

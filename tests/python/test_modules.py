@@ -280,3 +280,50 @@ def test_info():
     assert info["threads"] == torch.get_num_threads()
     assert set(info["engines"]) == {"f16", "bf16", "f32", "f64"}
     assert all("reference_cpu" in names for names in info["engines"].values())
+
+
+def unet(max_voxels=None, dtype=torch.float32):
+    torch.manual_seed(0)
+    return vg.nn.Sequential(
+        vg.nn.SubmConv3d(4, 8, 3, dtype=dtype),
+        torch.nn.ReLU(),
+        vg.nn.SparseConv3d(8, 8, 3, 2, 1, dtype=dtype, max_voxels=max_voxels),
+        vg.nn.SubmConv3d(8, 8, 3, dtype=dtype),
+        torch.nn.ReLU(),
+        vg.nn.SparseInverseConv3d(8, 4, 3, dtype=dtype),
+    )
+
+
+def test_max_voxels_changes_nothing_but_the_rows(x):
+    """Padding takes no part in forward or backward."""
+    gradients = []
+    for room in (None, 500):
+        net = unet(room)
+        y = net(vg.SparseTensor(x.features, x.coords))
+        y.features.square().sum().backward()
+        gradients.append([y.features.detach(), *(p.grad for p in net.parameters())])
+        y.maps.settle()
+        coarse = y.maps.sets[1].coords
+        rows = (coarse[:, 0] != vg.PADDING_BATCH).sum()
+        assert len(coarse) == (room or rows) and rows < 500
+    for plain, padded in zip(*gradients, strict=True):
+        torch.testing.assert_close(padded, plain)
+
+
+def test_padded_rows_are_no_voxels(x):
+    more = 7
+    padding = torch.zeros(more, 4, dtype=torch.int32, device=x.coords.device)
+    padding[:, 0] = vg.PADDING_BATCH
+    features = torch.cat([x.features, x.features[:more]])
+    padded = vg.SparseTensor(features, torch.cat([x.coords, padding]), (8, 8, 8), x.batch_size)
+    conv = vg.nn.SubmConv3d(4, 4, 3)
+    y = conv(padded)
+    assert torch.equal(y.features[:-more], conv(x).features)
+    assert torch.equal(y.features[-more:], conv.bias.expand(more, -1))
+    assert torch.equal(padded.dense(), x.dense())
+
+
+def test_too_many_voxels_for_max_voxels(x):
+    net = unet(3)
+    with pytest.raises(vg.ArgumentError, match=r"output_coords found .* voxels, max_voxels is 3"):
+        net(x).maps.settle()

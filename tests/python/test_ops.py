@@ -28,7 +28,7 @@ def calls(clouds, device, layer):
     return {
         "_check_coords": (coords, [8, 8, 8], 2),
         "_unique": (coords.repeat(2, 1),),
-        "_output_coords": (coords, GEOMETRY.numbers(), 0, None),
+        "_output_coords": (coords, GEOMETRY.numbers(), 0, None, None),
         "_submanifold_map": (coords, Geometry.submanifold((3, 3, 3), (1, 1, 1)).numbers()),
         "_kernel_map": (coords, outputs, GEOMETRY.numbers()),
         "_transpose": (tensors, numbers),
