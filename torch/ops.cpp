@@ -46,24 +46,26 @@ Tensor strided_coords(const Tensor& coords,
                                   .max_voxels = max_voxels}));
 }
 
-std::tuple<Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords, const Ints& geometry) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords,
+                                                           const Ints& geometry) {
   const HeldMatrix held = held_matrix(coords, "coords");
   const KernelMap map =
       build_submanifold_map(context_of(coords), held.matrix, geometry_of(geometry));
   return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first, held.matrix.device)};
+          row_numbers(map.in_first, held.matrix.device),
+          row_numbers(map.masks, held.matrix.device)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
-                                                      const Tensor& out_coords,
-                                                      const Ints& geometry) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
+                                                              const Tensor& out_coords,
+                                                              const Ints& geometry) {
   const HeldMatrix in = held_matrix(in_coords, "in_coords");
   const HeldMatrix out = held_matrix(out_coords, "out_coords");
   const KernelMap map =
       build_kernel_map(context_of(in_coords), in.matrix, out.matrix, geometry_of(geometry));
   return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first, in.matrix.device),
-          row_numbers(map.out_first, in.matrix.device)};
+          row_numbers(map.in_first, in.matrix.device), row_numbers(map.out_first, in.matrix.device),
+          row_numbers(map.masks, in.matrix.device)};
 }
 
 std::tuple<Tensor, Tensor> transposed_map(const Tensors& map, const Ints& layer) {
@@ -85,8 +87,17 @@ Tensor pairs_of_map(const Tensors& map, const Ints& layer) {
 }
 
 // The six tensors of ScheduleParts; none for natural order.
-Tensors schedule_parts(const Tensors& map_parts, const Ints& layer_numbers, const Ints& options) {
-  const KernelMap map = map_of(map_parts, layer_of(layer_numbers));
+Tensors schedule_parts(const Tensors& map_parts,
+                       const Ints& layer_numbers,
+                       const Ints& options,
+                       const std::optional<Tensor>& masks) {
+  KernelMap map = map_of(map_parts, layer_of(layer_numbers));
+  if (masks && masks->numel() > 0) {
+    check(masks->numel() == map.n_out && masks->is_contiguous() &&
+              masks->scalar_type() == ScalarType::Int,
+          "the masks of the kernel map are not those that build_map gave it");
+    static_cast<MatrixRef&>(map.masks) = matrix_ref(*masks, map.n_out, 1, Dtype::i32);
+  }
   const Schedule schedule =
       Schedule::build(context_of(map_parts.at(0)), map, schedule_options_of(options, 0));
   if (schedule.options().order == ScheduleOptions::Order::natural) return {};

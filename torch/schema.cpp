@@ -11,9 +11,10 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   m.def("_check_coords(Tensor coords, int[]? spatial_shape, int? batch_size) -> Tensor");
   m.def("_unique(Tensor coords) -> (Tensor coords, Tensor first_row, Tensor inverse)");
   m.def("_output_coords(Tensor coords, int[] geometry, int rule, int[]? spatial_shape, int? max_voxels) -> Tensor");
-  m.def("_submanifold_map(Tensor coords, int[] geometry) -> (Tensor neighbours, Tensor pairs_per_tap, Tensor first)");
+  m.def("_submanifold_map(Tensor coords, int[] geometry) -> "
+        "(Tensor neighbours, Tensor pairs_per_tap, Tensor first, Tensor masks)");
   m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry) -> "
-        "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first)");
+        "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first, Tensor masks)");
   m.def("_transpose(Tensor[] map, SymInt[] layer) -> (Tensor neighbours, Tensor pairs_per_tap)");
 
   // int64 [3] of a CUDA map: see map_status().
@@ -21,7 +22,8 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   m.def("_pairs(Tensor[] map, SymInt[] layer) -> Tensor");
 
   // options: order, groups, tile_rows, chunk_rows. None for natural order, else the six tensors of ScheduleParts.
-  m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options) -> Tensor[]");
+  // masks: that came with the map.
+  m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options, Tensor? masks) -> Tensor[]");
 
   // Behind the map's tensors may stand those of its schedule, for the options in the layer's numbers.
   m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, SymInt[] layer) -> Tensor");

@@ -28,6 +28,9 @@ struct VOXGEMM_EXPORT KernelMap {
   // costs nothing.
   bool symmetric = false;
   bool is_transposed = false;
+  // i32 [n_out, 1]: bit t says that the row has tap t. Of maps that build_..._map made on a CUDA
+  // device, with up to 32 taps, else empty. A schedule by mask is built faster with them.
+  Matrix masks;
 
   int taps() const { return geometry.taps(); }
   // The sum of pairs_per_tap. Waits for a CUDA device, and throws where its map could not be built.

@@ -20,13 +20,22 @@ from . import (
     tuning,
 )
 from .errors import ArgumentError
-from .functional import Algorithm, Geometry, KernelMap, build_map, output_coords, unique
+from .functional import (
+    PADDING_BATCH,
+    Algorithm,
+    Geometry,
+    KernelMap,
+    build_map,
+    output_coords,
+    unique,
+)
 from .joins import cat, collate, union_add
 from .nn import explain, explanations
 from .tensor import SparseTensor
 from .tuning import calibrate, tune
 
 __all__ = [
+    "PADDING_BATCH",
     "Algorithm",
     "ArgumentError",
     "Geometry",

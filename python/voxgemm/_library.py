@@ -137,6 +137,11 @@ def _on_host(*shape: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
+def _masks(like: torch.Tensor, taps: int, rows: int | torch.SymInt) -> torch.Tensor:
+    """Of the map's rows; a CUDA device has them where they fit 32 bits."""
+    return _int32(like, rows if like.is_cuda and taps <= 32 else 0)
+
+
 def _taps(geometry: list[int]) -> int:
     return geometry[0] * geometry[1] * geometry[2]
 
@@ -153,23 +158,25 @@ def _(coords):
 
 
 @torch.library.register_fake("voxgemm::_output_coords")
-def _(coords, geometry, rule, spatial_shape):
-    return _int32(coords, _unknown(), 4)
+def _(coords, geometry, rule, spatial_shape, max_voxels):
+    return _int32(coords, _unknown() if max_voxels is None else max_voxels, 4)
 
 
 @torch.library.register_fake("voxgemm::_submanifold_map")
 def _(coords, geometry):
     taps = _taps(geometry)
     pairs = coords.new_empty((taps,), dtype=torch.int64)
-    return _int32(coords, taps, coords.shape[0]), pairs, _repeats(coords)
+    rows = coords.shape[0]
+    return _int32(coords, taps, rows), pairs, _repeats(coords), _masks(coords, taps, rows)
 
 
 @torch.library.register_fake("voxgemm::_kernel_map")
 def _(in_coords, out_coords, geometry):
     taps = _taps(geometry)
     pairs = in_coords.new_empty((taps,), dtype=torch.int64)
-    neighbours = _int32(in_coords, taps, out_coords.shape[0])
-    return neighbours, pairs, _repeats(in_coords), _repeats(in_coords)
+    rows = out_coords.shape[0]
+    firsts = _repeats(in_coords), _repeats(in_coords)
+    return _int32(in_coords, taps, rows), pairs, *firsts, _masks(in_coords, taps, rows)
 
 
 @torch.library.register_fake("voxgemm::_transpose")

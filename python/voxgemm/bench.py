@@ -149,11 +149,11 @@ def coords_of(where: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows))
 
 
-def build_map(problem: Problem, coords: torch.Tensor) -> KernelMap:
+def build_map(problem: Problem, coords: torch.Tensor, max_voxels: int | None = None) -> KernelMap:
     """As a layer builds it: output coordinates included, of an inverse convolution both ways."""
     if problem.operation == "submanifold":
         return functional.submanifold_map(coords, problem.geometry)
-    out_coords = functional.output_coords(coords, problem.geometry)
+    out_coords = functional.output_coords(coords, problem.geometry, max_voxels=max_voxels)
     map = functional.strided_map(coords, out_coords, problem.geometry)
     return map.transposed() if problem.operation == "inverse" else map
 

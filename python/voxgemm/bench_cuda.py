@@ -8,7 +8,8 @@ long burst, of eager or graph, whichever is faster.
 
 `ms` is eager: a step is conv3d and its backward through autograd, a pass its operator, a map the
 map (output voxels included) and the schedules of the three passes of its dtype and channels.
-`graph_ms` is the same work captured and replayed. The ceiling is torch.mm 8192^3 of the same dtype.
+`graph_ms` is the same work captured and replayed, of a map with its number of output voxels as
+`max_voxels`. The ceiling is torch.mm 8192^3 of the same dtype.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def _coords(where: str, device: torch.device) -> torch.Tensor:
     return bench.coords_of(where).to(device)
 
 
-def _build(problem: Problem, coords: torch.Tensor, options: Options) -> KernelMap:
+def _build(
+    problem: Problem, coords: torch.Tensor, options: Options, max_voxels: int | None = None
+) -> KernelMap:
     """What a training step needs before its first pass."""
-    map = bench.build_map(problem, coords)
+    map = bench.build_map(problem, coords, max_voxels)
     for work in PASSES:
         map.choice(bench.asked_of(problem, options.filters, work))
     return map
@@ -50,7 +53,7 @@ def _build(problem: Problem, coords: torch.Tensor, options: Options) -> KernelMa
 
 def _bytes(map: KernelMap, works: tuple[str, ...], problem: Problem, options: Options) -> int:
     """Of the map and of what the choices of these passes keep, each tensor once."""
-    tensors = map.tensors()
+    tensors = map.tensors() if map._masks is None else [*map.tensors(), map._masks]
     for work in works:
         tensors += map.choice(bench.asked_of(problem, options.filters, work)).schedule
     if "grad_input" in works:
@@ -144,6 +147,8 @@ def _measure(problem: Problem, options: Options, device: torch.device) -> dict[s
     flops = 2.0 * pairs * problem.c_in * problem.c_out * len(problem.passes)
     if problem.work == "map":
         work = functools.partial(_build, problem, coords, options)
+        room = map.n_in if problem.operation == "inverse" else map.n_out
+        in_graph = functools.partial(_build, problem, coords, options, room)
     else:
         layer = Layer(problem, map, options.filters)
         if options.check:
@@ -151,10 +156,11 @@ def _measure(problem: Problem, options: Options, device: torch.device) -> dict[s
         work = (
             _step(layer) if problem.work == "step" else functools.partial(layer.run, problem.work)
         )
+        in_graph = work
     row["first_call_ms"] = _first_call_ms(work, wait)
     contenders = {"ours": Contender(work, flops, wait=wait)}
     try:
-        contenders["graph"] = Contender(_replayed(work, device), flops, wait=wait)
+        contenders["graph"] = Contender(_replayed(in_graph, device), flops, wait=wait)
     except (RuntimeError, ValueError) as error:
         row["graph_error"] = " ".join(str(error).split())
     if layer is None:

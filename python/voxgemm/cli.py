@@ -91,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = bench.add_argument
     add("problems", nargs="*", metavar="PROBLEM", help="without: --suite cpu, on a GPU h200")
-    add("--suite", choices=("cpu", "h200"), help="a list of problems, beside the figures to reach")
-    add("--device", type=_device, help="default: cpu, of --suite h200 cuda")
+    suites = "a list of problems, beside the figures to reach; maps: of every geometry on a GPU"
+    add("--suite", choices=("cpu", "h200", "maps"), help=suites)
+    add("--device", type=_device, help="default: cpu, of --suite h200 and maps cuda")
     add("--threads", type=_thread_list, metavar="N[,N]", help="of the CPU; default: torch's")
     add("--repeat", type=_whole("repeat", 1, 1000), default=5, help="rounds; the median counts")
     add("--kernel", metavar="NAME", help="this kernel only, by its full name")
@@ -166,14 +167,15 @@ def _run_demo(arguments: argparse.Namespace) -> None:
 
 
 def _bench_device(arguments: argparse.Namespace) -> torch.device:
-    if arguments.suite == "h200" and arguments.device == "cpu":
-        raise InputError("--suite h200 is of a GPU, but device is 'cpu'")
+    on_gpu = arguments.suite in ("h200", "maps")
+    if on_gpu and arguments.device == "cpu":
+        raise InputError(f"--suite {arguments.suite} is of a GPU, but device is 'cpu'")
     if arguments.suite == "cpu" and arguments.device not in (None, "cpu"):
         raise InputError(f"--suite cpu is of the CPU, but device is {arguments.device!r}")
     try:
-        device = arguments.device or _device("cuda" if arguments.suite == "h200" else "cpu")
+        device = arguments.device or _device("cuda" if on_gpu else "cpu")
     except argparse.ArgumentTypeError as error:
-        raise InputError(f"--suite h200: {error}") from error
+        raise InputError(f"--suite {arguments.suite}: {error}") from error
     if device != "cpu" and arguments.threads:
         raise InputError(f"--threads is of the CPU, but device is {device!r}")
     if device == "cuda":
@@ -202,7 +204,8 @@ def _run_bench(arguments: argparse.Namespace) -> None:
     if device.type == "cuda":
         from . import bench_cuda, targets
 
-        found = bench.run(arguments.problems or targets.suite(), options, bench_cuda.measure)
+        suite = targets.map_suite() if arguments.suite == "maps" else targets.suite()
+        found = bench.run(arguments.problems or suite, options, bench_cuda.measure)
         summary = bench_cuda.summary
     else:
         found, summary = bench.run(arguments.problems or bench.suite(), options), bench.summary

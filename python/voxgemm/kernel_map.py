@@ -69,6 +69,10 @@ def _three(values: Iterable[int]) -> Triple:
     return x, y, z
 
 
+# A row of coordinates with this batch number is padding: no voxel, whatever its other numbers.
+PADDING_BATCH = -(2**31)
+
+
 class Asked(NamedTuple):
     """A pass of a layer on a map, without the map."""
 
@@ -142,6 +146,8 @@ class KernelMap:
     _schedules: dict[tuple[int, ...], list[Tensor]] = dataclasses.field(default_factory=dict)
     _choices: dict[Asked, Choice] = dataclasses.field(default_factory=dict)
     _status: _Status | None = None
+    # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
+    _masks: Tensor | None = dataclasses.field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
         """For pickle and copy: without what is on its way from a device."""
@@ -218,8 +224,9 @@ class KernelMap:
     def schedule(self, options: tuple[int, ...]) -> list[Tensor]:
         """The tensors of a schedule with these options, built once."""
         if options not in self._schedules:
-            parts = call(ops._schedule.default, self.tensors(), self.layer(), list(options))
-            self._schedules[options] = parts
+            self._schedules[options] = call(
+                ops._schedule.default, self.tensors(), self.layer(), list(options), self._masks
+            )
         return self._schedules[options]
 
     def watch(self) -> KernelMap:
@@ -323,7 +330,9 @@ class UniqueCoords(NamedTuple):
 
 
 def unique(coords: Tensor) -> UniqueCoords:
-    """The distinct rows of coords, int32 [n, 4]. Waits for the device; n may be 0.
+    """The distinct rows of coords, int32 [n, 4], padding left out (its `inverse` is -1).
+
+    Waits for the device; n may be 0.
 
     >>> coords = torch.tensor([[0, 7, 7, 7], [0, 1, 1, 1], [0, 7, 7, 7]], dtype=torch.int32)
     >>> vg.unique(coords).first_row.tolist(), vg.unique(coords).inverse.tolist()
@@ -339,21 +348,31 @@ def output_coords(
     geometry: Geometry,
     output_rule: str = "reached",
     spatial_shape: Triple | None = None,
+    max_voxels: int | None = None,
 ) -> Tensor:
     """The output voxels, int32 [m, 4], of a strided convolution on coords, int32 [n, 4].
 
     'reached': every voxel some input reaches through some tap, inside
     `geometry.out_shape(spatial_shape)` if a shape is given. 'floor': floor(in / stride). In
-    ascending order, none twice. Waits for the device; n may be 0.
+    ascending order, none twice. n may be 0.
+
+    The number m depends on the data, so a CUDA device is waited for, unless `max_voxels` is given:
+    then m is that, and rows of padding (batch number `PADDING_BATCH`) stand behind the voxels. A
+    CUDA graph can hold it and be replayed with other coordinates. More voxels than `max_voxels`
+    are an error: on the CPU here; on a CUDA device the rows are all padding, the maps from and to
+    them have no pairs, and `KernelMap.settle`, `.pairs` and `MapCache.settle` raise.
 
     >>> coords = torch.tensor([[0, 4, 5, 6], [0, 5, 5, 6]], dtype=torch.int32)
     >>> vg.output_coords(coords, vg.Geometry((2, 2, 2), (2, 2, 2))).tolist()
     [[0, 2, 2, 3]]
+    >>> vg.output_coords(coords, vg.Geometry((2, 2, 2), (2, 2, 2)), max_voxels=2).tolist()
+    [[0, 2, 2, 3], [-2147483648, 0, 0, 0]]
 
     Raises ArgumentError: another shape or dtype, a geometry that is none, an unknown rule.
     """
     rule = index_in(OUTPUT_RULES, output_rule, "output_rule")
-    return call(ops._output_coords.default, coords, geometry.numbers(), rule, spatial_shape)
+    numbers = geometry.numbers()
+    return call(ops._output_coords.default, coords, numbers, rule, spatial_shape, max_voxels)
 
 
 def generated_coords(
@@ -427,18 +446,20 @@ def build_map(
 
 
 def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
-    table, pairs, first = call(ops._submanifold_map.default, coords, geometry.numbers())
+    table, pairs, first, masks = call(ops._submanifold_map.default, coords, geometry.numbers())
     odd = all(k % 2 == 1 for k in geometry.size)
-    map = KernelMap(table, pairs, first, first, coords.shape[0], geometry, 0, odd, False)
+    rows = coords.shape[0]
+    map = KernelMap(table, pairs, first, first, rows, geometry, 0, odd, False, _masks=masks)
     return map.watch()
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
-    table, pairs, first, out_first = call(
+    table, pairs, first, out_first, masks = call(
         ops._kernel_map.default, coords, out_coords, geometry.numbers()
     )
     n_in = coords.shape[0]
-    return KernelMap(table, pairs, first, out_first, n_in, geometry, 1, False, False).watch()
+    map = KernelMap(table, pairs, first, out_first, n_in, geometry, 1, False, False, _masks=masks)
+    return map.watch()
 
 
 def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:

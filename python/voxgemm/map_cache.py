@@ -35,8 +35,8 @@ class MapCache:
     def __init__(self, root: CoordinateSet):
         self.sets = [root]
         self._submanifold: dict[tuple[int, Geometry], KernelMap] = {}
-        # (set, geometry, output rule) -> (set it leads to, map)
-        self._strided: dict[tuple[int, Geometry, str], tuple[int, KernelMap]] = {}
+        # (set, geometry, output rule, max_voxels) -> (set it leads to, map)
+        self._strided: dict[tuple[int, Geometry, str, int | None], tuple[int, KernelMap]] = {}
         # (set, geometry, output padding) -> (set it leads to, map)
         self._generated: dict[tuple[int, Geometry, Triple], tuple[int, KernelMap]] = {}
         # What sets became on other devices, while it is in use there.
@@ -65,13 +65,17 @@ class MapCache:
             self._submanifold[key] = kernel_map.submanifold_map(coords, geometry)
         return self._submanifold[key]
 
-    def strided(self, number: int, geometry: Geometry, output_rule: str) -> tuple[int, KernelMap]:
+    def strided(
+        self, number: int, geometry: Geometry, output_rule: str, max_voxels: int | None = None
+    ) -> tuple[int, KernelMap]:
         """The number of the set that the convolution leads to, and the map towards it."""
-        key = (number, geometry, output_rule)
+        key = (number, geometry, output_rule, max_voxels)
         if key not in self._strided:
             source = self.sets[number]
             shape = source.spatial_shape
-            coords = kernel_map.output_coords(source.coords, geometry, output_rule, shape)
+            coords = kernel_map.output_coords(
+                source.coords, geometry, output_rule, shape, max_voxels
+            )
             if shape is not None and output_rule == "reached":
                 shape = geometry.out_shape(shape)
             elif shape is not None:
@@ -100,6 +104,15 @@ class MapCache:
             self.sets.append(CoordinateSet(coords, shape, source.batch_size, _whole(stride)))
             self._generated[key] = (len(self.sets) - 1, map)
         return self._generated[key]
+
+    def settle(self) -> None:
+        """Waits for the device; raises if a map could not be built, as for want of `max_voxels`.
+
+        Of maps in a CUDA graph only this tells, after a replay.
+        """
+        made = [*self._strided.values(), *self._generated.values()]
+        for map in [*self._submanifold.values(), *(map for _, map in made)]:
+            map.pairs  # noqa: B018  raises with the reason
 
     def inverse(self, number: int, asked: dict[str, Triple]) -> tuple[int, KernelMap]:
         """Back through the convolution that led to a set and has the geometry asked for."""

@@ -271,7 +271,8 @@ class SparseConv3d(_Conv3d):
 
     Takes [n, in_channels] to [m, out_channels] on coordinates of their own, in ascending order. Per
     axis: in = out * stride - padding + tap * dilation. weight [out_channels, Kx, Ky, Kz,
-    in_channels], bias [out_channels]. The first call on a set of coordinates waits for the device.
+    in_channels], bias [out_channels]. The first call on a set of coordinates waits for the device,
+    unless `max_voxels` says how many rows m shall be, padding included (see `output_coords`).
 
     >>> conv = vg.nn.SparseConv3d(4, 8, 2, stride=2)
     >>> x = vg.SparseTensor(torch.ones(2, 4), torch.tensor([[0, 4, 5, 6], [0, 5, 5, 6]]).int())
@@ -293,6 +294,7 @@ class SparseConv3d(_Conv3d):
         algorithm: object = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        max_voxels: int | None = None,
     ):
         super().__init__(
             in_channels,
@@ -309,10 +311,11 @@ class SparseConv3d(_Conv3d):
         self.dilation = triple(dilation, "dilation")
         index_in(OUTPUT_RULES, output_rule, "output_rule")
         self.output_rule = output_rule
+        self.max_voxels = max_voxels
         self.geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation)
 
     def target(self, x: SparseTensor) -> tuple[int, KernelMap]:
-        return x.maps.strided(x.number, self.geometry, self.output_rule)
+        return x.maps.strided(x.number, self.geometry, self.output_rule, self.max_voxels)
 
 
 class SparseInverseConv3d(_Conv3d):

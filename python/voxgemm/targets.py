@@ -120,6 +120,16 @@ def suite() -> list[str]:
     return sorted(problems, key=lambda problem: places[problem.split()[-1]])
 
 
+# Every geometry of a map on shells of 10 thousand voxels to 10 million.
+_MAP_OPERATIONS = ("subm3", "subm3d2", "subm5", "conv2s2", "conv3s2p1", "conv3p1", "inv2s2")
+_MAP_SHELLS = (51, 128, 256, 512, 1024, 1600)
+
+
+def map_suite() -> list[str]:
+    """The problems of `--suite maps`."""
+    return [f"map f16 {o} 64->64 shell:{res}" for res in _MAP_SHELLS for o in _MAP_OPERATIONS]
+
+
 def figures(text: str) -> Figures | None:
     """What a problem of the suite should reach; None of any other problem."""
     work, dtype, operation, channels, cloud = text.split()

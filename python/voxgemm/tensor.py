@@ -31,6 +31,10 @@ class SparseTensor:
     an error; without, any int32 is legal. Voxels may repeat: a look-up finds the lowest row, each
     row has its own output (`unique` merges). n may be 0.
 
+    Rows with the batch number `PADDING_BATCH` are no voxels: they have no neighbours, and what a
+    convolution gives them is its bias. Whatever counts rows, a batch norm or a mean of a loss,
+    counts them too unless it is told not to.
+
     Layers find their kernel maps here: all that a network computes on one set of coordinates shares
     the set and its maps. Arithmetic and `cat` take tensors on the same set, which they know by
     identity: no device is asked, nothing is compared.
@@ -140,7 +144,7 @@ class SparseTensor:
         given = self._set.batch_size
         if given is not None:
             return given
-        return int(self.coords[:, 0].max()) + 1 if self.voxels else 0
+        return max(int(self.coords[:, 0].max()) + 1, 0) if self.voxels else 0
 
     @property
     def voxels(self) -> int:

@@ -13,7 +13,8 @@ namespace voxgemm::cuda {
 // 128-byte line. No look-up goes on longer than there are groups.
 
 // What went wrong while a set was built; the first problem stays.
-enum class Status : uint32_t { fine, empty, too_wide, not_int32, full, not_made };
+// Of empty and distinct sets no table is made: nothing is in them, or is looked for.
+enum class Status : uint32_t { fine, empty, distinct, too_wide, not_int32, full, not_made };
 
 // Numbers of a set that kernels count. Zero before the first.
 struct Counters {
@@ -23,6 +24,7 @@ struct Counters {
   uint32_t done;        // blocks of threads that have measured their rows
   uint32_t largest[8];  // ordered bits of the coordinates, then of their complements
   uint32_t outside;     // complement of the lowest row with an output that int32 does not hold
+  uint32_t unsorted;    // whether the rows do not ascend
   uint32_t found;       // not_made: voxels of the set that was not made, and the room it had
   uint32_t room;
 };
@@ -68,9 +70,8 @@ __device__ inline void report(const BlockSet& set, Status problem) {
 __device__ inline bool is_fine(const BlockSet& set) {
   return set.head->counters.status == static_cast<uint32_t>(Status::fine);
 }
-// An empty set is as good for look-ups as one with voxels, but has no table.
 __device__ inline bool has_failed(const BlockSet& set) {
-  return set.head->counters.status > static_cast<uint32_t>(Status::empty);
+  return set.head->counters.status > static_cast<uint32_t>(Status::distinct);
 }
 
 struct BlockKey {
@@ -146,6 +147,28 @@ __device__ inline Block find_block(const BlockSet& set, const BlockKey& key) {
     if (slot.x == 0) break;
   }
   return {};
+}
+
+// find_block() of several keys whose first looks are at blocks[i].slot, none where that is no_slot.
+// The first looks, which nearly always do, are on their way at once.
+template <int n>
+__device__ inline void find_blocks(const BlockSet& set,
+                                   const BlockKey (&keys)[n],
+                                   Block (&blocks)[n]) {
+  ulonglong2 looks[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    looks[i] = make_ulonglong2(0, 0);
+    if (blocks[i].slot != no_slot) {
+      looks[i] = *reinterpret_cast<const ulonglong2*>(set.slots + blocks[i].slot);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    blocks[i].mask = looks[i].y;
+    if (looks[i].x == 0) blocks[i].slot = no_slot;
+    if (looks[i].x != 0 && looks[i].x != keys[i].brick + 1) blocks[i] = find_block(set, keys[i]);
+  }
 }
 
 // New blocks of the threads of a block, so that the list's length is counted once for many of them:

@@ -43,6 +43,7 @@ Axes axes_of(const Geometry& geometry) {
 struct Table {
   int32_t* neighbours;        // [taps, rows]
   unsigned long long* pairs;  // [taps], zero before
+  uint32_t* masks;            // [rows], or null where they have not all taps
   int32_t* first;             // [rows] or null: the row's own voxel looked up
   int own_tap;                // the tap that finds it, or -1
 };
@@ -154,6 +155,7 @@ __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
     const bool used = row < out.rows;
     const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
     Window window(index, frame, axes, c);
+    uint32_t mask = 0;
     int tap = 0;
     for (int x = 0; x < axes.size[0]; ++x) {
       for (int y = 0; y < axes.size[1]; ++y) {
@@ -163,24 +165,20 @@ __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
                                                        static_cast<int64_t>(z) * axes.dilation[2])
                                           : -1;
           if (used) table.neighbours[tap * out.rows + row] = in;
+          mask |= (in >= 0 ? 1U : 0U) << (tap & 31);
           const unsigned present = __ballot_sync(all_lanes, in >= 0);
           if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap], __popc(present));
         }
       }
     }
+    if (used && table.masks != nullptr) table.masks[row] = mask;
     if (used) write_first(index, frame, c, table.first, row);
   }
   add_pairs(index, out, pairs_of_block, taps, table.pairs);
 }
 
 constexpr int cube_threads = 256;
-// Of a multiprocessor, for the registers: sm_75 has room for 1024 threads only, and from sm_100 on
-// the compiler needs more than 48 registers.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
-constexpr int cube_blocks = 4;
-#else
-constexpr int cube_blocks = 5;
-#endif
+constexpr int cube_blocks = 4;  // of a multiprocessor, for the registers
 
 // The blocks under a kernel of at most 5 voxels an axis, two on every axis, in shared memory: the
 // halves of their masks, and the ranks of the first voxels of those.
@@ -216,23 +214,37 @@ __device__ void load_cube(const IndexView& index,
     brick[0][i] = window.batch * frame.step[0] + (start[0].block[i] >> 1) * frame.step[1];
     brick[1][i] = (start[1].block[i] >> 1) * frame.step[2];
   }
+  constexpr int at_once = 4;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int side[3] = {i >> 2, i >> 1 & 1, i & 1};
-    Block block;
-    if (start[0].wanted[side[0]] && start[1].wanted[side[1]] && start[2].wanted[side[2]]) {
+  for (int first = 0; first < 8; first += at_once) {
+    BlockKey keys[at_once];
+    Block blocks[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int side[3] = {(first + i) >> 2, (first + i) >> 1 & 1, i & 1};
       const uint32_t x = start[0].block[side[0]];
       const uint32_t y = start[1].block[side[1]];
       const uint32_t z = start[2].block[side[2]];
-      block = find_block(index.set, {brick[0][side[0]] + brick[1][side[1]] + (z >> 1),
-                                     (x & 1) << 2 | (y & 1) << 1 | (z & 1)});
+      keys[i] = {brick[0][side[0]] + brick[1][side[1]] + (z >> 1),
+                 (x & 1) << 2 | (y & 1) << 1 | (z & 1)};
+      if (start[0].wanted[side[0]] && start[1].wanted[side[1]] && start[2].wanted[side[2]]) {
+        blocks[i].slot = Probe(index.set, keys[i]).slot;
+      }
     }
-    const auto low = static_cast<uint32_t>(block.mask);
-    const uint32_t rank = block.mask != 0 ? index.set.ranks[block.slot] : 0;
-    cube.bits[i][0][threadIdx.x] = low;
-    cube.bits[i][1][threadIdx.x] = static_cast<uint32_t>(block.mask >> 32);
-    cube.ranks[i][0][threadIdx.x] = rank;
-    cube.ranks[i][1][threadIdx.x] = rank + __popc(low);
+    find_blocks(index.set, keys, blocks);
+    uint32_t ranks[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      ranks[i] = blocks[i].mask != 0 ? index.set.ranks[blocks[i].slot] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const auto low = static_cast<uint32_t>(blocks[i].mask);
+      cube.bits[first + i][0][threadIdx.x] = low;
+      cube.bits[first + i][1][threadIdx.x] = static_cast<uint32_t>(blocks[i].mask >> 32);
+      cube.ranks[first + i][0][threadIdx.x] = ranks[i];
+      cube.ranks[first + i][1][threadIdx.x] = ranks[i] + __popc(low);
+    }
   }
 }
 
@@ -267,7 +279,8 @@ __device__ uint32_t transpose_bits(uint32_t word) {
 }
 
 // size: of all axes where it is known when compiling, else 0. With a size up to 3 pairs are counted
-// from the rows' masks, one lane a tap.
+// from the rows' masks, one lane a tap, and the taps of a plane are loaded before the first of them
+// is stored, as a store waits for its value and holds back the loads behind it.
 template <int size>
 __global__ void __launch_bounds__(cube_threads, cube_blocks)
     fill_cubes(IndexView index, Axes axes, Coords out, Table table) {
@@ -300,28 +313,35 @@ __global__ void __launch_bounds__(cube_threads, cube_blocks)
     int tap = 0;
 #pragma unroll
     for (int x = 0; x < sizes[0]; ++x) {
+      int32_t plane[has_mask ? size * size : 1];
 #pragma unroll
       for (int y = 0; y < sizes[1]; ++y) {
         const Line line(cube, start[0].place + x, start[1].place + y, start[2].place);
         uint32_t rank = line.rank;
 #pragma unroll
-        for (int z = 0; z < sizes[2]; ++z, ++tap, neighbours += rows) {
+        for (int z = 0; z < sizes[2]; ++z, ++tap) {
           if (start[2].place + z == 4) rank = line.next_rank;
           const bool present = (line.bits >> z & 1) != 0;
           const int32_t in = present ? static_cast<int32_t>(~index.rows[rank]) : -1;
           rank += present ? 1 : 0;
-          if (used) *neighbours = in;
-          if (tap == table.own_tap && used)
-            table.first[row] = in >= 0 ? in : static_cast<int32_t>(row);
+          mask |= static_cast<uint32_t>(present) << (tap & 31);
           if (has_mask) {
-            mask |= static_cast<uint32_t>(present) << tap;
+            plane[y * size + z] = in;
           } else {
+            if (used) neighbours[static_cast<int64_t>(tap) * rows] = in;
             const unsigned lanes = __ballot_sync(all_lanes, present);
             if (lane == 0 && lanes != 0) atomicAdd(&pairs_of_block[tap], __popc(lanes));
           }
+          if (tap == table.own_tap && used)
+            table.first[row] = in >= 0 ? in : static_cast<int32_t>(row);
         }
       }
+#pragma unroll
+      for (int i = 0; has_mask && i < size * size; ++i, neighbours += rows) {
+        if (used) *neighbours = plane[i];
+      }
     }
+    if (used && table.masks != nullptr) table.masks[row] = mask;
     if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));
     if (used && table.own_tap < 0) write_first(index, frame, out[row], table.first, row);
   }
@@ -337,42 +357,13 @@ struct Transposed {
   const int32_t* out_first;
 };
 
-// table [taps, n_in] of -1 gets the lowest output row of every pair.
-__global__ void scatter_pairs(Transposed shape, const int32_t* neighbours, int32_t* table) {
-  for (int64_t out = thread_index(); out < shape.n_out; out += thread_count()) {
-    if (shape.out_first != nullptr && shape.out_first[out] != out) continue;
-    for (int64_t tap = 0; tap < shape.taps; ++tap) {
-      const int32_t in = neighbours[tap * shape.n_out + out];
-      if (in >= 0) table[tap * shape.n_in + in] = static_cast<int32_t>(out);
-    }
-  }
-}
-
-// Rows that repeat a voxel get its column, and pairs are counted, or say why there are none.
-__global__ void copy_repeated(Transposed shape,
-                              const long long* pairs_of_map,
-                              int32_t* table,
-                              unsigned long long* pairs) {
-  extern __shared__ uint32_t pairs_of_block[];  // [taps]
-  for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) pairs_of_block[tap] = 0;
+// The counts of a block of threads go to the map's, or why there are none.
+__device__ void add_counts(const uint32_t* pairs_of_block,
+                           int taps,
+                           const long long* pairs_of_map,
+                           unsigned long long* pairs) {
   __syncthreads();
-  const int lane = threadIdx.x % 32;
-  for (int64_t first = thread_index() - lane; first < shape.n_in; first += thread_count()) {
-    const int64_t row = first + lane;
-    const bool used = row < shape.n_in;
-    const int64_t lowest = used && shape.in_first != nullptr ? shape.in_first[row] : row;
-    for (int64_t tap = 0; tap < shape.taps; ++tap) {
-      int32_t out = -1;
-      if (used) {
-        out = table[tap * shape.n_in + lowest];
-        if (lowest != row) table[tap * shape.n_in + row] = out;
-      }
-      const unsigned present = __ballot_sync(all_lanes, out >= 0);
-      if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap], __popc(present));
-    }
-  }
-  __syncthreads();
-  for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) {
+  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
     if (pairs_of_block[tap] != 0) {
       atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
     }
@@ -380,6 +371,60 @@ __global__ void copy_repeated(Transposed shape,
       pairs[tap] = static_cast<unsigned long long>(pairs_of_map[tap]);
     }
   }
+}
+
+// table [taps, n_in] of -1 gets the lowest output row of every pair, and pairs are counted: the
+// lowest rows of voxels meet once.
+__global__ void scatter_pairs(Transposed shape,
+                              const int32_t* neighbours,
+                              const long long* pairs_of_map,
+                              int32_t* table,
+                              unsigned long long* pairs) {
+  extern __shared__ uint32_t pairs_of_block[];  // [taps]
+  for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) pairs_of_block[tap] = 0;
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  for (int64_t first = thread_index() - lane; first < shape.n_out; first += thread_count()) {
+    const int64_t out = first + lane;
+    const bool used =
+        out < shape.n_out && (shape.out_first == nullptr || shape.out_first[out] == out);
+    // Loads on their way at once: a store holds back those behind it.
+    constexpr int batch = 9;
+    for (int tap = 0; tap < shape.taps; tap += batch) {
+      int32_t in[batch];
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        in[i] = used && tap + i < shape.taps ? neighbours[(tap + i) * shape.n_out + out] : -1;
+      }
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        if (in[i] >= 0) table[(tap + i) * shape.n_in + in[i]] = static_cast<int32_t>(out);
+        const unsigned present = __ballot_sync(all_lanes, in[i] >= 0);
+        if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap + i], __popc(present));
+      }
+    }
+  }
+  add_counts(pairs_of_block, shape.taps, pairs_of_map, pairs);
+}
+
+// Rows that repeat a voxel get its column, and their pairs are counted.
+__global__ void copy_repeated(Transposed shape,
+                              const long long* pairs_of_map,
+                              int32_t* table,
+                              unsigned long long* pairs) {
+  extern __shared__ uint32_t pairs_of_block[];  // [taps]
+  for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) pairs_of_block[tap] = 0;
+  __syncthreads();
+  for (int64_t row = thread_index(); row < shape.n_in; row += thread_count()) {
+    const int64_t lowest = shape.in_first[row];
+    if (lowest == row) continue;
+    for (int64_t tap = 0; tap < shape.taps; ++tap) {
+      const int32_t out = table[tap * shape.n_in + lowest];
+      table[tap * shape.n_in + row] = out;
+      if (out >= 0) atomicAdd(&pairs_of_block[tap], 1U);
+    }
+  }
+  add_counts(pairs_of_block, shape.taps, pairs_of_map, pairs);
 }
 
 void make_table(const Context& ctx, KernelMap* map) {
@@ -419,7 +464,9 @@ void fill(const Context& ctx,
   map->n_out = out_coords.rows;
   make_table(ctx, map);
   if (map->n_out == 0) return;
+  if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
   if (map->n_in == 0) {
+    fill_bytes(ctx, map->masks.data, 0, sizeof(int32_t) * map->masks.rows);
     return fill_bytes(ctx, map->neighbours.data, 0xff, sizeof(int32_t) * map->taps() * map->n_out);
   }
   Grid grid = over(ctx, map->n_out);
@@ -427,7 +474,8 @@ void fill(const Context& ctx,
   grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
   grid.shared_bytes = sizeof(uint32_t) * map->taps();
   const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
-                       first, first != nullptr ? own_tap(map->geometry) : -1};
+                       map->masks.as<uint32_t>(), first,
+                       first != nullptr ? own_tap(map->geometry) : -1};
   launch(ctx, grid, fill_kernel(map->geometry), in.view(), axes_of(map->geometry),
          Coords(out_coords), table);
 }
@@ -459,7 +507,7 @@ KernelMap build_kernel_map(const Context& ctx,
   map.geometry = geometry;
   fill(ctx, in, out_coords, &map, nullptr);
   map.in_first = in.first_rows(ctx, in_coords);
-  map.out_first = BlockIndex(ctx, out_coords).first_rows(ctx, out_coords);
+  map.out_first = first_rows(ctx, out_coords);
   return map;
 }
 
@@ -467,6 +515,7 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
   const DeviceGuard guard(ctx.device);
   KernelMap result = map;
   result.is_transposed = !map.is_transposed;
+  result.masks = {};
   std::swap(result.n_in, result.n_out);
   std::swap(result.in_first, result.out_first);
   make_table(ctx, &result);
@@ -474,11 +523,13 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
   fill_bytes(ctx, table, 0xff, sizeof(int32_t) * map.taps() * map.n_in);
   const Transposed shape = {map.n_in, map.n_out, map.taps(), map.in_first.as<int32_t>(),
                             map.out_first.as<int32_t>()};
-  launch(ctx, over(ctx, map.n_out), scatter_pairs, shape, map.neighbours.as<int32_t>(), table);
-  Grid grid = over(ctx, map.n_in);
-  grid.shared_bytes = sizeof(uint32_t) * map.taps();
-  launch(ctx, grid, copy_repeated, shape, map.pairs_per_tap.as<long long>(), table,
-         result.pairs_per_tap.as<unsigned long long>());
+  const auto* pairs_of_map = map.pairs_per_tap.as<long long>();
+  auto* pairs = result.pairs_per_tap.as<unsigned long long>();
+  Grid outs = over(ctx, map.n_out);
+  Grid ins = over(ctx, shape.in_first != nullptr ? map.n_in : 0);
+  outs.shared_bytes = ins.shared_bytes = sizeof(uint32_t) * map.taps();
+  launch(ctx, outs, scatter_pairs, shape, map.neighbours.as<int32_t>(), pairs_of_map, table, pairs);
+  launch(ctx, ins, copy_repeated, shape, pairs_of_map, table, pairs);
   return result;
 }
 

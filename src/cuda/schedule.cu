@@ -158,26 +158,32 @@ struct SlabTiles {
   uint32_t histogram[33];  // of index blocks
 };
 
-// The slab's tiles among themselves: a thread ranks one.
+// The slab's tiles among themselves: eight lanes rank one.
 __device__ void rank_tile(const Cut& cut, const Part& slab, const Notes& notes, SlabTiles& tiles) {
+  constexpr uint32_t lanes = measure_threads / slab_tiles;
   const Part in = cut.segment(slab.first_row / cut.chunk_rows, slab.group, notes.tile);
   const uint32_t first_tile = slab.item * slab_tiles;
   const uint32_t count = min(slab_tiles, in.items - first_tile);
-  if (threadIdx.x >= count) return;
+  const uint32_t tile = threadIdx.x / lanes;
   const bool alone = notes.slab.whole == 1;
-  const uint32_t mask = tiles.masks[threadIdx.x];
+  const uint32_t mask = tiles.masks[tile];
   const int blocks = __popc(mask);
   uint32_t place = 0;
   uint32_t before = 0;
-  for (uint32_t i = 0; i < count; ++i) {
+  for (uint32_t i = threadIdx.x % lanes; i < count; i += lanes) {
     const int other = __popc(tiles.masks[i]);
-    const bool below = i < threadIdx.x;
+    const bool below = i < tile;
     // Alone in its segment the slab sorts its tiles completely.
     place += (alone && other > blocks) || (other == blocks && below) ? 1 : 0;
     before += below ? other : 0;
   }
-  notes.tiles[cut.first_item(slab, notes.tile) + first_tile + threadIdx.x] = {mask, place, before};
-  if (threadIdx.x == count - 1) notes.slab_blocks[blockIdx.x] = before + blocks;
+  for (uint32_t step = 1; step < lanes; step *= 2) {
+    place += __shfl_xor_sync(all_lanes, place, step);
+    before += __shfl_xor_sync(all_lanes, before, step);
+  }
+  if (threadIdx.x % lanes != 0 || tile >= count) return;
+  notes.tiles[cut.first_item(slab, notes.tile) + first_tile + tile] = {mask, place, before};
+  if (tile == count - 1) notes.slab_blocks[blockIdx.x] = before + blocks;
   if (!alone) atomicAdd(&tiles.histogram[blocks], 1U);
 }
 
@@ -328,7 +334,7 @@ ScheduleParts build_by_mask(const Context& ctx,
   ScheduleParts parts = allocate_parts(
       ctx, options, {map.n_out * options.groups, tiles, tiles / options.groups * map.taps()});
   parts.chunk_tiles = make_matrix(ctx, 1, cut.chunks() + 1, Dtype::i64);
-  const Neighbours neighbours = {map.neighbours.as<int32_t>(), map.neighbours.stride};
+  const Neighbours neighbours(map);
   const SortedRows sorted = sort_rows(ctx, cut, neighbours, parts.order.as<uint32_t>());
 
   const int64_t slabs = cut.items(slab);

@@ -174,7 +174,7 @@ ScheduleParts build_by_tap(const Context& ctx,
   auto* totals = Layout::at<Totals>(memory, totals_place);
   auto* positions = Layout::at<uint32_t>(memory, counts_place);
   auto* tiles = Layout::at<uint32_t>(memory, tiles_place);
-  const Neighbours neighbours = {map.neighbours.as<int32_t>(), map.neighbours.stride};
+  const Neighbours neighbours(map);
   const Grid grid = {
       .blocks = chunks * spans.spans, .columns = map.taps(), .threads = pair_threads};
   const Matrix chunk_tiles = make_matrix(ctx, 1, chunks + 1, Dtype::i64);

@@ -12,6 +12,12 @@ namespace voxgemm::cuda {
 struct Neighbours {
   const int32_t* data;  // [taps, rows]
   int64_t stride;
+  const uint32_t* masks;  // [rows] or null: the taps that each row has
+
+  explicit Neighbours(const KernelMap& map)
+      : data(map.neighbours.as<int32_t>()),
+        stride(map.neighbours.stride),
+        masks(map.masks.as<uint32_t>()) {}
 
   __device__ int32_t operator()(uint32_t tap, uint32_t row) const {
     return data[tap * stride + row];

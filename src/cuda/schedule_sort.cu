@@ -4,9 +4,9 @@
 // digits of at most 9 bits, one launch a digit. 27 taps in one group are three launches, 9 taps of
 // three groups one.
 //
-//   write_ranks  a thread a row: Gray ranks. Reads the table once, 4 bytes an entry. Each block of
-//                threads stays in one segment and adds its counts of every digit's values to the
-//                segment's.
+//   write_ranks  a thread a row: Gray ranks, of the masks that the map came with, else of its
+//                table, which takes 26 us of memory for 1.03 M rows. Each block of threads stays in
+//                one segment and adds its counts of every digit's values to the segment's.
 //   sort_digit   a block of threads sorts 4096 positions by one digit and writes them out. The
 //                rows of a digit's value go behind those of lower values of the segment (from the
 //                counts) and of earlier blocks of the segment. For the latter every block
@@ -15,7 +15,7 @@
 //                  0                   nothing yet
 //                  1 + count           of this block alone
 //                  top bit | sum       of this block and all before
-//                and looks back from its own word, 8 words at a time, until it meets a sum. Blocks
+//                and looks back from its own word, 32 words at a time, until it meets a sum. Blocks
 //                are numbered by a ticket, so those before are running or done: it always ends.
 //
 // In a block: warps own 256 consecutive positions, 8 rounds of 32. In a round lanes with the same
@@ -64,6 +64,10 @@ __device__ uint32_t find_mask(const Neighbours& neighbours,
                               uint32_t first_tap,
                               uint32_t taps,
                               uint32_t row) {
+  if (neighbours.masks != nullptr) {
+    const uint32_t all = neighbours.masks[row] >> first_tap;
+    return taps < 32 ? all & ((1U << taps) - 1) : all;
+  }
   // Loads on their way at once: half of 27 taps, so that two groups take one batch.
   constexpr uint32_t batch = 14;
   uint32_t mask = 0;
@@ -155,7 +159,7 @@ constexpr uint32_t is_sum = 1U << 31;
 
 // The sum of what the blocks before this one published, `step` words apart, `blocks` of them.
 __device__ uint32_t look_back(const volatile uint32_t* own, uint32_t step, uint32_t blocks) {
-  constexpr uint32_t window = 8;
+  constexpr uint32_t window = 32;
   uint32_t sum = 0;
   uint32_t looked = 0;  // blocks whose counts are in the sum
   while (looked < blocks) {

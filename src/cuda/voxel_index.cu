@@ -77,12 +77,23 @@ __device__ uint32_t max_of_warp(uint32_t value) {
 #endif
 }
 
-__global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
+// Whether a row stands behind the one before it, or is padding.
+__device__ bool ascends(const int4& before, const int4& c) {
+  if (is_padding(c)) return true;
+  if (is_padding(before) || before.x != c.x) return !is_padding(before) && before.x < c.x;
+  if (before.y != c.y) return before.y < c.y;
+  return before.z != c.z ? before.z < c.z : before.w < c.w;
+}
+
+__global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set, bool distinct_will_do) {
   int4 high = make_int4(INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN);
   int4 low = make_int4(INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX);
 #pragma unroll 4
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
     const int4 c = coords[row];
+    if (distinct_will_do && row > 0 && !ascends(coords[row - 1], c)) {
+      set.head->counters.unsorted = 1;
+    }
     if (is_padding(c)) continue;
     high = make_int4(max(high.x, c.x), max(high.y, c.y), max(high.z, c.z), max(high.w, c.w));
     low = make_int4(min(low.x, c.x), min(low.y, c.y), min(low.z, c.z), min(low.w, c.w));
@@ -98,10 +109,8 @@ __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
     if (threadIdx.x % 32 == 0) atomicMax(&of_block[i], largest[i]);
   }
   __syncthreads();
-  if (threadIdx.x < 8) {
-    atomicMax(&set.head->counters.largest[threadIdx.x], of_block[threadIdx.x]);
-    __threadfence();
-  }
+  if (threadIdx.x < 8) atomicMax(&set.head->counters.largest[threadIdx.x], of_block[threadIdx.x]);
+  __threadfence();
   __syncthreads();
   if (threadIdx.x != 0) return;
   if (atomicAdd(&set.head->counters.done, 1U) != gridDim.x - 1) return;
@@ -111,6 +120,9 @@ __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
     set.head->counters.found = static_cast<uint32_t>(first.z);
     set.head->counters.room = static_cast<uint32_t>(first.w);
     return report(set, Status::not_made);
+  }
+  if (distinct_will_do && __ldcg(&set.head->counters.unsorted) == 0) {
+    return report(set, Status::distinct);
   }
   set_frame(set, rule);
 }
@@ -127,9 +139,12 @@ __global__ void __launch_bounds__(insert_threads) insert_rows(Coords coords, Blo
   const Frame frame = set.head->frame;
   const uint32_t lane = threadIdx.x % 32;
   // The threads of a block stay together.
+  const int4 padding = make_int4(padding_batch, 0, 0, 0);
+  int4 next = thread_index() < coords.rows ? coords[thread_index()] : padding;
   for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
-    const int64_t row = first + threadIdx.x;
-    const int4 c = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
+    const int4 c = next;
+    const int64_t next_row = first + threadIdx.x + thread_count();
+    next = next_row < coords.rows ? coords[next_row] : padding;
     const bool used = !is_padding(c);
     const Place place = used ? place_of(frame, c) : Place{};
     unsigned peers = __ballot_sync(all_lanes, used);
@@ -181,14 +196,27 @@ __global__ void rank_occupied(BlockSet set) {
 __global__ void lowest_rows(Coords coords, IndexView index) {
   if (!is_fine(index.set)) return;
   const Frame frame = index.set.head->frame;
-  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
-    const int4 c = coords[row];
-    if (is_padding(c)) continue;
-    const Place place = place_of(frame, c);
-    const Block block = find_block(index.set, place.key);
-    if (block.slot == no_slot) return;
-    const uint32_t rank = index.set.ranks[block.slot] + block.before(place.bit);
-    atomicMax(&index.rows[rank], ~static_cast<uint32_t>(row));
+  constexpr int at_once = 2;
+  for (int64_t first = thread_index(); first < coords.rows; first += at_once * thread_count()) {
+    BlockKey keys[at_once];
+    int bits[at_once];
+    Block blocks[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int64_t row = first + i * thread_count();
+      const int4 c = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
+      const Place place = place_of(frame, c);
+      keys[i] = place.key;
+      bits[i] = place.bit;
+      if (!is_padding(c)) blocks[i].slot = Probe(index.set, place.key).slot;
+    }
+    find_blocks(index.set, keys, blocks);
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      if (blocks[i].slot == no_slot) continue;
+      const uint32_t rank = index.set.ranks[blocks[i].slot] + blocks[i].before(bits[i]);
+      atomicMax(&index.rows[rank], ~static_cast<uint32_t>(first + i * thread_count()));
+    }
   }
 }
 
@@ -274,18 +302,22 @@ SetHead read_head(const Context& ctx, const BlockSet& set) {
             " bricks of 8^3 voxels, expected at most 2^63 bricks in all"));
 }
 
-void measure(const Context& ctx, const Coords& coords, const BoxRule& rule, const BlockSet& set) {
+void measure(const Context& ctx,
+             const Coords& coords,
+             const BoxRule& rule,
+             const BlockSet& set,
+             bool distinct_will_do) {
   // Every block ends with global counts in the same few words.
   Grid grid = over(ctx, coords.rows);
   grid.blocks = std::min<int64_t>(grid.blocks, 2 * multiprocessors(ctx));
-  launch(ctx, grid, measure_rows, coords, rule, set);
+  launch(ctx, grid, measure_rows, coords, rule, set, distinct_will_do);
 }
 
 void rank_blocks(const Context& ctx, const BlockSet& set) {
   launch(ctx, over(ctx, set.most_blocks), rank_occupied, set);
 }
 
-BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix)
+BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinct_will_do)
     : ctx_(ctx), rows_(matrix.rows) {
   const DeviceGuard guard(ctx.device);
   const Coords coords(matrix);
@@ -293,7 +325,7 @@ BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix)
   const BlockSetMemory made = make_block_set(ctx, rows_, rows_);
   memory_ = made.memory;
   view_ = {made.set, made.words};
-  measure(ctx, coords, {}, view_.set);
+  measure(ctx, coords, {}, view_.set, distinct_will_do);
   launch(ctx, over(ctx, rows_), insert_rows, coords, view_.set);
   rank_blocks(ctx, view_.set);
   launch(ctx, over(ctx, rows_), lowest_rows, coords, view_);
@@ -321,6 +353,10 @@ Matrix BlockIndex::first_rows(const Context& ctx, const MatrixRef& coords) const
   Matrix first = make_matrix(ctx, rows_, 1, Dtype::i32);
   launch(ctx, over(ctx, rows_), write_first_rows, Coords(coords), view_, first.as<int32_t>());
   return first;
+}
+
+Matrix first_rows(const Context& ctx, const MatrixRef& coords) {
+  return BlockIndex(ctx, coords, true).first_rows(ctx, coords);
 }
 
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords) {

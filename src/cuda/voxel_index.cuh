@@ -60,8 +60,13 @@ std::string not_made(int64_t found, int64_t room);
 // with something costly (a global count) does so rarely.
 Grid over(const Context& ctx, int64_t items);
 
-// Measures the coordinates and sets the frame, or the status.
-void measure(const Context& ctx, const Coords& coords, const BoxRule& rule, const BlockSet& set);
+// Measures the coordinates and sets the frame, or the status: with distinct_will_do `distinct`
+// where the rows ascend.
+void measure(const Context& ctx,
+             const Coords& coords,
+             const BoxRule& rule,
+             const BlockSet& set,
+             bool distinct_will_do = false);
 // Ranks of the blocks once all voxels are in, and their number.
 void rank_blocks(const Context& ctx, const BlockSet& set);
 
@@ -88,7 +93,7 @@ struct IndexView {
 // without waiting for the device: what goes wrong is found by the first read of a size.
 class BlockIndex final : public VoxelIndex::State {
  public:
-  BlockIndex(const Context& ctx, const MatrixRef& coords);
+  BlockIndex(const Context& ctx, const MatrixRef& coords, bool distinct_will_do = false);
 
   int64_t rows() const override { return rows_; }
   // Wait for the device.
@@ -105,5 +110,9 @@ class BlockIndex final : public VoxelIndex::State {
   std::shared_ptr<void> memory_;
   IndexView view_;
 };
+
+// i32 [n, 1]: the lowest row with the same coordinates, of every row. Costs little where the rows
+// ascend, as those that output_coords gives do.
+Matrix first_rows(const Context& ctx, const MatrixRef& coords);
 
 }  // namespace voxgemm::cuda

@@ -84,7 +84,7 @@ double bricks_under(const Voxels& voxels) {
     const auto [low, high] =
         std::minmax_element(voxels.begin(), voxels.end(),
                             [&](const Voxel& a, const Voxel& b) { return a[axis] < b[axis]; });
-    bricks *= (double{(*high)[axis]} - (*low)[axis]) / (axis == 0 ? 1 : 8) + 2;
+    bricks *= (static_cast<double>((*high)[axis]) - (*low)[axis]) / (axis == 0 ? 1 : 8) + 2;
   }
   return bricks;
 }
@@ -401,7 +401,9 @@ TEST_F(Coords, WithoutRoom) {
     const std::string text = message_of([&] { map.pairs(ctx); });
     ASSERT_EQ(text.find("output_coords found at least "), 0U) << text;
     ASSERT_NE(text.find(join(" voxels, max_voxels is ", room)), std::string::npos) << text;
-    if (room == outputs - 1) ASSERT_NE(text.find(join(" ", outputs, " ")), std::string::npos);
+    if (room == outputs - 1) {
+      ASSERT_NE(text.find(join(" ", outputs, " ")), std::string::npos) << text;
+    }
     expect_failure(map, text);
     expect_failure(submanifold_on_device(out, Geometry::submanifold({3, 3, 3})), text);
     expect_failure(submanifold_on_device(out, Geometry::submanifold({7, 1, 1})), text);
@@ -485,7 +487,7 @@ TEST_F(Maps, ReplayOutputsFromAGraphWithOtherCoordinates) {
   cuda::check_cuda(cudaStreamEndCapture(stream, &graph), "end");
   cudaGraphExec_t replay = nullptr;
   cuda::check_cuda(cudaGraphInstantiate(&replay, graph, 0), "instantiate");
-  for (const auto [count, distance] : {std::pair{300, 0}, {rows, 5000}, {500, 3}, {400, 5000}}) {
+  for (const auto& [count, distance] : {std::pair{300, 0}, {rows, 5000}, {500, 3}, {400, 5000}}) {
     Voxels voxels = crowded_voxels(count, distance);
     voxels.resize(rows, {padding_batch, 0, 0, 0});
     const Matrix host = coords_matrix(context(), voxels);
