@@ -10,7 +10,7 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   // Fails or gives int32 [1] of 0, so that a traced graph can have a use for it.
   m.def("_check_coords(Tensor coords, int[]? spatial_shape, int? batch_size) -> Tensor");
   m.def("_unique(Tensor coords) -> (Tensor coords, Tensor first_row, Tensor inverse)");
-  m.def("_output_coords(Tensor coords, int[] geometry, int rule, int[]? spatial_shape, int? max_voxels) -> Tensor");
+  m.def("_output_coords(Tensor coords, int[] geometry, int rule, int[]? spatial_shape, int? max_voxels=None) -> Tensor");
   m.def("_submanifold_map(Tensor coords, int[] geometry) -> "
         "(Tensor neighbours, Tensor pairs_per_tap, Tensor first, Tensor masks)");
   m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry) -> "
@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
 
   // options: order, groups, tile_rows, chunk_rows. None for natural order, else the six tensors of ScheduleParts.
   // masks: that came with the map.
-  m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options, Tensor? masks) -> Tensor[]");
+  m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options, Tensor? masks=None) -> Tensor[]");
 
   // Behind the map's tensors may stand those of its schedule, for the options in the layer's numbers.
   m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, SymInt[] layer) -> Tensor");

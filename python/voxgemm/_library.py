@@ -158,7 +158,7 @@ def _(coords):
 
 
 @torch.library.register_fake("voxgemm::_output_coords")
-def _(coords, geometry, rule, spatial_shape, max_voxels):
+def _(coords, geometry, rule, spatial_shape, max_voxels=None):
     return _int32(coords, _unknown() if max_voxels is None else max_voxels, 4)
 
 
@@ -200,7 +200,7 @@ def _(map, layer, problem):
 
 
 @torch.library.register_fake("voxgemm::_schedule")
-def _(map, layer, options):
+def _(map, layer, options, masks=None):
     order, _, tile_rows, _ = options
     if order == 0:
         return []

@@ -172,7 +172,7 @@ struct MapTwins {
       device = build_submanifold_map(*gpu(), on_device, problem.geometry);
       return;
     }
-    const Matrix outputs = output_coords(context(), coords, problem.geometry, OutputRule::reached);
+    const Matrix outputs = output_coords(context(), coords, problem.geometry);
     host = build_kernel_map(context(), coords, outputs, problem.geometry);
     device = build_kernel_map(*gpu(), on_device, to_device(*gpu(), outputs), problem.geometry);
   }
