@@ -86,6 +86,7 @@ def measure(
 
     What is found is kept; where it cannot be written, this process knows it and a warning says so.
     """
+    map.settle(wait=True)
     back = asked.number == 1 and not map.symmetric
     layer = map.layer(asked.precision, filter=asked.filter)
     how = [round(1e6 * budget_seconds), int(exhaustive), int(again)]
