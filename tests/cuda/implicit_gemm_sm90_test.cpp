@@ -161,12 +161,23 @@ INSTANTIATE_TEST_SUITE_P(List,
                            return name;
                          });
 
+struct Arithmetics {
+  Dtype dtype;
+  Precision precision = Precision::ieee;
+};
+constexpr Arithmetics arithmetics[] = {{Dtype::f16},
+                                       {Dtype::bf16},
+                                       {Dtype::f32, Precision::tf32},
+                                       {Dtype::f32, Precision::bf16x3},
+                                       {Dtype::f32, Precision::bf16x6}};
+
 TEST_P(Sm90, AgreesWithTheReferenceAndItself) {
-  for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
+  for (const auto& [dtype, precision] : arithmetics) {
     for (const Pass pass : {Pass::forward, Pass::grad_input}) {
-      const Case c = make_case(context(), problem_text(pass, dtype, GetParam()));
+      Case c = make_case(context(), problem_text(pass, dtype, GetParam()));
+      c.problem.precision = precision;
       const Operands operands = make_operands(c, Fill::reals);
-      const Sums expected = judge(context(), c, operands);
+      const Sums expected = judge(context(), c, operands).in(precision);
       for (const bool in_contiguous : {true, false}) {
         OnDevice layer(c, operands, in_contiguous);
         EXPECT_FALSE(layer.kernels().empty());
@@ -181,27 +192,31 @@ TEST_P(Sm90, AgreesWithTheReferenceAndItself) {
   }
 }
 
-// Rows are zero-filled where a neighbour is absent; an infinite weight must not make NaN of that.
+// Rows are zero-filled where a neighbour is absent; an infinite weight must not make NaN of that,
+// nor of the pieces it is split into.
 TEST_F(Sm90Weights, AreNotMultipliedWithAbsentNeighbours) {
-  const Case c =
-      make_case(context(), problem_text(Pass::forward, Dtype::bf16, "subm3 64->40 shell:16"));
-  Operands operands = make_operands(c, Fill::integers);
-  constexpr int tap = 5;
-  const int64_t size = int64_t{c.problem.c_in} * c.problem.c_out;
-  std::fill_n(operands.w.begin() + tap * size, size, std::numeric_limits<double>::infinity());
-  OnDevice layer(c, operands, true);
-  for (const Kernel* kernel : layer.kernels()) {
-    SCOPED_TRACE(kernel->name);
-    const auto values = layer.run(*kernel);
-    int64_t finite = 0;
-    for (int64_t row = 0; row < c.map.n_out; ++row) {
-      if (c.map.neighbours.row<int32_t>(tap)[row] >= 0) continue;
-      for (int n = 0; n < c.problem.c_out; ++n) {
-        EXPECT_TRUE(std::isfinite(values[row * c.problem.c_out + n])) << "row " << row;
-        ++finite;
+  for (const auto& [dtype, precision] : arithmetics) {
+    Case c = make_case(context(), problem_text(Pass::forward, dtype, "subm3 64->40 shell:16"));
+    c.problem.precision = precision;
+    Operands operands = make_operands(c, Fill::integers);
+    constexpr int tap = 5;
+    const int64_t size = int64_t{c.problem.c_in} * c.problem.c_out;
+    std::fill_n(operands.w.begin() + tap * size, size, std::numeric_limits<double>::infinity());
+    OnDevice layer(c, operands, true);
+    EXPECT_FALSE(layer.kernels().empty());
+    for (const Kernel* kernel : layer.kernels()) {
+      SCOPED_TRACE(kernel->name);
+      const auto values = layer.run(*kernel);
+      int64_t finite = 0;
+      for (int64_t row = 0; row < c.map.n_out; ++row) {
+        if (c.map.neighbours.row<int32_t>(tap)[row] >= 0) continue;
+        for (int n = 0; n < c.problem.c_out; ++n) {
+          EXPECT_TRUE(std::isfinite(values[row * c.problem.c_out + n])) << "row " << row;
+          ++finite;
+        }
       }
+      EXPECT_GT(finite, 0);
     }
-    EXPECT_GT(finite, 0);
   }
 }
 

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Convolution on Hopper: y[o] = bias + sum over taps of x[in(o, t)] W[t], 16-bit operands, f32
-// sums, over the tiles of a masked schedule (schedule.h).
+// Convolution on Hopper: y[o] = bias + sum over taps of x[in(o, t)] W[t], 16-bit operands or f32
+// ones in the form of split_sm90.h, f32 sums, over the tiles of a masked schedule (schedule.h).
 //
 // A CTA takes items in turn: a tile, a block of its columns and a slice of its steps, a step being
-// one tap and `depth` input channels. Column blocks of a tile go to neighbouring CTAs, which then
-// read the same rows at about the same time and share them in the second-level cache. Tiles come
-// longest first, and the next item goes to the CTA that asks first (implicit_gemm_sm90_items.cuh).
+// one tap and `depth` input channels; split operands count as so many 16-bit units. Column blocks
+// of a tile go to neighbouring CTAs, which then read the same rows at about the same time and share
+// them in the second-level cache. Tiles come longest first, and the next item goes to the CTA that
+// asks first (implicit_gemm_sm90_items.cuh).
 //
 // Warpgroup 0 fills a ring of stages, one a step; warpgroups 1 and 2 multiply. A stage is
 //   A [rows, depth]: rows of x, gathered by cp.async, depth / 8 lanes a row; absent rows are zeros
 //   B [depth, columns] of W[tap], by one tensor copy (or one per 64 columns where the output
 //   channels are contiguous)
-// both swizzled over the bytes of a row, 128 or 64: 16-byte piece p of row r lies at p ^ (r & 7) or
+// f32 pieces of one channel stand in one stage, which therefore serves all their products: three of
+// bf16x3 take 1.5 times the multiplication of two copies, where they are not hidden by it.
+// Both swizzled over the bytes of a row, 128 or 64: 16-byte piece p of row r lies at p ^ (r & 7) or
 // p ^ (r / 2 & 3). Weights are used in place in either layout: contiguous input channels make B
 // K-major, contiguous output channels MN-major.
 //
@@ -50,6 +53,7 @@
 #include <type_traits>
 
 #include "cuda/kernels/implicit_gemm_sm90_items.cuh"
+#include "cuda/kernels/implicit_gemm_sm90_launch.h"
 #include "cuda/kernels/implicit_gemm_sm90_sums.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/copy.cuh"
@@ -57,18 +61,47 @@
 
 namespace voxgemm::cuda::sm90 {
 
-struct Shape {
-  int rows = 128;  // of a tile: 128 or 256
-  int columns = 256;
-  int depth = 64;  // input channels a stage: 64 or 32
-  int stages = 4;
-  bool pingpong = false;
+// What the instructions multiply, and the type of y and bias.
+template <Math math>
+struct Numbers {
+  using Operand = __nv_bfloat16;
+  using Result = float;
+};
+template <>
+struct Numbers<Math::f16> {
+  using Operand = __half;
+  using Result = __half;
+};
+template <>
+struct Numbers<Math::bf16> {
+  using Operand = __nv_bfloat16;
+  using Result = __nv_bfloat16;
+};
+template <>
+struct Numbers<Math::tf32> {
+  using Operand = ptx::Tf32;
+  using Result = float;
 };
 
+// The products of a stage: which 32 bytes of a row of A with which of a column of B.
+struct Products {
+  int count = 4;
+  int a[6] = {0, 1, 2, 3};
+  int b[6] = {0, 1, 2, 3};
+};
+// Of pieces the smallest products first.
+__device__ constexpr Products products_of(Math math, int depth) {
+  if (math == Math::bf16x3) return {6, {2, 3, 0, 1, 0, 1}, {0, 1, 2, 3, 0, 1}};
+  if (math == Math::bf16x6) return {6, {2, 1, 0, 1, 0, 0}, {0, 1, 2, 0, 1, 0}};
+  return {.count = depth / 16};
+}
+
 // in_contiguous: layout of the weights.
-template <class Element, Shape shape, bool in_contiguous_>
+template <Math math_, Shape shape, bool in_contiguous_>
 struct Config {
-  using T = Element;
+  static constexpr Math math = math_;
+  using Operand = typename Numbers<math>::Operand;
+  using Result = typename Numbers<math>::Result;
   static constexpr bool in_contiguous = in_contiguous_;
   static constexpr bool pingpong = shape.pingpong;
   static constexpr int rows = shape.rows;
@@ -84,8 +117,8 @@ struct Config {
   static constexpr int shared_bytes =
       1024 + stages * stage_bytes + 16 * stages + 16 + 20 * item_slots;
   static constexpr int threads = 384;
-  static constexpr int producer_registers = 120;
-  static constexpr int consumer_registers = 192;
+  static constexpr int producer_registers = 104;
+  static constexpr int consumer_registers = 200;
   // The producer's 128 threads: lanes a row, rows between the copies of a thread, copies a thread.
   static constexpr int lanes = depth / 8;
   static constexpr int row_step = 128 / lanes;
@@ -215,7 +248,8 @@ class Producer {
       copy_weights<C>(weight_map_, shared_.stages + stage + C::a_bytes, full, place);
     }
     const int channel = place.x + piece_ * 8;
-    const int outside = channel < p_.c_in ? 0 : 1;
+    const bool unused = C::math == Math::bf16x6 && piece_ >= 6;
+    const int outside = channel < p_.c_in && !unused ? 0 : 1;
     const char* x = static_cast<const char*>(p_.x) + 2 * channel;
     const auto copy_half = [&]<int half>(std::integral_constant<int, half>) {
 #pragma unroll
@@ -248,7 +282,7 @@ template <class C, int first, int last>
 __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 2],
                                          uint32_t a,
                                          uint32_t b) {
-  using Multiply = ptx::Wgmma<typename C::T, C::columns, false, !C::in_contiguous>;
+  using Multiply = ptx::Wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>;
   const auto rows = [](uint32_t at) {  // K-major
     return C::depth == 64 ? ptx::swizzled_operand(at, 16, 1024)
                           : ptx::swizzled_operand_64(at, 16, 512);
@@ -256,8 +290,10 @@ __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 
 #pragma unroll
   for (int block = first; block < last; ++block) ptx::pin(d[block]);
   ptx::wgmma_fence();
+  constexpr Products products = products_of(C::math, C::depth);
 #pragma unroll
-  for (int k = 0; k < C::depth / 16; ++k) {
+  for (int i = 0; i < products.count; ++i) {
+    const int k = products.b[i];
     uint64_t weights;
     if constexpr (C::in_contiguous) {
       weights = rows(b + k * 32);
@@ -268,7 +304,7 @@ __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 
     }
 #pragma unroll
     for (int block = first; block < last; ++block) {
-      Multiply::add(d[block], rows(a + block * 64 * C::row_bytes + k * 32), weights);
+      Multiply::add(d[block], rows(a + block * 64 * C::row_bytes + products.a[i] * 32), weights);
     }
   }
   ptx::wgmma_commit();
@@ -370,7 +406,7 @@ __device__ __forceinline__ void write_item(const ConvParams& p,
     const int64_t broken_row = p.order[item.first + place];
     for (int e = 0; e < C::columns / 4; ++e) {
       const int n = item.column + e / 2 * 8 + threadIdx.x % 4 * 2 + e % 2;
-      if (n < p.c_out) repair<typename C::T>(p, broken_row, n);
+      if (n < p.c_out) repair<typename C::Result>(p, broken_row, n);
     }
   }
 }

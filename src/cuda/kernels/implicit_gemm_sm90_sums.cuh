@@ -5,16 +5,16 @@
 // later launch to add.
 //
 // A warpgroup's matrix instruction leaves two rows to every four lanes (a quad), and in both lane c
-// columns 8 j + 2 c and the next for every j. Written like that, f32 sums are stored 8 bytes at a
-// time and 16-bit results 4, at a third of the speed of 16 bytes; so the lanes of a quad exchange
-// what they hold first.
+// columns 8 j + 2 c and the next for every j. Written like that, f32 sums and results are stored 8
+// bytes at a time and 16-bit results 4, at a third of the speed of 16 bytes; so the lanes of a quad
+// exchange what they hold first.
 //
 // Partial sums lie in buffers [rows, partial_stride], one for every group and slice; whoever
 // finishes a row adds them in the order of the buffers, so the bits do not depend on timing.
 //
 // A zero-filled row times an infinite weight is NaN, which an absent neighbour must not make. Sums
 // that come out NaN are therefore computed once more, only over present rows (repair()); finite
-// weights never get there.
+// weights never get there. The same puts right what splitting f32 operands makes of infinite ones.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -50,8 +50,11 @@ struct ConvParams {
   int added = 0;               // the first so many buffers are added to the sums of this launch
   bool finish = true;          // rows of y are written, else buffer group * group_buffers + slice
   int group_buffers = 0;
-  // For repair() only.
+  // For repair() only: the operands as they were given.
   const int32_t* neighbours = nullptr;  // [taps, rows]
+  const void* given_x = nullptr;
+  int64_t given_x_stride = 0;
+  int given_c_in = 0;
   const void* weights = nullptr;
   int64_t tap_stride = 0;
   int64_t in_stride = 0;
@@ -117,11 +120,10 @@ __device__ __forceinline__ void repair(const ConvParams& p, int64_t row, int n) 
   for (int tap = 0; tap < p.taps; ++tap) {
     const int in = p.neighbours[tap * p.rows + row];
     if (in < 0) continue;
-    const T* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x) +
-                                            static_cast<uint64_t>(in) * p.x_row_bytes);
+    const T* x = static_cast<const T*>(p.given_x) + in * p.given_x_stride;
     const T* w = static_cast<const T*>(p.weights) +
                  (p.mirror_taps ? p.taps - 1 - tap : tap) * p.tap_stride + n * p.out_stride;
-    for (int k = 0; k < p.c_in; ++k) sum += float(x[k]) * float(w[k * p.in_stride]);
+    for (int k = 0; k < p.given_c_in; ++k) sum += float(x[k]) * float(w[k * p.in_stride]);
   }
   if (p.bias != nullptr) sum += float(static_cast<const T*>(p.bias)[n]);
   static_cast<T*>(p.y)[row * p.y_stride + n] = T(sum);
@@ -132,31 +134,47 @@ __device__ __forceinline__ float bias_at(const ConvParams& p, int n) {
   return p.bias != nullptr && n < p.c_out ? float(static_cast<const T*>(p.bias)[n]) : 0.0f;
 }
 
+// Writes eight (16-bit) or four columns.
+__device__ __forceinline__ void store_16(void* to, const uint32_t (&word)[4]) {
+  *static_cast<uint4*>(to) = make_uint4(word[0], word[1], word[2], word[3]);
+}
+
 // Rounds and writes one of the two rows (h) of a block of 64 that this lane's quad holds; row < 0:
 // past the tile's end. Whether one of its sums was NaN.
 template <class C>
 __device__ __forceinline__ bool store_row(
     const ConvParams& p, const float (&d)[C::columns / 2], int h, int64_t row, int column) {
-  using T = typename C::T;
+  using T = typename C::Result;
   const int c = threadIdx.x % 4;
+  T* const y = static_cast<T*>(p.y) + row * p.y_stride;
   bool broken = false;
+  const auto sum_of = [&](int j) {
+    const int n = column + j * 8 + c * 2;
+    float2 sum = make_float2(d[j * 4 + h * 2], d[j * 4 + h * 2 + 1]);
+    broken |= isnan(sum.x) || isnan(sum.y);
+    sum.x += bias_at<T>(p, n);
+    sum.y += bias_at<T>(p, n + 1);
+    return sum;
+  };
+  if constexpr (sizeof(T) == 4) {
 #pragma unroll
-  for (int j4 = 0; j4 < C::columns / 32; ++j4) {
-    uint32_t word[4];
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const int n = column + j4 * 32 + q * 8 + c * 2;
-      float2 sum = make_float2(d[(j4 * 4 + q) * 4 + h * 2], d[(j4 * 4 + q) * 4 + h * 2 + 1]);
-      broken |= isnan(sum.x) || isnan(sum.y);
-      sum.x += bias_at<T>(p, n);
-      sum.y += bias_at<T>(p, n + 1);
-      word[q] = pack_two(sum.x, sum.y, T());
+    for (int j = 0; j < C::columns / 8; j += 2) {
+      const float4 v = exchange_pair(sum_of(j), sum_of(j + 1), c);
+      const int n = column + j * 8 + even_column(c);
+      if (row >= 0 && n < p.c_out) *reinterpret_cast<float4*>(y + n) = v;
     }
-    transpose_quad(word, c);
-    const int n = column + j4 * 32 + c * 8;
-    if (row >= 0 && n < p.c_out) {
-      *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + row * p.y_stride + n) =
-          make_uint4(word[0], word[1], word[2], word[3]);
+  } else {
+#pragma unroll
+    for (int j4 = 0; j4 < C::columns / 32; ++j4) {
+      uint32_t word[4];
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const float2 sum = sum_of(j4 * 4 + q);
+        word[q] = pack_two(sum.x, sum.y, T());
+      }
+      transpose_quad(word, c);
+      const int n = column + j4 * 32 + c * 8;
+      if (row >= 0 && n < p.c_out) store_16(y + n, word);
     }
   }
   return broken && row >= 0;
@@ -232,17 +250,24 @@ __global__ void finish_rows(const __grid_constant__ ConvParams p) {
 #pragma unroll
       for (int e = 0; e < 8; ++e) sum[e] += v[e];
     }
+    T* const y = static_cast<T*>(p.y) + row * p.y_stride + n;
     uint32_t broken = 0;
-    uint32_t word[4];
 #pragma unroll
-    for (int e = 0; e < 8; e += 2) {
+    for (int e = 0; e < 8; ++e) {
       broken |= static_cast<uint32_t>(isnan(sum[e])) << e;
-      broken |= static_cast<uint32_t>(isnan(sum[e + 1])) << (e + 1);
-      word[e / 2] =
-          pack_two(sum[e] + bias_at<T>(p, n + e), sum[e + 1] + bias_at<T>(p, n + e + 1), T());
+      sum[e] += bias_at<T>(p, n + e);
     }
-    *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + row * p.y_stride + n) =
-        make_uint4(word[0], word[1], word[2], word[3]);
+    if constexpr (sizeof(T) == 4) {
+      *reinterpret_cast<float4*>(y) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+      if (n + 4 < p.c_out) {
+        *reinterpret_cast<float4*>(y + 4) = make_float4(sum[4], sum[5], sum[6], sum[7]);
+      }
+    } else {
+      uint32_t word[4];
+#pragma unroll
+      for (int e = 0; e < 8; e += 2) word[e / 2] = pack_two(sum[e], sum[e + 1], T());
+      store_16(y, word);
+    }
     for (; broken != 0; broken &= broken - 1) {
       const int at = n + __ffs(broken) - 1;
       if (at < p.c_out) repair<T>(p, row, at);

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/kernels/implicit_gemm_sm90.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/aligned.h"
+#include "cuda/device.h"
+#include "cuda/kernels/implicit_gemm_sm90_launch.h"
+#include "cuda/kernels/split_sm90.h"
+
+namespace voxgemm::cuda {
+namespace {
+
+using sm90::Math;
+using sm90::most_groups;
+using sm90::Shape;
+using sm90::shapes;
+using sm90::Slicing;
+
+// A row of the registry.
+struct Row {
+  Math math = Math::f16;
+  int shape = 0;
+  int groups = 1;  // more where 32 taps a group ask for it
+  bool split = false;
+};
+constexpr Row variants[] = {
+    {.shape = 0, .groups = 1},
+    {.shape = 0, .groups = 2},
+    {.shape = 0, .groups = 3},
+    {.shape = 1, .groups = 1},
+    {.shape = 2, .groups = 1},
+    {.shape = 2, .groups = 3},
+    {.shape = 3, .groups = 1},
+    {.shape = 3, .groups = 3},
+    {.shape = 4, .groups = 1},
+    {.shape = 5, .groups = 1},
+    {.shape = 0, .groups = 1, .split = true},
+    {.shape = 2, .groups = 1, .split = true},
+    {.shape = 3, .groups = 1, .split = true},
+};
+std::vector<Row> family_rows() {
+  std::vector<Row> rows;
+  for (const Math math : {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6}) {
+    for (Row row : variants) {
+      row.math = math;
+      // The last shapes differ in what they are for.
+      if (!sm90::is_for(math, shapes[row.shape])) ++row.shape;
+      rows.push_back(row);
+    }
+  }
+  return rows;
+}
+
+const Row& row_of(const Kernel& kernel) { return *static_cast<const Row*>(kernel.family); }
+
+// Taps of a group are bits of a mask; only rows of three groups take kernels that need more.
+constexpr int most_taps = 32;
+
+int groups_of(const Row& row, int taps) {
+  return std::min(taps, std::max(row.groups, static_cast<int>(ceil_div(taps, most_taps))));
+}
+
+// The sizes of a pass seen as a forward.
+struct Sizes {
+  int64_t rows = 0;
+  int taps = 0;
+  int c_in = 0;  // in 16-bit units
+  int c_out = 0;
+};
+
+// Slices for items to fill the SMs of an H100 or H200 once: a partial sum costs more than the end
+// of a second wave. Not asked of the device: results depend on it.
+constexpr int sms = 132;
+int slices_of(const Row& row, const Sizes& sizes) {
+  if (!row.split) return 1;
+  const Shape& shape = shapes[row.shape];
+  const int64_t items = ceil_div(sizes.rows, shape.rows) * groups_of(row, sizes.taps) *
+                        ceil_div(sizes.c_out, shape.columns);
+  // A slice of less than four steps is all beginning and end.
+  const int64_t steps = sizes.taps / groups_of(row, sizes.taps) * ceil_div(sizes.c_in, shape.depth);
+  const int64_t most = std::clamp<int64_t>(steps / 4, 1, 16);
+  return static_cast<int>(std::clamp<int64_t>(sms / std::max<int64_t>(items, 1), 1, most));
+}
+
+void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
+  const DeviceGuard guard(ctx.device);
+  const Row& row = row_of(kernel);
+  const AlignedMatrix x = aligned_input(ctx, args.x);
+  const AlignedMatrix y = aligned_output(ctx, args.y);
+  ConvArgs aligned = args;
+  aligned.y = y.matrix;
+  std::shared_ptr<void> memory;
+  if (sm90::is_split(row.math)) {
+    const sm90::SplitOperands split = sm90::split_operands(ctx, row.math, x.matrix, args.w);
+    aligned.x = split.x;
+    aligned.w = split.w;
+    memory = split.memory;
+  } else {
+    const AlignedWeights w = aligned_weights(ctx, args.w);
+    aligned.x = x.matrix;
+    aligned.w = w.weights;
+    memory = w.memory;
+  }
+  const Slicing slicing = {
+      row.split, slices_of(row, {args.y.rows, args.w.taps, aligned.w.c_in, args.w.c_out})};
+  sm80::dispatch(row.math, [&]<Math math>() {
+    if constexpr (math != Math::ieee) {
+      sm90::convolve<math>(ctx, aligned, args, row.shape, slicing);
+    }
+  });
+  write_back(ctx, y, args.y);
+}
+
+std::string why_not(const Kernel& kernel, const Problem& problem) {
+  const Row& row = row_of(kernel);
+  std::string reason = sm80::why_not(row.math, 0, problem);
+  if (!reason.empty()) return reason;
+  if (problem.pass == Pass::grad_weight) return "has no weight gradient";
+  if (problem.architecture / 10 != 9) {
+    return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
+                problem.architecture % 10);
+  }
+  const int taps = problem.geometry.taps();
+  if (row.groups < most_groups && taps > most_taps * row.groups) {
+    return join("takes at most ", most_taps * row.groups, " taps, the kernel has ", taps);
+  }
+  return "";
+}
+
+Sizes sizes_of(Math math, const Problem& problem) {
+  const bool backward = problem.pass == Pass::grad_input;
+  const int c_in = backward ? problem.c_out : problem.c_in;
+  return {problem.n_out, problem.geometry.taps(),
+          sm90::is_split(math) ? sm90::split_channels(math, c_in) : c_in,
+          backward ? problem.c_in : problem.c_out};
+}
+
+// Executed over useful products of tiles of so many rows sorted by mask, where every row has about
+// half of the taps: as counted on shells of 4 thousand to 4 million voxels, where it falls with the
+// number of rows that share a mask, and groups of taps multiply that.
+double waste(double rows, int tile_rows, int groups) {
+  const double sharing = rows / 25e3 * 128 / tile_rows * std::pow(4.3, groups - 1);
+  return 1 + 1 / (1 + std::pow(sharing, 0.75));
+}
+
+// Fitted to 160 times on one H200, every row on shells of 192 to 4 million voxels and 32 to 1024
+// channels; what it picks is within 3% of the fastest row there.
+double cost(const Kernel& kernel, const Problem& problem) {
+  const Row& row = row_of(kernel);
+  const Shape& shape = shapes[row.shape];
+  const Sizes sizes = sizes_of(row.math, problem);
+  const int groups = groups_of(row, sizes.taps);
+  const int slices = slices_of(row, sizes);
+  const auto rows = static_cast<double>(std::max<int64_t>(sizes.rows, 1));
+  const auto k_blocks = static_cast<double>(ceil_div(sizes.c_in, shape.depth));
+  const auto column_blocks = static_cast<double>(ceil_div(sizes.c_out, shape.columns));
+  const double taps = std::max(problem.expected_pairs() / rows, 1e-3);  // of a row
+  const double tile_waste = std::min(waste(rows, shape.rows, groups), sizes.taps / taps);
+  const double half_waste = std::min(waste(rows, shape.rows / 2, groups), tile_waste);
+  // Clocks of a step: products at 4096 a clock, for halves that have the tap, and copies at 35
+  // bytes a clock, of rows that are there and of weights that neighbours in part share. Pieces of
+  // bf16 make 6 products of what 16-bit operands make 4.
+  const bool pieces = row.math == Math::bf16x3 || row.math == Math::bf16x6;
+  const double products = (pieces ? 1.5 : 1.0) * 2.0 * shape.rows * shape.columns * shape.depth /
+                          4096 * half_waste / tile_waste;
+  const double copies =
+      2.0 * shape.depth * (1.2 * shape.rows / tile_waste + 0.7 * shape.columns) / 35;
+  const double steps = taps * tile_waste * k_blocks / groups / slices;  // of an item
+  // Clocks of an item's end, half of them beside the next item with pingpong.
+  const bool finished = groups == 1 && slices == 1;
+  const double end = 3800 + (finished ? 0.024 : 0.092) * (shape.pingpong ? 0.5 : 1.0) * shape.rows *
+                                std::min(shape.columns, sizes.c_out);
+  const double items = std::ceil(rows / shape.rows) * groups * column_blocks * slices;
+  const double turns = items <= sms ? 1.2 : items / sms + 0.98;
+  constexpr double clock = 1.6e9;
+  constexpr double launching = 12e-6;
+  const double buffers = slices > 1 ? groups * slices : 0;
+  const double adding = slices > 1 ? 2.4e-6 + 8 * rows * sizes.c_out * buffers / 8.6e12 : 0;
+  const auto size = static_cast<double>(size_of(problem.dtype));
+  const double operands = rows * sizes.c_in + double(sizes.taps) * sizes.c_in * sizes.c_out;
+  const double memory = (2.0 * operands + size * rows * sizes.c_out) / 3.5e12;
+  // Four bytes are read for every one to four units.
+  const double splitting = sm90::is_split(row.math) ? 4e-6 + 4.0 * operands / 3.5e12 : 0;
+  const double items_time = turns * (steps * std::max(products, copies) + end) / clock;
+  return launching + splitting + std::max(items_time, memory) + adding;
+}
+
+ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
+  const Row& row = row_of(kernel);
+  return {.order = ScheduleOptions::Order::by_mask,
+          .groups = groups_of(row, problem.geometry.taps()),
+          .tile_rows = shapes[row.shape].rows,
+          .chunk_rows = one_chunk};
+}
+
+}  // namespace
+
+std::vector<Kernel> implicit_gemm_sm90_kernels() {
+  static const std::vector<Row> family = family_rows();
+  std::vector<Kernel> rows;
+  for (const Row& row : family) {
+    const Shape& shape = shapes[row.shape];
+    const Algorithm algorithm =
+        row.split ? Algorithm::masked_implicit_gemm_splitk : Algorithm::masked_implicit_gemm;
+    rows.push_back({.name = join(name(algorithm), "_sm90/", sm80::name(row.math), "/", shape.rows,
+                                 "x", shape.columns, ".g", row.groups),
+                    .algorithm = algorithm,
+                    .slices = row.split ? 16 : 1,
+                    .why_not = why_not,
+                    .cost = cost,
+                    .schedule = schedule,
+                    .launch = launch_pass,
+                    .family = &row});
+  }
+  return rows;
+}
+
+}  // namespace voxgemm::cuda

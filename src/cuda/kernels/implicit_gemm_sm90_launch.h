@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "conv/kernel.h"
+#include "cuda/kernels/arithmetic_sm80.h"
+
+namespace voxgemm::cuda::sm90 {
+
+using sm80::Math;
+
+// A tile and what it is worked with.
+struct Shape {
+  int rows = 128;  // of a tile: 128 or 256
+  int columns = 256;
+  int depth = 64;  // of a stage, in 16-bit units: 64 or 32
+  int stages = 4;
+  bool pingpong = false;
+};
+
+// Stages fill the shared memory of an SM.
+constexpr Shape shapes[] = {
+    {.rows = 128, .columns = 256, .stages = 4},
+    {.rows = 256, .columns = 128, .stages = 4},
+    {.rows = 128, .columns = 128, .stages = 6},
+    {.rows = 128, .columns = 64, .stages = 8},
+    {.rows = 256, .columns = 64, .stages = 5, .pingpong = true},
+    {.rows = 256, .columns = 32, .depth = 32, .stages = 10, .pingpong = true},
+    {.rows = 256, .columns = 32, .stages = 6, .pingpong = true},
+};
+
+// f32 operands are brought to another form first (split_sm90.h), 64 units of it a stage.
+constexpr bool is_split(Math math) { return math != Math::f16 && math != Math::bf16; }
+constexpr bool is_for(Math math, const Shape& shape) {
+  return shape.columns > 32 || (shape.depth == 64) == is_split(math);
+}
+
+// Into how many slices the reduction of a tile is cut, and whether all sums are partial then, to be
+// added by a pass of its own.
+struct Slicing {
+  bool split = false;
+  int slices = 1;
+};
+
+// Up to so many groups have sums of their own; more of them take turns.
+constexpr int most_groups = 3;
+
+// The convolution `given`, with operands as the kernels take them: rows of 16 bytes whole, f32
+// split. One source for each arithmetic.
+template <Math math>
+void convolve(const Context& ctx,
+              const ConvArgs& args,
+              const ConvArgs& given,
+              int shape,
+              const Slicing& slicing);
+
+}  // namespace voxgemm::cuda::sm90
