@@ -100,8 +100,9 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   // Every group has every row, so its tiles are as many as any other's, and stand together.
   const ScheduleParts& parts = args.schedule->parts();
   const int64_t group_tiles = parts.tiles.rows / p.groups;
-  // One turn needs no counter.
-  const bool dealt = group_tiles * p.column_blocks * p.groups * p.slices > multiprocessors(ctx);
+  constexpr int most_even_turns = 4;
+  const bool dealt = group_tiles * p.column_blocks * p.groups * p.slices >
+                     most_even_turns * multiprocessors(ctx);
   Layout layout;
   const auto sums = layout.add<float>(buffers * p.rows * p.partial_stride);
   const auto counters = layout.add<int>(dealt ? p.groups : 0);
