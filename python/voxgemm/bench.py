@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,20 @@ def suite() -> list[str]:
     for where in _MAP_MS:
         problems += [f"map f32 subm3 1->1 {where}", f"map f32 subm3 1->1 shuffled:{where}"]
     return problems
+
+
+def random_problems(count: int = 200) -> list[str]:
+    """The same ones each time, those of one cloud after each other."""
+    draw = random.Random(0)
+    clouds = ("street", *(f"shell:{res}" for res in (24, 48, 96, 160, 256)), "random:20000:64")
+    operations = ("subm3", "subm3", "subm3", "subm5", "conv3s2p1", "conv2s2", "inv2s2")
+    widths = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    dtypes = ("f16", "bf16", "f32", "tf32", "bf16x3")
+    return [
+        f"{draw.choice(PASSES)} {draw.choice(dtypes)} {draw.choice(operations)} "
+        f"{draw.choice(widths)}->{draw.choice(widths)} {clouds[place * len(clouds) // count]}"
+        for place in range(count)
+    ]
 
 
 def _target(problem: Problem) -> tuple[str, float] | None:

@@ -48,7 +48,9 @@ def add_commands(commands: Any, device: Callable[[str], str], example: str) -> N
     )
     add = tune.add_argument
     add("problems", nargs="*", metavar="PROBLEM")
-    add("--suite", choices=("cpu", "h200"), help="the problems of `bench --suite`")
+    add(
+        "--suite", choices=("cpu", "h200", "random"), help="those of `bench --suite`, or 200 others"
+    )
     add("--device", type=device, help="default: cpu, of --suite h200 cuda")
     add("--budget", type=_seconds, default=1.0, metavar="SECONDS", help="of each pass (default 1)")
     add("--algorithm", metavar="NAME[,NAME]", help="these algorithms only")
@@ -113,8 +115,13 @@ def _problems(arguments: argparse.Namespace) -> tuple[list[str], str]:
     device = arguments.device or ("cuda" if arguments.suite == "h200" else "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"device is {device!r}, but torch finds no GPU")
-    suites = {"cpu": bench.suite, "h200": targets.suite}
-    return arguments.problems or suites[arguments.suite](), device
+    suites = {"cpu": bench.suite, "h200": targets.suite, "random": bench.random_problems}
+    texts = arguments.problems or suites[arguments.suite]()
+    return [text for text in texts if not text.startswith("map ")], device
+
+
+def is_reference(kernel: str) -> bool:
+    return kernel == "reference_cpu" or kernel.startswith("naive_cuda/")
 
 
 def run_tune(arguments: argparse.Namespace) -> None:
@@ -146,6 +153,7 @@ def run_tune(arguments: argparse.Namespace) -> None:
             "model": favourite,
             "model_over_best": ratio,
             "known": len(times),
+            "able": sum(not is_reference(c["kernel"]) for c in able),
         }
         lines.append(json.dumps(line))
         records.append(found.records)
