@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class IntCoords:
         if tensor_stride is not None:
             self.set_tensor_stride(tensor_stride)
         self._rows: tuple[Tensor, int, Tensor] | None = None
+        # What convolutions from here lead to, by layer and target; of these rows.
+        self.places: dict[Hashable, Any] = {}
 
     @classmethod
     def of_rows(cls, rows: Tensor, axes: int, samples: int, tensor_stride: Any) -> IntCoords:
@@ -58,6 +60,7 @@ class IntCoords:
         if self._rows is None or self._rows[0] is not tensor or self._rows[1] != tensor._version:
             made = to_rows(batch_indexed_coordinates(tensor, self.offsets))
             self._rows = (tensor, tensor._version, made)
+            self.places.clear()
         return self._rows[2]
 
     @property
@@ -87,6 +90,9 @@ class IntCoords:
     def __getitem__(self, sample: int) -> Tensor:
         begin, end = self.offsets[sample : sample + 2].tolist()
         return self.batched_tensor[begin:end]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "places": {}}
 
     def set_tensor_stride(self, tensor_stride: Any) -> None:
         self.tensor_stride = sizes(tensor_stride, self.num_spatial_dims, "tensor_stride")

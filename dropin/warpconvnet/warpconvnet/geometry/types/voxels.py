@@ -131,6 +131,20 @@ class Voxels(Geometry):
             batched_coordinates, batched_features, offsets, **shared, **{**kept, **extra}
         )
 
+    def on(
+        self, coordinates: IntCoords, features: Tensor, ordering: POINT_ORDERING | None = None
+    ) -> Voxels:
+        """Features [N, C] on coordinates that they fit; the ordering is that of new coordinates."""
+        out = object.__new__(type(self))
+        out.batched_coordinates, out.cache = coordinates, self.cache
+        out.batched_features = CatFeatures.of(features, coordinates.offsets)
+        out.extra_attributes = dict(self.extra_attributes)
+        if coordinates is not self.batched_coordinates:
+            out.extra_attributes.pop("ordering", None)
+            if ordering is not None:
+                out.extra_attributes["ordering"] = ordering
+        return out
+
     def replace_features(self, features: Features | Tensor) -> Voxels:
         return self.replace(batched_features=features)
 

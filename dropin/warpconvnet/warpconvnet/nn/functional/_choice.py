@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ _SPACES = {
 }
 
 
-class Search(NamedTuple):
+@dataclasses.dataclass(eq=False, frozen=True)
+class Search:
     """The algorithms of each pass, and what of the configuration a map does not say."""
 
     names: tuple[Names, Names, Names]
@@ -39,6 +41,9 @@ def names_by_pass(
     fwd: object, bwd: object, dgrad: object, wgrad: object
 ) -> tuple[Names, Names, Names]:
     """Of the four arguments; None is the environment's."""
+    if fwd is None and bwd is None and dgrad is None and wgrad is None:
+        values = [getattr(constants, name) for name in _VARIABLES]
+        return _of_environments(*(v if isinstance(v, str) else tuple(v) for v in values))
     if bwd is not None and (dgrad is not None or wgrad is not None):
         raise ArgumentError(
             f"bwd_algo is {bwd!r} together with dgrad_algo {dgrad!r} and wgrad_algo {wgrad!r}, "
@@ -57,6 +62,21 @@ def _named(given: object, what: str, variable: str) -> Names:
     if given is not None:
         return names_of(given, what)
     return _of_environment(variable, str(getattr(constants, variable)))
+
+
+_VARIABLES = tuple(f"WARPCONVNET_{way}_ALGO_MODE" for way in ("FWD", "BWD", "DGRAD", "WGRAD"))
+
+
+@functools.lru_cache(maxsize=64)
+def _of_environments(*values: str | tuple[str, ...]) -> tuple[Names, Names, Names]:
+    """By pass, of the four variables."""
+    fwd, bwd, dgrad, wgrad = values
+    chosen = (
+        (fwd, "WARPCONVNET_FWD_ALGO_MODE"),
+        (dgrad, "WARPCONVNET_DGRAD_ALGO_MODE") if dgrad else (bwd, "WARPCONVNET_BWD_ALGO_MODE"),
+        (wgrad, "WARPCONVNET_WGRAD_ALGO_MODE") if wgrad else (bwd, "WARPCONVNET_BWD_ALGO_MODE"),
+    )
+    return tuple(names_of(value, variable) for value, variable in chosen)
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import functools
 import math
+import weakref
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +18,7 @@ from voxgemm import ArgumentError, depthwise, kernel_map, passes
 from voxgemm.algorithms import precision_of
 from voxgemm.kernel_map import Geometry, KernelMap
 
+from ..._search import Names
 from ...geometry import _rows
 from ...geometry.coords.integer import IntCoords
 from ...geometry.coords.ops.serialization import POINT_ORDERING, order_rows
@@ -90,7 +95,34 @@ class Place(NamedTuple):
 
     coordinates: IntCoords
     map: KernelMap
-    reordered: bool  # the rows follow an order that the input's do not
+
+
+@dataclasses.dataclass(eq=False, frozen=True)
+class Layer:
+    """Everything of a convolution but its tensors; one object per distinct layer."""
+
+    shape: Shape
+    mode: STRIDED_CONV_MODE
+    reduction: str
+    groups: int
+    search: Search
+    point: bool  # 1x1 with stride 1 and no order
+    ordering: POINT_ORDERING | None  # that the outputs follow and the inputs do not
+
+
+@functools.lru_cache(maxsize=4096)
+def layer_of(
+    shape: Shape,
+    mode: STRIDED_CONV_MODE,
+    reduction: str,
+    groups: int,
+    names: tuple[Names, Names, Names],
+) -> Layer:
+    configuration = (*shape[:5], mode.value, groups)
+    search = Search(names, " ".join(map(str, configuration)))
+    random = shape.order == POINT_ORDERING.RANDOM
+    point = random and max(shape.kernel_size) == max(shape.stride) == 1
+    return Layer(shape, mode, reduction, groups, search, point, None if random else shape.order)
 
 
 def _check(shape: Shape, target: Voxels | None, mode: STRIDED_CONV_MODE) -> None:
@@ -170,7 +202,7 @@ def _place(x: Voxels, shape: Shape, target: Voxels | None) -> Place:
         x.cache.put(map, geometry, fine, coarse)
     if shape.transposed:
         map = map.transposed()
-    return Place(coordinates, map, shape.order != POINT_ORDERING.RANDOM)
+    return Place(coordinates, map)
 
 
 def _shape(
@@ -181,7 +213,23 @@ def _shape(
     flags: tuple[bool, bool],
     order: POINT_ORDERING,
 ) -> Shape:
-    axes = x.num_spatial_dims
+    given = (kernel_size, kernel_dilation, stride)
+    if any(isinstance(value, list | Tensor) for value in given):
+        axes = x.num_spatial_dims
+        names = ("kernel_size", "kernel_dilation", "stride")
+        given = tuple(_rows.sizes(v, axes, name) for v, name in zip(given, names, strict=True))
+    return shape_of(x.num_spatial_dims, *given, flags, order)
+
+
+@functools.lru_cache(maxsize=4096)
+def shape_of(
+    axes: int,
+    kernel_size: Any,
+    kernel_dilation: Any,
+    stride: Any,
+    flags: tuple[bool, bool],
+    order: POINT_ORDERING,
+) -> Shape:
     return Shape(
         _rows.sizes(kernel_size, axes, "kernel_size"),
         _rows.sizes(kernel_dilation, axes, "kernel_dilation"),
@@ -271,16 +319,6 @@ def as_kernel(weight: Tensor, kernel_size: _rows.Sizes, groups: int) -> Tensor:
     return by_output.reshape(-1, *size, weight.shape[2])
 
 
-def _operands(
-    x: Voxels, weight: Tensor, bias: Tensor | None, compute_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
-    """In the dtype that is computed in, and the dtype of the result."""
-    features = x.feature_tensor
-    dtype = compute_dtype or features.dtype
-    cast = None if bias is None else bias.to(dtype)
-    return features.to(dtype), weight.to(dtype), cast, features.dtype
-
-
 def spatially_sparse_conv(
     input_sparse_tensor: Voxels,
     weight: Tensor,
@@ -314,55 +352,78 @@ def spatially_sparse_conv(
     environment's. kernel_matmul_batch_size, the block sizes and use_fp16_accum have no effect.
     """
     names = names_by_pass(fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
-    return convolve(
-        input_sparse_tensor,
-        (weight, bias, groups, compute_dtype),
-        (kernel_size, kernel_dilation, stride, (generative, transposed), order),
-        output_spatially_sparse_tensor,
-        names=names,
-        mode=(stride_mode, stride_reduce),
-    )
-
-
-def convolve(x, parameters, geometry, target, names, mode):
-    """spatially_sparse_conv with its arguments in groups."""
+    x = input_sparse_tensor
     if not isinstance(x, Voxels):
         raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
-    weight, bias, groups, compute_dtype = parameters
-    shape = _shape(x, *geometry)
-    stride_mode, stride_reduce = mode
-    _check(shape, target, stride_mode)
+    shape = _shape(x, kernel_size, kernel_dilation, stride, (generative, transposed), order)
+    layer = layer_of(shape, stride_mode, stride_reduce, groups, names)
+    return convolve(x, (weight, bias, compute_dtype), layer, output_spatially_sparse_tensor)
+
+
+def find(x: Voxels, shape: Shape, target: Voxels | None, key: Hashable) -> Place:
+    """The place of a layer, kept with the input's coordinates."""
+    source = x.batched_coordinates
+    source.rows()  # forgets places of rows that changed
+    known = source.places.get((key, id(target and target.batched_coordinates)))
+    strides = (x.tensor_stride, target and target.tensor_stride)
+    if known is not None and known[0] == strides:
+        coordinates = source if known[1] is None else known[1]
+        if target is not None:
+            coordinates = target.batched_coordinates
+        if target is None or (known[3]() is coordinates and known[4]() is coordinates.rows()):
+            return Place(coordinates, known[2])
     stride = _out_stride(x, shape, target)
-    if stride_mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(shape.stride) > 1:
+    place = _place(x, shape, target)
+    coordinates = place.coordinates
+    if target is None and coordinates is not source and coordinates.tensor_stride != stride:
+        coordinates = _with_stride(coordinates, stride)
+    # Not the coordinates that keep it themselves, nor a target's: no cycle, no longer lives.
+    kept = None if coordinates is source or target is not None else coordinates
+    refs = (weakref.ref(coordinates), weakref.ref(coordinates.rows()))
+    source.places[(key, id(target and target.batched_coordinates))] = (
+        *(strides, kept, place.map),
+        *refs,
+    )
+    return Place(coordinates, place.map)
+
+
+def convolve(
+    x: Voxels,
+    parameters: tuple[Tensor, Tensor | None, torch.dtype | None],
+    layer: Layer,
+    target: Voxels | None,
+) -> Voxels:
+    """spatially_sparse_conv of a known layer."""
+    shape = layer.shape
+    weight, bias, compute_dtype = parameters
+    if shape.generative or shape.transposed or target is not None:
+        _check(shape, target, layer.mode)
+    if layer.mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(shape.stride) > 1:
         from .sparse_pool import sparse_reduce
 
-        x = sparse_reduce(x, shape.stride, shape.stride, stride_reduce)
+        x = sparse_reduce(x, shape.stride, shape.stride, layer.reduction)
         shape = shape._replace(stride=(1,) * x.num_spatial_dims)
-    kernel = as_kernel(weight, shape.kernel_size, groups)
-    features, kernel, bias, dtype = _operands(x, kernel, bias, compute_dtype)
-    if features.shape[1] != kernel.shape[4] * groups:
+    if x.batched_features.is_pad:
+        x = x.to_cat()
+    kernel = as_kernel(weight, shape.kernel_size, layer.groups)
+    features = x.feature_tensor
+    dtype = features.dtype
+    computed = compute_dtype or dtype
+    if kernel.dtype != computed or dtype != computed:
+        features, kernel = features.to(computed), kernel.to(computed)
+    if bias is not None and bias.dtype != computed:
+        bias = bias.to(computed)
+    if features.shape[1] != kernel.shape[4] * layer.groups:
         raise ArgumentError(
             f"features have {features.shape[1]} channels, the weight takes "
-            f"{kernel.shape[4] * groups}"
+            f"{kernel.shape[4] * layer.groups}"
         )
-    if features.ndim == 3:
-        features = x.batched_features.to_cat().batched_tensor.to(features.dtype)
-    point = max(shape.kernel_size) == max(shape.stride) == 1 and target is None
-    if point and shape.order == POINT_ORDERING.RANDOM:
-        out = _by_row(features, kernel, bias, groups)
-        return x.replace(batched_features=CatFeatures(out.to(dtype), x.offsets))
-    place = _place(x, shape, target)
-    configuration = (*shape[:5], stride_mode.value, groups)
-    search = Search(names, " ".join(map(str, configuration)))
-    out = _by_group(features, kernel, bias, place.map, search, groups)
-    coordinates = place.coordinates
-    if coordinates is not x.batched_coordinates and coordinates.tensor_stride != stride:
-        coordinates = _with_stride(coordinates, stride)
-    result = CatFeatures(out.to(dtype), coordinates.offsets)
-    if coordinates is x.batched_coordinates:
-        return x.replace(batched_features=result)
-    extra = {"ordering": shape.order} if place.reordered else {}
-    return x.replace(coordinates, result, **extra)
+    if layer.point and target is None:
+        out = _by_row(features, kernel, bias, layer.groups)
+        return x.on(x.batched_coordinates, out if computed == dtype else out.to(dtype))
+    place = find(x, shape, target, (layer, shape.stride))
+    out = _by_group(features, kernel, bias, place.map, layer.search, layer.groups)
+    return x.on(place.coordinates, out if computed == dtype else out.to(dtype), layer.ordering)
 
 
 def _with_stride(coordinates: IntCoords, stride: tuple[int, ...] | None) -> IntCoords:

@@ -21,6 +21,8 @@ from ..functional.sparse_conv import (
     SPARSE_CONV_FWD_ALGO_MODE,
     STRIDED_CONV_MODE,
     convolve,
+    layer_of,
+    shape_of,
 )
 from .base_module import BaseSpatialModule
 
@@ -118,15 +120,16 @@ class SpatiallySparseConv(BaseSpatialModule):
     def forward(
         self, input_sparse_tensor: Voxels, output_spatially_sparse_tensor: Voxels | None = None
     ) -> Voxels:
+        x = input_sparse_tensor
+        if not isinstance(x, Voxels):
+            raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
         flags = (self.generative, self.transposed)
-        return convolve(
-            input_sparse_tensor,
-            (self.weight, self.bias, self.groups, self.compute_dtype),
-            (self.kernel_size, self.dilation, self.stride, flags, self.order),
-            output_spatially_sparse_tensor,
-            names=self._names,
-            mode=(self.stride_mode, "max"),
+        shape = shape_of(
+            self.num_spatial_dims, self.kernel_size, self.dilation, self.stride, flags, self.order
         )
+        layer = layer_of(shape, self.stride_mode, "max", self.groups, self._names)
+        parameters = (self.weight, self.bias, self.compute_dtype)
+        return convolve(x, parameters, layer, output_spatially_sparse_tensor)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"

@@ -12,16 +12,12 @@ from torch import nn
 from ... import constants
 from ...geometry._rows import sizes
 from ...geometry.coords.ops.serialization import POINT_ORDERING
-from ...geometry.features.cat import CatFeatures
 from ...geometry.types.voxels import Voxels
 from ..functional.sparse_conv import (
     STRIDED_CONV_MODE,
     _check,
-    _operands,
-    _out_stride,
-    _place,
     _shape,
-    _with_stride,
+    find,
 )
 from ..functional.sparse_conv_depth import (
     SPARSE_DEPTHWISE_CONV_BWD_ALGO_MODE,
@@ -91,21 +87,23 @@ class SpatiallySparseDepthwiseConv(BaseSpatialModule):
         flags = (self.generative, self.transposed)
         shape = _shape(x, self.kernel_size, self.dilation, self.stride, flags, self.order)
         _check(shape, target, self.stride_mode)
-        stride = _out_stride(x, shape, target)
         if self.stride_mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(self.stride) > 1:
             from ..functional.sparse_pool import sparse_reduce
 
             x = sparse_reduce(x, self.stride, self.stride, self.stride_reduce)
             shape = shape._replace(stride=(1,) * x.num_spatial_dims)
-        place = _place(x, shape, target)
-        features, weight, bias, dtype = _operands(x, self.weight, self.bias, self.compute_dtype)
+        if x.batched_features.is_pad:
+            x = x.to_cat()
+        place = find(x, shape, target, ("depthwise", shape))
+        features = x.feature_tensor
+        dtype = features.dtype
+        computed = self.compute_dtype or dtype
+        features, weight = features.to(computed), self.weight.to(computed)
+        bias = None if self.bias is None else self.bias.to(computed)
         out = depthwise_on(features, weight, place.map, self._names)
         out = (out if bias is None else out + bias).to(dtype)
-        if place.coordinates is x.batched_coordinates:
-            return x.replace(batched_features=CatFeatures(out, x.offsets))
-        coordinates = _with_stride(place.coordinates, stride)
-        extra = {"ordering": shape.order} if place.reordered else {}
-        return x.replace(coordinates, CatFeatures(out, coordinates.offsets), **extra)
+        ordering = None if shape.order == POINT_ORDERING.RANDOM else shape.order
+        return x.on(place.coordinates, out, ordering)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}"
