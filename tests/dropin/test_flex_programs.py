@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
+import pytest
 import torch
 from pytest import mark, raises
 
@@ -313,3 +316,72 @@ def test_allow_tf32_is_torchs_until_assigned(device, layer):
     assert errors[True] > 1e-5 if device.type == "cuda" else errors[True] == errors[False]
     config._kernel_config.configure(allow_tf32=False, invalid_neigh=-1)
     assert config.allow_tf32 is False
+
+
+def test_threads_with_algorithms_of_their_own(layer):
+    feats, coords, shape, weight, bias = layer(200, c_in=16, c_out=16)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    _, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+
+    def train(name):
+        out, _ = sparse_submanifold_conv3d(
+            feats, coords, shape, weight, bias, cache, algorithm=name
+        )
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+    expected = {name: train(name) for name in ALGORITHMS}
+    names = ALGORITHMS * 4
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for name, found in zip(names, pool.map(train, names), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected[name], strict=True))
+
+
+def test_side_streams_and_captured_graphs(layer, device):
+    if device.type != "cuda":
+        pytest.skip("streams and graphs are CUDA's")
+    feats, coords, shape, weight, bias = layer(200, c_in=16, c_out=16)
+    leaves = [t.requires_grad_() for t in (feats, weight, bias)]
+    _, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+
+    def train():
+        out, _ = sparse_submanifold_conv3d(feats, coords, shape, weight, bias, cache)
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+    expected = train()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        beside = train()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = train()
+        graph.replay()
+    torch.cuda.synchronize()
+    for found in (beside, captured):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_products_beyond_32_bits(device):
+    """Rows times taps and rows times channels above 2^31, looked at in a few rows."""
+    if device.type != "cuda" or torch.cuda.mem_get_info()[0] < 80 * 2**30:
+        pytest.skip("needs 80 GiB of free GPU memory")
+    rows, channels = 82_000_000, 27
+    number = torch.arange(rows, device=device, dtype=torch.int32)
+    place = torch.stack([number % 512, number // 512 % 512, number // 512**2], 1)
+    coords = torch.nn.functional.pad(place, (1, 0)).contiguous()
+    del number, place
+    shape = (1, channels, 512, 512, 512)
+    feats = torch.ones(rows, channels, dtype=F16, device=device)
+    weight = torch.full((1, 3, 3, 3, channels), 1 / 32, dtype=F16, device=device)
+    spconv.set_algorithm(Algorithm.IMPLICIT_GEMM)
+    out, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, None)
+    last = rows - 1
+    for row in (0, last, last - 512**2 - 700, 40_000_123):
+        at = coords[row].tolist()[1:]
+        steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]
+        there = [tuple(a + s for a, s in zip(at, step, strict=True)) for step in steps]
+        found = [x + 512 * y + 512**2 * z for x, y, z in there]
+        count = sum(
+            min(p) >= 0 and max(p) < 512 and n < rows for p, n in zip(there, found, strict=True)
+        )
+        assert float(out[row, 0]) == count * channels / 32
