@@ -53,8 +53,9 @@ def _filter(algorithm: object, number: int) -> tuple[int, ...]:
     """Of the pass with this number."""
     if algorithm is None:
         return _FROM_ENVIRONMENT[number]
-    listed = isinstance(algorithm, Iterable) and not isinstance(algorithm, str | Mapping)
-    wanted = list(algorithm) if listed else [algorithm]
+    wanted = [algorithm]
+    if isinstance(algorithm, Iterable) and not isinstance(algorithm, str | Mapping):
+        wanted = list(algorithm)
     # Members of an enumeration count by their value, whosever they are.
     values = [each.value if isinstance(each, enum.Enum) else each for each in wanted]
     names = [value.strip().lower() for value in values if isinstance(value, str)]

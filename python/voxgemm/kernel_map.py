@@ -148,6 +148,7 @@ class KernelMap:
     _status: _Status | None = None
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
     _masks: Tensor | None = dataclasses.field(default=None, repr=False)
+    _ready: dict[object, Any] = dataclasses.field(default_factory=dict)  # of passes.py
 
     def __getstate__(self) -> dict[str, object]:
         """For pickle and copy: without what is on its way from a device."""
@@ -217,9 +218,10 @@ class KernelMap:
 
     def forget_choices(self) -> None:
         """For when more is known: the next pass of a layer chooses anew."""
-        self._choices.clear()
-        if self._transposed is not None:
-            self._transposed._choices.clear()
+        for map in (self, self._transposed):
+            if map is not None:
+                map._choices.clear()
+                map._ready.clear()
 
     def schedule(self, options: tuple[int, ...]) -> list[Tensor]:
         """The tensors of a schedule with these options, built once."""
@@ -253,6 +255,7 @@ class KernelMap:
             self.in_first = self.in_first[:0]
         if numbers[status.out_place] == 0:
             self.out_first = self.out_first[:0]
+        self._ready.clear()
 
     def transposed(self) -> KernelMap:
         """The same pairs with the sides exchanged: for inverse convolutions and gradients."""

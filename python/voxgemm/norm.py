@@ -44,8 +44,8 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.running_mean is not None and self.affine
-        mixed = mixed and self.weight.dtype != self.running_mean.dtype
+        statistics = self.running_mean
+        mixed = statistics is not None and self.affine and self.weight.dtype != statistics.dtype
         if torch.compiler.is_compiling() or mixed or (self.training and x.shape[0] == 1):
             return without_branches(self, x)
         return super().forward(x)

@@ -21,31 +21,55 @@ class How(NamedTuple):
     precision: int
 
 
-def _channels(weight: Tensor) -> tuple[int, int]:
-    """c_in and c_out; of no weights at all, which the operator will say, anything."""
-    return (weight.shape[4], weight.shape[0]) if weight.ndim == 5 else (1, 1)
+class _Ready(NamedTuple):
+    """What an operator of a pass takes behind its operands, but for flags."""
+
+    maps: tuple[list[Tensor], ...]
+    layer: list[int]
 
 
-def _asked(number: int, c_in: int, c_out: int, dtype: torch.dtype, how: How) -> Asked:
-    return Asked(number, c_in, c_out, dtype, how.precision, how.filters[number])
+Layer = tuple[int, int, torch.dtype]  # c_in, c_out
+
+
+def _layer(weight: Tensor) -> Layer:
+    """Of no weights at all, which the operator will say, anything."""
+    shape = weight.shape
+    return (shape[4], shape[0], weight.dtype) if len(shape) == 5 else (1, 1, weight.dtype)
+
+
+def _ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
+    """Kept with the map by what it depends on: it takes as long as the smallest kernels."""
+    if torch.compiler.is_compiling():
+        return _made_ready(map, number, layer, how)
+    key = (number, layer, how, torch.are_deterministic_algorithms_enabled())
+    ready: _Ready | None = map._ready.get(key)
+    if ready is None:
+        ready = map._ready[key] = _made_ready(map, number, layer, how)
+    return ready
+
+
+def _made_ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
+    choice = map.choice(Asked(number, *layer, how.precision, how.filters[number]))
+    if number == 1:
+        return _Ready(map.backward_tensors(choice.schedule), choice.layer)
+    return _Ready((map.tensors(choice.schedule),), choice.layer)
 
 
 # Every pass is linear in each of its operands, and the passes are each other's derivatives: those
 # of any order stay among these three. First derivatives record nothing and call plain functions.
 def run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, how: How) -> Tensor:
     map.settle(wait=False)
+    layer = _layer(weight)
     if not torch.compiler.is_compiling():
-        tuning.see(map, _channels(weight), weight.dtype, how)
-    choice = map.choice(_asked(0, *_channels(weight), weight.dtype, how))
-    tensors = map.tensors(choice.schedule)
-    return call_pass(ops._forward, x, weight, bias, tensors, choice.layer)
+        tuning.see(map, layer, how)
+    ready = _ready(map, 0, layer, how)
+    return call_pass(ops._forward, x, weight, bias, *ready.maps, ready.layer)
 
 
 def grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
     map.settle(wait=True)
-    choice = map.choice(_asked(1, *_channels(weight), weight.dtype, how))
-    maps = map.backward_tensors(choice.schedule)
-    return call_pass(ops._grad_input, dy, weight, *maps, choice.layer)
+    ready = _ready(map, 1, _layer(weight), how)
+    return call_pass(ops._grad_input, dy, weight, *ready.maps, ready.layer)
 
 
 def grad_weight(
@@ -53,9 +77,8 @@ def grad_weight(
 ) -> tuple[Tensor, Tensor]:
     """Of the weights and of the bias, an empty tensor for what is not wanted."""
     map.settle(wait=True)
-    choice = map.choice(_asked(2, x.shape[1], dy.shape[1], dy.dtype, how))
-    tensors = map.tensors(choice.schedule)
-    return call_pass(ops._grad_weight, x, dy, tensors, choice.layer, wanted)
+    ready = _ready(map, 2, (x.shape[1], dy.shape[1], dy.dtype), how)
+    return call_pass(ops._grad_weight, x, dy, *ready.maps, ready.layer, wanted)
 
 
 class Forward(torch.autograd.Function):

@@ -41,11 +41,11 @@ class Layer(NamedTuple):
 _SEEN: contextvars.ContextVar[list[Layer] | None] = contextvars.ContextVar("seen", default=None)
 
 
-def see(map: KernelMap, channels: tuple[int, int], dtype: torch.dtype, how: Any) -> None:
+def see(map: KernelMap, layer: tuple[int, int, torch.dtype], how: Any) -> None:
     """Called by every forward; notes it where somebody wants to know."""
     seen = _SEEN.get()
     if seen is not None:
-        seen.append(Layer(map, *channels, dtype, how.precision, how.filters))
+        seen.append(Layer(map, *layer, how.precision, how.filters))
 
 
 @contextmanager
