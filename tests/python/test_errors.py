@@ -100,8 +100,8 @@ def test_extreme_coordinates_are_legal_without_a_shape():
 
 
 def test_extents_that_no_key_holds():
-    lowest, highest = -(2**31), 2**31 - 1
-    coords = torch.tensor([[lowest] * 4, [highest] * 4], dtype=torch.int32)
+    lowest, highest = -(2**31), 2**31 - 1  # the lowest batch number is that of padding
+    coords = torch.tensor([[lowest + 1, lowest, lowest, lowest], [highest] * 4], dtype=torch.int32)
     refuse("2^63 bricks", lambda c: vg.build_map(c, 3), coords)
 
 
