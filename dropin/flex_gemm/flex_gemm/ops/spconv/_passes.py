@@ -89,7 +89,10 @@ def gradients(
 
 
 def exact(map: KernelMap) -> bool:
-    """Whether transposing loses no pair: looked at once per map."""
+    """Whether transposing loses no pair: so it is of voxgemm's own maps, others are looked at once.
+
+    Waits for a CUDA device.
+    """
     if map.in_first.shape[0] or map.out_first.shape[0] or torch.compiler.is_compiling():
         return True  # voxgemm's own, or not to be known now
     known = vars(map).get("_exact")

@@ -115,6 +115,7 @@ class SparseConv3dFunction(torch.autograd.Function):
         check_inside(coords, box(shape))
         geometry = geometry_of(kernel_size, stride, padding, dilation)
         map = kernel_map.strided_map(coords, out_coords, geometry)
+        map._exact = True
         cache = SparseConv3dNeighborCache(_map=map, out_coords=out_coords)
         cache._known = geometry
         return cache

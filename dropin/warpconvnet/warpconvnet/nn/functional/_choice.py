@@ -99,7 +99,7 @@ def _space(candidate: Candidate, device: str, dtype: torch.dtype, number: int) -
     tiles = []
     for name in version_and_kernels()[1].get(short, ()):
         size = re.search(r"/(\d+)x(\d+)", name)
-        mine = size and device == "cuda" and re.match(rf"{space}_(\w+_)?sm\d+/", name)
+        mine = size and device == "cuda" and re.match(rf"{space}_(grad_weight_)?sm\d+/", name)
         if mine and of_weights == ("grad_weight" in name):
             tiles.append((int(size[1]), int(size[2]), name))
     if not tiles:
@@ -151,7 +151,9 @@ def filter_of(
     precision = precision_of(None, x)
 
     def asked(candidate: Candidate) -> Any:
-        return filters_of(_space(candidate, x.device.type, x.dtype, number))[number]
+        # Which kernels there are for float32 in another precision is not listed.
+        device = x.device.type if precision == 0 else "any"
+        return filters_of(_space(candidate, device, x.dtype, number))[number]
 
     def of(candidate: Candidate) -> tuple[Hashable, Callable[[], Any]]:
         filter = asked(candidate)
