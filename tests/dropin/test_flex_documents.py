@@ -161,6 +161,10 @@ def test_launchers_have_modules():
     for name in names:
         module = importlib.import_module(f"{package.__name__}.{name}")
         assert getattr(module, name) is getattr(flex_gemm.kernels.triton, name)
+    for name in ("indice_weighed_sum_fwd", "indice_weighed_sum_bwd_input"):
+        module = importlib.import_module(f"flex_gemm.kernels.triton.grid_sample.{name}")
+        assert getattr(module, name) is getattr(flex_gemm.kernels.triton, name)
+        assert callable(getattr(flex_gemm.kernels.triton.grid_sample, name))
     seen = []
     autotuner.walk_package("flex_gemm", seen.append)
     assert set(MODULES.split()) - set(seen) <= {

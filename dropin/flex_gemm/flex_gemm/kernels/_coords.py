@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from voxgemm import kernel_map
+from voxgemm import kernel_map, serialization
 from voxgemm.kernel_map import Geometry, Triple
 
 from ..errors import expect
@@ -27,8 +27,6 @@ def in_order(rows: Tensor, limits: Triple, mode: int) -> Tensor:
     expect(mode in (0, *CURVES), f"the serialization mode is {mode}, expected 0, 1 or 2")
     if mode == 0 or not len(rows):
         return rows
-    from voxgemm import serialization
-
     bits = (max(limits) - 1).bit_length()
     codes = serialization.encode(rows, bits, curve=CURVES[mode], dtype=torch.int64)
     return rows[torch.sort(codes).indices]

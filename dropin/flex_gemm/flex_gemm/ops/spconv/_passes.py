@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from voxgemm import passes
+from voxgemm import passes, sampling
 from voxgemm.algorithms import filters_of, precision_of
 from voxgemm.kernel_map import KernelMap, Triple
 from voxgemm.passes import How
@@ -124,8 +124,6 @@ def _repeated_grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -
 
 
 def _general_grad_input(dy: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
-    from voxgemm import sampling
-
     wide = torch.promote_types(dy.dtype, torch.float32)
     dx = dy.new_zeros((map.n_in, weight.shape[4]), dtype=wide)
     by_tap = weight.to(wide).reshape(weight.shape[0], map.taps, -1)

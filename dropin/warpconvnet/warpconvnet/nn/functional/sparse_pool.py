@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxgemm import ArgumentError
+from voxgemm import ArgumentError, pooling
 from voxgemm.kernel_map import KernelMap
 
 from ...geometry._rows import sizes
@@ -48,8 +48,6 @@ def _shape(
 
 
 def _pooled(voxels: Voxels, map: KernelMap, reduction: str) -> Tensor:
-    from voxgemm import pooling
-
     return pooling.pool(voxels.batched_features.to_cat().batched_tensor, map, reduction)
 
 
