@@ -20,6 +20,15 @@ using grad_weight_sm90::Params;
 // A team needs this many rows of a group to be worth its partial sums.
 constexpr int64_t rows_per_team = 512;
 
+struct Size {
+  int taps = 0;
+  int c_in = 0;
+  int c_out = 0;
+};
+
+// The same with a schedule.
+constexpr int64_t batches_per_team = 4;
+
 // How the CTAs share channel blocks and work.
 struct Division {
   int parts = 1;    // of the channel blocks
@@ -67,50 +76,73 @@ Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) 
 }
 
 template <class C>
-void run(const Context& ctx, Params p) {
+void run(const Context& ctx, const Schedule& schedule, Params p) {
+  if (C::scheduled) {
+    const ScheduleParts& parts = schedule.parts();
+    p.tiles = parts.tiles.as<int4>();
+    p.masks = parts.masks.as<uint32_t>();
+    p.order = parts.order.as<int32_t>();
+    p.indices = parts.indices.as<int32_t>();
+  }
   p.groups = static_cast<int>(ceil_div(p.taps, C::taps));
   p.out_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
   p.blocks = static_cast<int>(ceil_div(p.c_in, C::ins)) * p.out_blocks;
-  const Division division = divide(p.blocks, multiprocessors(ctx));
-  p.parts = division.parts;
-  p.members = division.members;
-  const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
-  p.teams = static_cast<int>(std::min<int64_t>(division.teams, useful_teams));
-  p.few_entries = p.groups * p.parts < p.teams;
+  Grid adding = {.blocks = C::piece_size / 1024, .threads = add_threads, .overlaps = true};
+  int pieces = 2;  // of a team
+  if (C::scheduled) {
+    p.members = p.groups * p.blocks;
+    const int64_t useful_teams = ceil_div(p.batches(), batches_per_team);
+    p.teams = static_cast<int>(std::clamp<int64_t>(multiprocessors(ctx) / p.members, 1,
+                                                   std::max<int64_t>(useful_teams, 1)));
+    pieces = 1;
+    adding.columns = p.teams == 1 ? 0 : p.members;
+    adding.shared_bytes = sizeof(int) * p.groups * C::taps;
+  } else {
+    const Division division = divide(p.blocks, multiprocessors(ctx));
+    p.parts = division.parts;
+    p.members = division.members;
+    const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
+    p.teams = static_cast<int>(std::min<int64_t>(division.teams, useful_teams));
+    p.few_entries = p.groups * p.parts < p.teams;
+    adding.columns = std::min(p.groups * p.parts, p.teams - 1) * int64_t{p.members};
+    adding.shared_bytes = sizeof(unsigned long long) * (p.groups + 1);
+  }
   Layout layout;
   const size_t starts = layout.add<unsigned long long>(p.groups + 1);
-  const size_t partials = layout.add<float>(int64_t{2} * p.teams * p.members * C::piece_size);
+  const size_t partials = layout.add<float>(int64_t{pieces} * p.teams * p.members * C::piece_size);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
   p.starts = Layout::at<unsigned long long>(memory, starts);
   p.partials = Layout::at<float>(memory, partials);
-  const size_t starts_bytes = sizeof(unsigned long long) * (p.groups + 1);
   launch(ctx,
          {.blocks = int64_t{p.teams} * p.members,
           .threads = C::threads,
-          .shared_bytes = C::fixed_bytes + starts_bytes},
+          .shared_bytes = C::fixed_bytes + adding.shared_bytes},
          grad_weight_sm90::grad_weight<C>, p);
-  const Grid grid = {.blocks = C::piece_size / 1024,
-                     .columns = std::min(p.groups * p.parts, p.teams - 1) * int64_t{p.members},
-                     .threads = add_threads,
-                     .shared_bytes = starts_bytes,
-                     .overlaps = true};
-  if (p.dw_is_f32) return launch(ctx, grid, add_pieces<C, float>, p);
-  launch(ctx, grid, add_pieces<C, typename C::T>, p);
+  if (p.dw_is_f32) return launch(ctx, adding, add_pieces<C, float>, p);
+  launch(ctx, adding, add_pieces<C, typename C::T>, p);
 }
 
+// Groups of a masked schedule have that many taps at most.
+constexpr int most_scheduled_taps = 32;
+
 // The tile that holds the channels, with as many taps as registers and shared memory have room for.
+// Where arithmetic is the limit, and for long kernels, it is one tap, and no absent row is read.
 template <class T, class Body>
-auto with_tile(int c_in, int c_out, const Body& body) {
+auto with_tile(const Size& size, const Body& body) {
+  const int c_in = size.c_in;
+  const int c_out = size.c_out;
+  if (size.taps > most_scheduled_taps || (c_out > 64 && c_in > 128) || c_out > 128) {
+    if (c_in > 64 || size.taps > most_scheduled_taps) return body(Type<Config<T, 1, 256, 128>>{});
+  }
   if (c_out > 64) {
     if (c_in <= 64) return body(Type<Config<T, 4, 64, 128>>{});
-    if (c_in <= 128) return body(Type<Config<T, 2, 128, 128>>{});
-    return body(Type<Config<T, 1, 256, 128>>{});
+    return body(Type<Config<T, 2, 128, 128>>{});
   }
-  if (c_in > 64) return body(Type<Config<T, 2, 128, 64>>{});
-  if (c_in > 32) return body(Type<Config<T, 4, 64, 64>>{});
+  if (c_in > 64) return body(Type<Config<T, 4, 128, 64>>{});
+  if (c_in > 32) return body(Type<Config<T, 8, 64, 64>>{});
   if (c_out > 32) return body(Type<Config<T, 8, 32, 64>>{});
   if (c_in > 16) return body(Type<Config<T, 8, 32, 32>>{});
-  return body(Type<Config<T, 8, 16, 32>>{});
+  return body(Type<Config<T, 16, 16, 32>>{});
 }
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
@@ -128,28 +160,43 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
   return "";
 }
 
-// The producer's time as group_work() has it, or that of writing dw.
+Size size_of_problem(const Problem& problem) {
+  return {problem.geometry.taps(), problem.c_in, problem.c_out};
+}
+
+// The producer's time, or that of writing dw.
 double cost(const Kernel&, const Problem& problem) {
-  const double taps = problem.geometry.taps();
-  const double size = taps * problem.c_in * problem.c_out;
-  return with_tile<__half>(problem.c_in, problem.c_out, [&]<class C>(Type<C>) {
-    // Of the rows with any tap of a group, shells have 0.73, 0.48 and 0.36 a pair with 2, 4 and 8
-    // taps; a pair of several taps comes with 0.4 absent ones.
-    const double any = C::taps == 1 ? 1 : C::taps == 2 ? 0.73 : C::taps == 4 ? 0.48 : 0.36;
-    const double present = C::taps == 1 ? 1 : 1.4;
-    const double tiles = static_cast<double>(ceil_div(problem.c_in, C::ins)) *
-                         static_cast<double>(ceil_div(problem.c_out, C::columns));
+  const Size size = size_of_problem(problem);
+  return with_tile<__half>(size, [&]<class C>(Type<C>) {
+    // Blocks of 64 rows are copied with absent ones: on shells a tenth of x, and dy of a group once
+    // for every row that has any of its taps, 0.73, 0.42, 0.24 and 0.13 a pair.
+    constexpr double any = C::taps == 1   ? 1
+                           : C::taps == 2 ? 0.73
+                           : C::taps == 4 ? 0.42
+                           : C::taps == 8 ? 0.24
+                                          : 0.13;
+    constexpr double x = C::taps == 1 ? 1 : C::block_taps == 1 ? 1.1 : 1.3;
+    const double tiles = static_cast<double>(ceil_div(size.c_in, C::ins)) *
+                         static_cast<double>(ceil_div(size.c_out, C::columns));
     const double copies =
-        problem.expected_pairs() * (present * C::x_blocks / C::taps + any * C::dy_blocks) / 4;
-    // 132 multiprocessors at 1.75 GHz.
-    const double clocks = tiles * 13 * copies / 132;
+        problem.expected_pairs() * (x * C::x_blocks / C::taps + any * C::dy_blocks) / 4;
+    // 132 multiprocessors at 1.75 GHz, and the clocks that four rows of a block take when all of
+    // them read (measured).
+    constexpr double clocks_of_copy = C::scheduled ? 22 : 16;
+    const double clocks = tiles * clocks_of_copy * copies / 132;
     // Two launches, the first rows' way to the tensor cores, the last sums' to memory.
-    return 20e-6 + std::max(clocks / 1.75e9, 4 * size / 2e12);
+    const double bytes = 4.0 * size.taps * size.c_in * size.c_out;
+    return 25e-6 + std::max(clocks / 1.75e9, bytes / 2e12);
   });
 }
 
-ScheduleOptions schedule(const Kernel&, const Problem&) {
-  return {.tile_rows = 128, .chunk_rows = 128};
+ScheduleOptions schedule(const Kernel&, const Problem& problem) {
+  return with_tile<__half>(size_of_problem(problem), []<class C>(Type<C>) -> ScheduleOptions {
+    if (!C::scheduled) return {};
+    return {.order = ScheduleOptions::Order::by_mask,
+            .tile_rows = grad_weight_sm90::tile_rows,
+            .chunk_rows = one_chunk};
+  });
 }
 
 void launch_pass(const Kernel&, const Context& ctx, Pass, const ConvArgs& args) {
@@ -160,9 +207,10 @@ void launch_pass(const Kernel&, const Context& ctx, Pass, const ConvArgs& args) 
   const AlignedMatrix x = aligned_input(ctx, args.x);
   const AlignedMatrix dy = aligned_input(ctx, args.y);
   const Params p = params_of(args, x.matrix, dy.matrix);
-  const auto run_tile = [&]<class C>(Type<C>) { run<C>(ctx, p); };
-  if (args.x.dtype == Dtype::f16) return with_tile<__half>(p.c_in, p.c_out, run_tile);
-  with_tile<__nv_bfloat16>(p.c_in, p.c_out, run_tile);
+  const Size size = {p.taps, p.c_in, p.c_out};
+  const auto run_tile = [&]<class C>(Type<C>) { run<C>(ctx, *args.schedule, p); };
+  if (args.x.dtype == Dtype::f16) return with_tile<__half>(size, run_tile);
+  with_tile<__nv_bfloat16>(size, run_tile);
 }
 
 }  // namespace

@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The tiles of a weight gradient on Hopper and who computes what of them; see
-// grad_weight_sm90.cuh.
+// The tiles of a weight gradient on Hopper and who computes what of them; see grad_weight_sm90.cuh.
 
 #include <cstdint>
 
 namespace voxgemm::cuda::grad_weight_sm90 {
 
-// The places of all groups on the work axis lie in shared memory beside the
-// stages.
+// The places of all groups on the work axis lie in shared memory beside the stages.
 constexpr int most_taps = 2048;
-// Output rows that stay together.
-constexpr int chunk_rows = 64;
-// Of a stage.
+// Rows of a stage, and output rows that stay together: a quarter of a tile where rows come from a
+// schedule.
 constexpr int batch_rows = 64;
+constexpr int tile_rows = 256;
 
 struct Params {
+  // Output rows in the order of a schedule, or null: then as they are.
+  const int4* tiles = nullptr;      // of tile_rows rows
+  const uint32_t* masks = nullptr;  // of batch_rows rows
+  const int32_t* order = nullptr;
+  const int32_t* indices = nullptr;
   const int32_t* neighbours = nullptr;       // [taps, rows]
   const long long* pairs_per_tap = nullptr;  // [taps]
   int64_t rows = 0;
@@ -28,8 +31,8 @@ struct Params {
   uint32_t dy_row_bytes = 0;
   int c_out = 0;
   int groups = 0;
-  // The channel blocks of dw, output channels fastest, are cut into `parts` of
-  // `members` each.
+  // Of channels, output channels fastest. Without a schedule they are cut into `parts` of `members`
+  // each.
   int out_blocks = 0;
   int blocks = 0;
   int members = 0;
@@ -43,16 +46,21 @@ struct Params {
   int64_t in_stride = 0;
   int64_t out_stride = 0;
   bool dw_is_f32 = false;
+
+  __host__ __device__ int batches() const {
+    const int64_t rows_of_unit = tiles != nullptr ? tile_rows : batch_rows;
+    return static_cast<int>((rows + rows_of_unit - 1) / rows_of_unit * rows_of_unit / batch_rows);
+  }
 };
 
 template <class Element, int taps_, int ins_, int columns_>
 struct Config {
   using T = Element;
   static constexpr int taps = taps_;        // of a group
-  static constexpr int ins = ins_;          // input channels: 16, 32, 64 or 128
+  static constexpr int ins = ins_;          // input channels: 16, 32, 64, 128 or 256
   static constexpr int columns = columns_;  // output channels
-  // As many as there is room for.
-  static constexpr int stages = taps == 4 && columns == 128 ? 3 : 4;
+  // Batches are those of a schedule; else rows that have the tap are gathered into batches.
+  static constexpr bool scheduled = taps > 1;
   // Blocks of 64 columns that a tap fills, or taps that fill one.
   static constexpr int in_blocks = ins < 64 ? 1 : ins / 64;
   static constexpr int block_taps = ins < 64 ? 64 / ins : 1;
@@ -63,72 +71,49 @@ struct Config {
   static constexpr int dy_blocks = columns < 64 ? 1 : columns / 64;
   static constexpr int stage_bytes = x_bytes + dy_blocks * 8192;
   static constexpr int piece_size = taps * ins * columns;
-  // Queues: rows with taps in both halves of the group, in the first, in the
-  // second.
-  static constexpr int queues = taps == 1 ? 1 : 3;
-  // That a warp of the indexers reads in a round. There are two rounds at once
-  // in the queues.
-  static constexpr int chunks = taps == 1 ? 2 : 1;
-  static constexpr int reads = chunks * chunk_rows / 32;  // of a lane
-  static constexpr int queue_rows = 2 * 4 * chunks * chunk_rows + batch_rows;
-  static constexpr int queue_bytes = queues * (taps + 1) * queue_rows * 4;
-  // Stages start at a multiple of 1024, the swizzle's period. Behind them:
-  // queues, barriers, notes and counts.
-  static constexpr int fixed_bytes =
-      1024 + stages * stage_bytes + queue_bytes + 16 * (stages + 2) + 16 * stages + 64;
-  // That the indexers read ahead: behind the copies of all stages, 190 kB in flight, their loads
-  // take 4000 clocks, in which the copying warps need two or three rounds.
-  static constexpr int rounds_ahead = taps > 2 ? 3 : 4;
+  // Of 64 rows that a warp of the indexers reads in a round, without a schedule.
+  static constexpr int chunks = 2;
+  static constexpr int reads = chunks * batch_rows / 32;  // of a lane
+  // A slot: the input rows of each tap of a batch, and its output rows. Four warps fill them; loads
+  // behind the copies of all stages, 200 kB in flight, take 4000 clocks.
+  static constexpr int slot_bytes = (taps + 1) * batch_rows * 4;
+  static constexpr int slots =
+      scheduled ? (taps * ins * columns > 128 * 256 - 1 && stage_bytes > 65536 ? 4 : 8) : 20;
+  static constexpr int slots_bytes = slots * slot_bytes;
+  // Behind the stages and slots: barriers, notes and counts.
+  static constexpr int small_bytes = 20 * slots + 20 * 8 + 16;
+  static constexpr int room = (227 << 10) - 1024 - slots_bytes - small_bytes - 256;
+  static constexpr int stages = room / stage_bytes < 5 ? room / stage_bytes : 5;
+  // Stages start at a multiple of 1024, the swizzle's period.
+  static constexpr int fixed_bytes = 1024 + stages * stage_bytes + slots_bytes + small_bytes;
   static constexpr int threads = 512;
-  // Of producers and indexers, and of consumers: 65536 in all.
-  static constexpr int producer_registers = taps == 8 ? 120 : piece_size == 4 * 64 * 64 ? 104 : 72;
-  static constexpr int consumer_registers = 256 - producer_registers;
-  static_assert(x_blocks % 2 == 0 && (taps == 1 || taps / 2 % block_taps == 0) &&
-                queue_rows % batch_rows == 0);
-  static_assert(fixed_bytes + 8 * (most_taps / taps + 1) <= 227 << 10);
+  // Of consumers, and of producers and indexers: 65536 in all.
+  static constexpr int consumer_registers = own_blocks * columns > 128 ? 168 : 128;
+  static constexpr int producer_registers = 256 - consumer_registers;
+  static_assert(x_blocks % 2 == 0 && stages >= 3 && (!scheduled || taps <= 32));
+  static_assert(fixed_bytes + 8 * ((scheduled ? 32 : most_taps) / taps + 2) <= 227 << 10);
 };
 
-// What a group costs a CTA, in rows of blocks that it copies (absent ones cost as much), or in rows
-// whose neighbours it reads where those are few: never 0. How many rows have any of several taps
-// lies between the largest of them and their sum; the middle is within 15% on surfaces.
-template <class C>
-__device__ __forceinline__ unsigned long long group_work(const Params& p, int group) {
-  long long any[2] = {};
-  constexpr int half = C::taps == 1 ? 1 : C::taps / 2;
-  const auto middle = [&](long long largest, long long sum) {
-    return (largest + min(sum, static_cast<long long>(p.rows))) / 2;
-  };
-#pragma unroll
-  for (int h = 0; h < C::taps / half; ++h) {
-    long long sum = 0;
-    long long largest = 0;
-#pragma unroll
-    for (int j = 0; j < half; ++j) {
-      const int tap = group * C::taps + h * half + j;
-      const long long pairs = tap < p.taps ? max(__ldg(p.pairs_per_tap + tap), 0LL) : 0;
-      sum += pairs;
-      largest = max(largest, pairs);
-    }
-    any[h] = middle(largest, sum);
-  }
-  const long long rows = C::taps == 1 ? any[0] : middle(max(any[0], any[1]), any[0] + any[1]);
-  const long long copies =
-      rows * C::dy_blocks + (any[0] + any[1]) * (C::taps == 1 ? C::x_blocks : C::own_blocks);
-  return max(copies, static_cast<long long>(p.rows));
+// ---- Without a schedule: the work axis
+
+// What a tap costs a CTA, in rows that it copies, or whose neighbours it reads where those are few:
+// never 0.
+__device__ __forceinline__ unsigned long long tap_work(const Params& p, int tap) {
+  const long long pairs = max(__ldg(p.pairs_per_tap + tap), 0LL);
+  return max(pairs, static_cast<long long>(p.rows) / 6 + 1);
 }
 
 // The axis is as long as the teams together, each 2^32.
 constexpr int team_bits = 32;
 using AxisPlace = unsigned long long;
 
-// starts[g]: where group g begins. By one warp.
-template <class C>
+// starts[g]: where group g, a tap, begins. By one warp.
 __device__ __forceinline__ void place_groups(const Params& p, AxisPlace* starts) {
   const int lane = threadIdx.x % 32;
   unsigned long long all = 0;
   for (int first = 0; first < p.groups; first += 32) {
     const int group = first + lane;
-    unsigned long long sum = group < p.groups ? group_work<C>(p, group) : 0;
+    unsigned long long sum = group < p.groups ? tap_work(p, group) : 0;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const unsigned long long other = __shfl_up_sync(0xffffffff, sum, step);
@@ -179,23 +164,27 @@ __device__ __forceinline__ Entry entry_at(const Params& p,
   return entry;
 }
 
-// What a team does of one entry: the chunks c whose place, c * 0.618... modulo
-// 1 in units of 2^-32, is in [low, low + span).
+// What a team does of one group of taps: with a schedule, batches b = low modulo step; without, of
+// one entry of the axis, those whose place, b * 0.618... modulo 1 in units of 2^-32, is in
+// [low, low + span).
 struct Piece {
   int group;
-  int block;  // of channels; none is left for this CTA where it is >=
-              // Params::blocks
+  int block;  // of channels; none is left for this CTA where it is >= Params::blocks
   bool whole;
   uint32_t low;
   uint32_t span;
-  int slot;  // among the partial sums, unless whole
+  int step;
+  int slot;         // among the partial sums, unless whole
+  const int* taps;  // of the group, -1 behind the last; null: the group is its tap
 
-  __device__ __forceinline__ bool has(uint32_t chunk) const {
-    return whole || chunk * 2654435769u - low < span;
+  __device__ __forceinline__ bool has(uint32_t batch) const {
+    if (taps != nullptr) return batch % step == low;
+    return whole || batch * 2654435769u - low < span;
   }
+  __device__ __forceinline__ int tap(int j) const { return taps != nullptr ? taps[j] : group; }
 };
 
-// The pieces of this CTA's team, in order.
+// The pieces of this CTA's team on the axis, in order.
 class Pieces {
  public:
   __device__ __forceinline__ Pieces(const Params& p, const AxisPlace* starts)
@@ -214,6 +203,7 @@ class Pieces {
     piece->low = place_of(entry, at_);
     piece->span = (end == entry.end ? 0 : place_of(entry, end)) - piece->low;
     piece->slot = 2 * team_ + (at_ > entry.begin ? 0 : 1);
+    piece->taps = nullptr;
     at_ = end;
     return true;
   }
@@ -235,17 +225,56 @@ class Pieces {
   AxisPlace end_;
 };
 
-// The chunks of a piece in rising order. By a whole warp.
-class Chunks {
+// ---- With a schedule: a member of a team for every group and block
+
+// The taps of all groups, -1 behind the last of one. Taps with many pairs and with few are dealt
+// out so that groups are alike. By one warp.
+template <class C>
+__device__ __forceinline__ void deal_taps(const Params& p, int* taps) {
+  const int lane = threadIdx.x % 32;
+  for (int i = lane; i < p.groups * C::taps; i += 32) taps[i] = -1;
+  __syncwarp();
+  const long long pairs = lane < p.taps ? __ldg(p.pairs_per_tap + lane) : -1;
+  int rank = 0;
+  for (int other = 0; other < p.taps; ++other) {
+    const long long theirs = __shfl_sync(0xffffffff, pairs, other);
+    rank += theirs > pairs || (theirs == pairs && other < lane) ? 1 : 0;
+  }
+  if (lane < p.taps) {
+    const int round = rank / p.groups;
+    const int turn = rank % p.groups;
+    taps[(round % 2 == 0 ? turn : p.groups - 1 - turn) * C::taps + round] = lane;
+  }
+  __syncwarp();
+}
+
+// Of this CTA.
+template <class C>
+__device__ __forceinline__ Piece piece_of_member(const Params& p, const int* taps) {
+  const int member = static_cast<int>(blockIdx.x) % p.members;
+  const int team = static_cast<int>(blockIdx.x) / p.members;
+  Piece piece = {};
+  piece.group = member / p.blocks;
+  piece.block = member % p.blocks;
+  piece.whole = p.teams == 1;
+  piece.low = team;
+  piece.step = p.teams;
+  piece.slot = team;
+  piece.taps = taps + piece.group * C::taps;
+  return piece;
+}
+
+// The batches of a piece in rising order. By a whole warp.
+class Batches {
  public:
-  __device__ __forceinline__ Chunks(const Params& p, const Piece& piece)
-      : piece_(piece), count_(static_cast<int>((p.rows + chunk_rows - 1) / chunk_rows)) {}
+  __device__ __forceinline__ Batches(const Params& p, const Piece& piece)
+      : piece_(piece), count_(p.batches()) {}
   // -1 after the last.
   __device__ __forceinline__ int next() {
     while (found_ == 0) {
       if (base_ >= count_) return -1;
-      const int chunk = base_ + static_cast<int>(threadIdx.x % 32);
-      found_ = __ballot_sync(0xffffffff, chunk < count_ && piece_.has(chunk));
+      const int batch = base_ + static_cast<int>(threadIdx.x % 32);
+      found_ = __ballot_sync(0xffffffff, batch < count_ && piece_.has(batch));
       base_ += 32;
     }
     const int bit = __ffs(found_) - 1;
@@ -258,6 +287,29 @@ class Chunks {
   int count_;
   int base_ = 0;
   uint32_t found_ = 0;
+};
+
+// The output rows of a batch.
+struct BatchRows {
+  const int32_t* order;  // null: first, first + 1, ...
+  int64_t first;
+  int count;
+
+  __device__ __forceinline__ BatchRows(const Params& p, int batch) {
+    order = p.order;
+    first = static_cast<int64_t>(batch) * batch_rows;
+    int64_t end = p.rows;
+    if (p.tiles != nullptr) {
+      constexpr int quarters = tile_rows / batch_rows;
+      const int4 tile = __ldg(p.tiles + batch / quarters);
+      first = tile.x + static_cast<int64_t>(batch % quarters) * batch_rows;
+      end = static_cast<int64_t>(tile.x) + tile.z;
+    }
+    count = static_cast<int>(max(min(end - first, static_cast<int64_t>(batch_rows)), int64_t{0}));
+  }
+  __device__ __forceinline__ int64_t row(int i) const {
+    return order != nullptr ? __ldg(order + first + i) : first + i;
+  }
 };
 
 }  // namespace voxgemm::cuda::grad_weight_sm90

@@ -38,14 +38,13 @@ struct SumRow {
   int out;  // of (j, e) = (0, 0)
   bool exists;
 };
-// tile: (group of taps, block of channels); sums: (m, h).
 template <class C>
 __device__ __forceinline__ SumRow
-sum_row(const Params& p, const Place<C>& place, int2 tile, int2 sums) {
-  const int tap = tile.x * C::taps + place.tap(sums.x);
-  const int in = tile.y / p.out_blocks * C::ins + place.in(sums.x) + sums.y * 8;
-  const int out = tile.y % p.out_blocks * C::columns + place.out();
-  return {tap, in, out, tap < p.taps && in < p.c_in};
+sum_row(const Params& p, const Piece& piece, const Place<C>& place, int m, int h) {
+  const int tap = piece.tap(place.tap(m));
+  const int in = piece.block / p.out_blocks * C::ins + place.in(m) + h * 8;
+  const int out = piece.block % p.out_blocks * C::columns + place.out();
+  return {tap, in, out, tap >= 0 && in < p.c_in};
 }
 
 // The element of dw.
@@ -76,7 +75,7 @@ __device__ __forceinline__ void store_sums(const Params& p,
   }
 }
 
-// The sums of a row once more, over present pairs only. By a whole warp.
+// The sums of a row once more, over present pairs only. By a whole warp, each lane for its own row.
 template <class C>
 __device__ __forceinline__ void repair(const Params& p,
                                        const Piece& piece,
@@ -85,11 +84,11 @@ __device__ __forceinline__ void repair(const Params& p,
   using T = typename C::T;
 #pragma unroll
   for (int i = 0; i < C::columns / 4; ++i) d[i] = 0;
-  Chunks chunks(p, piece);
-  for (int chunk = chunks.next(); chunk >= 0; chunk = chunks.next()) {
-    const int64_t first = static_cast<int64_t>(chunk) * chunk_rows;
-    const int64_t end = min(p.rows, first + chunk_rows);
-    for (int64_t row = first; row < end; ++row) {
+  Batches batches(p, piece);
+  for (int batch = batches.next(); batch >= 0; batch = batches.next()) {
+    const BatchRows rows(p, batch);
+    for (int r = 0; r < rows.count; ++r) {
+      const int64_t row = rows.row(r);
       const int from = to.exists ? p.neighbours[to.tap * p.rows + row] : -1;
       if (from < 0) continue;
       const auto* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x) +
@@ -116,7 +115,7 @@ __device__ __forceinline__ void write_sums(
   for (int m = 0; m < C::own_blocks; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const SumRow row = sum_row<C>(p, place, {piece.group, piece.block}, {m, h});
+      const SumRow row = sum_row<C>(p, piece, place, m, h);
       float sums[C::columns / 4];
       bool nan = false;
 #pragma unroll
@@ -133,7 +132,7 @@ __device__ __forceinline__ void write_sums(
     for (; broken != 0; broken &= broken - 1) {
       const int m = (__ffs(broken) - 1) / 2;
       const int h = (__ffs(broken) - 1) % 2;
-      const SumRow row = sum_row<C>(p, place, {piece.group, piece.block}, {m, h});
+      const SumRow row = sum_row<C>(p, piece, place, m, h);
       float sums[C::columns / 4];
       repair<C>(p, piece, row, sums);
       store_sums<C, Out>(p, row, goal(row, m, h), sums);
@@ -177,39 +176,60 @@ __device__ __forceinline__ void finish_piece(const Params& p,
 }
 
 // Pieces that a thread reads at once.
-constexpr int adds = 4;
+constexpr int adds = 8;
 constexpr int add_threads = 256;
 
-// Row y of the grid: (entry, member), or where those are many (boundary of two teams, member), the
-// first boundary within an entry standing for it. Column x: four sums of all consumer threads.
+// Row y of the grid: without a schedule (entry, member) or, where those are many, (boundary of two
+// teams, member), the first boundary within an entry standing for it; with one, the member. Column
+// x: four sums of all consumer threads.
 template <class C, class Out>
 __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant__ Params p) {
   extern __shared__ AxisPlace starts[];
   ptx::wait_for_last_launch();
-  for (int g = threadIdx.x; g <= p.groups; g += add_threads) starts[g] = p.starts[g];
-  __syncthreads();
-  const int number = static_cast<int>(blockIdx.y) / p.members;
-  const int member = static_cast<int>(blockIdx.y) % p.members;
-  const Entry entry = p.few_entries
-                          ? entry_of(p, starts, number / p.parts, number % p.parts)
-                          : entry_at(p, starts, static_cast<AxisPlace>(number + 1) << team_bits);
-  const int first = static_cast<int>(entry.begin >> team_bits);
-  const int last = static_cast<int>((entry.end - 1) >> team_bits);
-  const int block = entry.part * p.members + member;
-  if (first == last || block >= p.blocks || (!p.few_entries && number != first)) return;
+  Piece piece = {};
+  int member = static_cast<int>(blockIdx.y);
+  // Of the first piece's place among the partial sums, and of the others'.
+  int first = 0;
+  int step = 1;
+  int count = p.teams;
+  if constexpr (C::scheduled) {
+    int* taps = reinterpret_cast<int*>(starts);
+    if (threadIdx.x < 32) deal_taps<C>(p, taps);
+    __syncthreads();
+    piece.group = member / p.blocks;
+    piece.block = member % p.blocks;
+    piece.taps = taps + piece.group * C::taps;
+  } else {
+    for (int g = threadIdx.x; g <= p.groups; g += add_threads) starts[g] = p.starts[g];
+    __syncthreads();
+    const int number = member / p.members;
+    member %= p.members;
+    const Entry entry = p.few_entries
+                            ? entry_of(p, starts, number / p.parts, number % p.parts)
+                            : entry_at(p, starts, static_cast<AxisPlace>(number + 1) << team_bits);
+    const int first_team = static_cast<int>(entry.begin >> team_bits);
+    const int last_team = static_cast<int>((entry.end - 1) >> team_bits);
+    piece.group = entry.group;
+    piece.block = entry.part * p.members + member;
+    if (first_team == last_team || piece.block >= p.blocks) return;
+    if (!p.few_entries && number != first_team) return;
+    first = 2 * first_team + 1;
+    count = last_team - first_team + 1;
+    step = 2;
+  }
   const int m = static_cast<int>(blockIdx.x) / (C::columns / 8);
   const int j = static_cast<int>(blockIdx.x) % (C::columns / 8);
-  const auto load = [&](int slot) {
+  // The first team's piece is its last, those of the others are their first.
+  const auto load = [&](int i) {
+    const int slot = first + i * step - (i > 0 ? step - 1 : 0);
     const float* from = partials_of<C>(p, slot, member) + 1024 * blockIdx.x + 4 * threadIdx.x;
     return __ldcg(reinterpret_cast<const float4*>(from));
   };
-  float4 sum = load(2 * first + 1);
-  for (int team = first + 1; team <= last; team += adds) {
+  float4 sum = load(0);
+  for (int i = 1; i < count; i += adds) {
     float4 more[adds];
 #pragma unroll
-    for (int t = 0; t < adds; ++t) {
-      more[t] = team + t <= last ? load(2 * (team + t)) : make_float4(0, 0, 0, 0);
-    }
+    for (int t = 0; t < adds; ++t) more[t] = i + t < count ? load(i + t) : make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int t = 0; t < adds; ++t) {
       sum.x += more[t].x;
@@ -221,7 +241,7 @@ __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant_
   const Place<C> place = {static_cast<int>(threadIdx.x)};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    SumRow row = sum_row<C>(p, place, {entry.group, block}, {m, h});
+    SumRow row = sum_row<C>(p, piece, place, m, h);
     row.out += 8 * j;
     if (!row.exists) continue;
     Out* to = element<Out>(p, row);
