@@ -8,7 +8,7 @@ configure := cmake -DPython_EXECUTABLE=$(python) --preset
 formatted := python dropin tests/python tests/dropin tools cmake
 sources := git ls-files -co --exclude-standard --
 
-.PHONY: setup build demo test check format format-check tidy rules typing asan tsan wheel wheel-test bench clean
+.PHONY: setup build demo test test-oldest check format format-check tidy rules typing asan tsan wheel wheel-test bench clean
 
 setup: $(ready)
 $(ready): tools/setup.sh pyproject.toml CMakeLists.txt $(wildcard dropin/*/pyproject.toml)
@@ -27,6 +27,11 @@ test: build
 	ctest --test-dir build/release --output-on-failure -j $(JOBS)
 	$(python) -m pytest
 	$(python) tools/check_rules.py
+
+# The same libraries under the oldest torch that is supported: for one whose environment is at hand, OLDEST=FOLDER.
+OLDEST ?= build/oldest
+test-oldest: build
+	tools/test_oldest.sh $(OLDEST)
 
 bench: build
 	voxgemm bench

@@ -84,4 +84,4 @@ def info() -> dict[str, Any]:
     }
 
 
-__version__, _ = _library.version_and_kernels()
+__version__ = _library.version()

@@ -76,6 +76,11 @@ def text_of(tensor: torch.Tensor) -> str:
     return bytes(tensor.tolist()).decode()
 
 
+def version() -> str:
+    """The library's; asks for no GPU."""
+    return text_of(ops._info()).partition("\n")[0]
+
+
 @functools.cache
 def _version_and_names() -> tuple[str, dict[str, list[str]]]:
     version, *lines = text_of(ops._info()).split("\n")

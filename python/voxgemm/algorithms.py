@@ -102,8 +102,11 @@ def precision_of(name: str | None, features: Tensor) -> int:
     return PRECISIONS.index("tf32" if torch_takes_tf32() else "ieee")
 
 
-# A traced graph cannot ask, and the older of torch's two names, which it can, is an error where the
-# newer one was set. The answer is the graph's; graphs are made anew when the switch changes.
-@torch.compiler.assume_constant_result
 def torch_takes_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# A traced graph cannot ask, and the older of torch's two names, which it can, is an error where the
+# newer one was set. The answer is the graph's; graphs are made anew when the switch changes. This
+# is torch.compiler.assume_constant_result, which would import the whole compiler.
+torch_takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -250,6 +250,32 @@ extern const char* const place = __FILE__;
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a compiler")
+@pytest.mark.parametrize("tag", ["RPATH", "RUNPATH"])
+def test_symbol_gate_sees_what_is_loaded(tag, tmp_path):
+    """Every library beside torch's and the system's, and either way of saying where to look."""
+    source = tmp_path / "a.cpp"
+    source.write_text("extern int x;\nint y = 1;\n")
+    for name, options in (
+        ("libtorch_cpu.so", ["-fvisibility=hidden"]),
+        ("libc10.so", ["-fvisibility=hidden"]),
+        (
+            "liba.so",
+            [
+                *("-fvisibility=hidden", "-L", str(tmp_path), "-Wl,--no-as-needed"),
+                *("-ltorch_cpu", "-lc10", "-Wl,-rpath,/x"),
+                "-Wl,--disable-new-dtags" if tag == "RPATH" else "-Wl,--enable-new-dtags",
+            ],
+        ),
+    ):
+        command = ["c++", "-shared", "-fPIC", "-o", str(tmp_path / name), str(source), *options]
+        subprocess.run(command, check=True)
+    symbols = tmp_path / "libtorch_cpu.txt"
+    symbols.write_text("")
+    found = check_symbols.library_violations(tmp_path / "liba.so", tmp_path / "s", [symbols])
+    assert found == ["loads libc10.so", f"has a {tag}"]
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a compiler")
 def test_symbol_gate_sees_weak_symbols(tmp_path):
     source = tmp_path / "a.cpp"
     source.write_text("""
