@@ -153,7 +153,8 @@ def trained(network: nn.Module, loss_of) -> list[float]:
     return losses
 
 
-def test_a_sparse_vae_trains(scan):
+def test_a_sparse_vae_trains(scan, threads):
+    threads(1)  # of rows this few
     coords, box = scan
     torch.manual_seed(0)
     network = SparseVAE().to(coords.device)
@@ -205,7 +206,8 @@ class MinkUNet(nn.Module):
         return self.head(x.feature_tensor)
 
 
-def test_a_minkunet_trains(scan):
+def test_a_minkunet_trains(scan, threads):
+    threads(1)
     coords, box = scan
     torch.manual_seed(0)
     network = MinkUNet(classes=4).to(coords.device)

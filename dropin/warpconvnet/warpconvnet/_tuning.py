@@ -151,18 +151,20 @@ def fastest(
     known = times.of(key)
     missing = [c for c in space if c.text not in known and (key, c.text) not in _LEFT_OUT]
     if missing and may_measure():
-        found, shared = {}, {}
+        found: dict[str, float] = {}
+        shared = {run(c)[0]: known[c.text] for c in space if c.text in known}
         end = time.perf_counter() + BUDGET
         for candidate in missing:
-            if found and time.perf_counter() > end:
-                break
-            try:
-                what, action = run(candidate)
-                if what not in shared:
+            what, action = run(candidate)
+            if what not in shared:
+                if found and time.perf_counter() > end:
+                    continue
+                try:
                     shared[what] = seconds_of(action, device)
-                found[candidate.text] = shared[what]
-            except NotImplementedError as error:
-                _leave_out(key, candidate, error)
+                except NotImplementedError as error:
+                    _leave_out(key, candidate, error)
+                    continue
+            found[candidate.text] = shared[what]
         if found:
             times.add(key, found)
     known = times.of(key)
