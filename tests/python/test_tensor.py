@@ -402,3 +402,20 @@ def test_specifications_keep_no_tensor_alive(clouds):
     spec, watched = pytree.tree_structure(x), weakref.ref(x.coords)
     del x
     assert watched() is None and spec.num_leaves == 2
+
+
+def test_rows_of_padding_are_no_voxels(clouds):
+    """Rows with the batch number that says so: not added, not dense, in no batch item."""
+    coords = clouds.random(20, extent=4)
+    padded = torch.cat([coords, torch.full_like(coords[:5], vg.functional.PADDING_BATCH)])
+    x = random(padded, spatial_shape=(4, 4, 4))
+    alone = vg.SparseTensor(x.features[:20], coords, (4, 4, 4))
+    assert len(x) == 2 and torch.equal(x.dense(), alone.dense())
+    for reduce in ("sum", "mean", "first"):
+        assert by_voxel(x.unique(reduce)) == by_voxel(alone)
+    assert [by_voxel(item) for item in x] == [by_voxel(item) for item in alone]
+    assert by_voxel(x[1]) == by_voxel(alone[1]) and by_voxel(x[::-1]) == by_voxel(alone[::-1])
+    assert by_voxel(vg.union_add(x, x.select(torch.arange(25)))) == by_voxel(alone * 2)
+    assert by_voxel(vg.collate([x, x]).unique()) == by_voxel(vg.collate([alone, alone]))
+    nothing = random(padded[20:])
+    assert len(nothing) == 0 and list(nothing) == [] and nothing.unique().voxels == 0
