@@ -151,3 +151,18 @@ _FIELDS = dict(zip(Geometry._fields, ("kernel_size", "stride", "padding", "dilat
 
 def _described(geometry: Geometry) -> str:
     return ", ".join(f"{_FIELDS[name]}={value}" for name, value in geometry._asdict().items())
+
+
+def way_back(
+    kernel_size: int | Triple,
+    stride: int | Triple | None,
+    padding: int | Triple | None,
+    dilation: int | Triple | None,
+) -> dict[str, Triple]:
+    """What is known of the layer to go back through, by the names of Geometry's fields."""
+    given = {"size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    return {
+        name: triple(value, "kernel_size" if name == "size" else name)
+        for name, value in given.items()
+        if value is not None
+    }

@@ -11,60 +11,31 @@ from torch import Tensor, nn
 
 from . import functional
 from .algorithms import OUTPUT_RULES, filters_of, index_in
+from .containers import Sequential as Sequential
+from .containers import SparseModule as SparseModule
+from .depthwise import grouped_conv3d
 from .errors import ArgumentError
 from .kernel_map import Geometry, KernelMap, Triple, triple
+from .map_cache import way_back
 from .norm import BatchNorm as BatchNorm
 from .norm import SyncBatchNorm as SyncBatchNorm
-from .norm import without_branches
+from .pool_layers import SparseAvgPool3d as SparseAvgPool3d
+from .pool_layers import SparseGlobalPool as SparseGlobalPool
+from .pool_layers import SparseMaxPool3d as SparseMaxPool3d
+from .pool_layers import SparseUnpool3d as SparseUnpool3d
 from .tensor import SparseTensor
 
 Device = torch.device | str | int | None
 _Layer = TypeVar("_Layer", bound="_Conv3d")
 
 
-class SparseModule(nn.Module):
-    """A module that takes a SparseTensor; derive from it what `Sequential` is to give one."""
-
-
-class Sequential(SparseModule, nn.Sequential):
-    """torch.nn.Sequential on a SparseTensor: modules of plain tensors act on its features [n, c].
-
-    A module is given the SparseTensor if it is a SparseModule or has one inside.
-
-    >>> net = vg.nn.Sequential(vg.nn.SubmConv3d(2, 4, 3), torch.nn.LayerNorm(4), torch.nn.GELU())
-    >>> net(vg.SparseTensor(torch.ones(1, 2), torch.zeros(1, 4, dtype=torch.int32))).features.shape
-    torch.Size([1, 4])
-    """
-
-    def forward(self, x: SparseTensor | Tensor) -> SparseTensor | Tensor:
-        for module in self:
-            if not isinstance(x, SparseTensor) or _takes_sparse(module):
-                x = module(x)
-            elif torch.compiler.is_compiling() and type(module) is nn.BatchNorm1d:
-                # Torch's cannot be traced where coordinates decide how many rows there are.
-                if module.training:
-                    torch._check(x.features.shape[0] != 1, lambda: "one row has no variance")
-                x = x.replace(without_branches(module, x.features))
-            else:
-                x = x.replace(module(x.features))
-        return x
-
-
-def _takes_sparse(module: nn.Module) -> bool:
-    if isinstance(module, SparseModule):
-        return True
-    return bool(module._modules) and any(isinstance(m, SparseModule) for m in module.modules())
-
-
 class _Conv3d(SparseModule):
-    """weight [c_out, Kx, Ky, Kz, c_in], bias [c_out]; a subclass knows its map."""
+    """weight [c_out, Kx, Ky, Kz, c_in / groups], bias [c_out]; a subclass knows its map."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    # The layer of torch that computes the same where voxels are, and which axes of its weight
-    # stand where in ours.
+    # The layer of torch that computes the same where voxels are.
     _dense: ClassVar[type[nn.Conv3d] | type[nn.ConvTranspose3d]] = nn.Conv3d
-    _axes: ClassVar[tuple[int, ...]] = (0, 2, 3, 4, 1)
 
     def __init__(
         self,
@@ -79,14 +50,18 @@ class _Conv3d(SparseModule):
         dtype: torch.dtype | None,
     ):
         super().__init__()
-        if groups != 1:
-            raise NotImplementedError(f"groups is {groups}, only 1 is implemented")
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ArgumentError(
+                f"groups is {groups} for {in_channels} -> {out_channels} channels, expected a "
+                "divisor of both"
+            )
+        self.groups = groups
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = triple(kernel_size, "kernel_size")
         self.algorithm = algorithm
         filters_of(algorithm)
-        shape = (out_channels, *self.kernel_size, in_channels)
+        shape = (out_channels, *self.kernel_size, in_channels // groups)
         if min(shape) < 1:
             raise ArgumentError(
                 f"in_channels is {in_channels}, out_channels {out_channels} and kernel_size "
@@ -103,11 +78,16 @@ class _Conv3d(SparseModule):
         def __call__(self, x: SparseTensor) -> SparseTensor: ...
 
     def reset_parameters(self) -> None:
-        """Uniform in +-1 / sqrt(c_in * taps), weight and bias: what torch.nn.Conv3d does."""
-        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        """Uniform in +-1 / sqrt(c_in / groups * taps), weight and bias: as torch.nn.Conv3d."""
+        bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def group_channels(self) -> tuple[int, int]:
+        """c_in and c_out of each group, which are convolutions of their own."""
+        return self.in_channels // self.groups, self.out_channels // self.groups
 
     def target(self, x: SparseTensor) -> tuple[int, KernelMap]:
         """The number in `x.maps` of the coordinates the layer leads to, and the map to them."""
@@ -119,7 +99,11 @@ class _Conv3d(SparseModule):
                 f"{type(self).__name__} got a {type(x).__name__}, expected a SparseTensor"
             )
         number, map = self.target(x)
-        features = functional.conv3d(x.features, self.weight, self.bias, map, self.algorithm)
+        operands = (x.features, self.weight, self.bias, map)
+        if self.groups == 1:
+            features = functional.conv3d(*operands, self.algorithm)
+        else:
+            features = grouped_conv3d(*operands, self.groups, self.algorithm)
         return x.replace(features, number)
 
     @classmethod
@@ -150,7 +134,8 @@ class _Conv3d(SparseModule):
             **cls._options_of(dense),
         )
         with torch.no_grad():
-            layer.weight.copy_(dense.weight.permute(cls._axes))
+            weight = cls._weight_of(dense)
+            layer.weight.view(weight.shape).copy_(weight)
             if dense.bias is not None and layer.bias is not None:
                 layer.bias.copy_(dense.bias)
         return layer
@@ -159,6 +144,15 @@ class _Conv3d(SparseModule):
     def _options_of(cls, dense: Any) -> dict[str, Any]:
         """What a constructor takes from a layer of torch beside what all take."""
         return {name: getattr(dense, name) for name in ("stride", "padding", "dilation")}
+
+    @staticmethod
+    def _weight_of(dense: Any) -> Tensor:
+        """A view of the weight of a layer of torch, in the order of ours."""
+        weight: Tensor = dense.weight
+        if not dense.transposed:
+            return weight.permute(0, 2, 3, 4, 1)
+        # [c_in, c_out / groups, K...]: what comes in is group after group.
+        return weight.unflatten(0, (dense.groups, -1)).permute(0, 2, 3, 4, 5, 1)
 
     def to_torch(self) -> nn.Conv3d | nn.ConvTranspose3d:
         """The layer of torch that computes the same on a grid (`SparseTensor.dense`), as a copy.
@@ -170,12 +164,14 @@ class _Conv3d(SparseModule):
             self.out_channels,
             self.kernel_size,
             bias=self.bias is not None,
+            groups=self.groups,
             device=self.weight.device,
             dtype=self.weight.dtype,
             **self._dense_options(),
         )
         with torch.no_grad():
-            dense.weight.permute(self._axes).copy_(self.weight)
+            weight = self._weight_of(dense)
+            weight.copy_(self.weight.view(weight.shape))
             if dense.bias is not None and self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense
@@ -194,6 +190,8 @@ class _Conv3d(SparseModule):
             value = getattr(self, name, None)
             if value not in (None, default):
                 text += f", {name}={value}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
         if self.bias is None:
             text += ", bias=False"
         return text if self.algorithm is None else f"{text}, algorithm={self.algorithm!r}"
@@ -333,7 +331,6 @@ class SparseInverseConv3d(_Conv3d):
     """
 
     _dense = nn.ConvTranspose3d
-    _axes = (1, 2, 3, 4, 0)
 
     def __init__(
         self,
@@ -359,10 +356,7 @@ class SparseInverseConv3d(_Conv3d):
             device=device,
             dtype=dtype,
         )
-        self.asked = {"size": self.kernel_size}
-        for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
-            if value is not None:
-                self.asked[name] = triple(value, name)
+        self.asked = way_back(kernel_size, stride, padding, dilation)
 
     def target(self, x: SparseTensor) -> tuple[int, KernelMap]:
         return x.maps.inverse(x.number, self.asked)
@@ -390,7 +384,6 @@ class SparseConvTranspose3d(_Conv3d):
     """
 
     _dense = nn.ConvTranspose3d
-    _axes = (1, 2, 3, 4, 0)
 
     def __init__(
         self,
@@ -448,14 +441,10 @@ def explain(layer: _Conv3d, x: SparseTensor) -> str:
     'forward f32 subm3 4->8'
     """
     _, map = layer.target(x)
-    return functional.explain(
-        map, layer.in_channels, layer.out_channels, layer.weight.dtype, layer.algorithm
-    )
+    return functional.explain(map, *layer.group_channels, layer.weight.dtype, layer.algorithm)
 
 
 def explanations(layer: _Conv3d, x: SparseTensor) -> list[dict[str, Any]]:
     """What explain() says, a dict for each pass: see `functional.explanations`."""
     _, map = layer.target(x)
-    return functional.explanations(
-        map, layer.in_channels, layer.out_channels, layer.weight.dtype, layer.algorithm
-    )
+    return functional.explanations(map, *layer.group_channels, layer.weight.dtype, layer.algorithm)

@@ -30,7 +30,8 @@ WITH_EXAMPLES = {
     vg: "Geometry KernelMap SparseTensor build_map cat collate explain output_coords union_add "
     "unique",
     vg.functional: "conv3d explain generated_coords inverse_conv3d",
-    vg.nn: "Sequential SparseConv3d SparseConvTranspose3d SparseInverseConv3d SubmConv3d",
+    vg.nn: "Sequential SparseAvgPool3d SparseConv3d SparseConvTranspose3d SparseGlobalPool "
+    "SparseInverseConv3d SparseMaxPool3d SparseUnpool3d SubmConv3d",
 }
 
 

@@ -51,12 +51,14 @@ KERNELS = [
     {"kernel_size": 2, "stride": 2},
     {"kernel_size": (2, 3, 1), "stride": (2, 3, 1), "padding": (0, 1, 0)},
     {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 3, "padding": 1, "groups": 2},
+    {"kernel_size": 2, "stride": 2, "groups": 4, "bias": False},
 ]
 
 
 @pytest.mark.parametrize("options", KERNELS, ids=str)
 def test_of_a_dense_convolution_and_back(options, x):
-    dense = with_whole_numbers(nn.Conv3d(4, 5, **options))
+    dense = with_whole_numbers(nn.Conv3d(4, 8, **options))
     kinds = [vg.nn.SparseConv3d] + ([] if "stride" in options else [vg.nn.SubmConv3d])
     for kind in kinds:
         layer = kind.from_torch(dense)
@@ -75,11 +77,11 @@ def test_transposed_convolution(options, x):
     options = dict(options, output_padding=1) if "stride" in options else options
     if options.get("stride") == (2, 3, 1):
         options["output_padding"] = (1, 2, 0)
-    dense = with_whole_numbers(nn.ConvTranspose3d(4, 5, **options))
+    dense = with_whole_numbers(nn.ConvTranspose3d(4, 8, **options))
     layer = vg.nn.SparseConvTranspose3d.from_torch(dense)
     y = layer(x)
     expected = dense(x.dense())
-    assert y.spatial_shape == expected.shape[2:] and y.channels == 5
+    assert y.spatial_shape == expected.shape[2:] and y.channels == 8
     assert torch.equal(y.features, rows_of(expected, y.coords))
     # Nowhere else is anything but the bias.
     bias = 0 if dense.bias is None else dense.bias[:, None, None, None]
@@ -150,6 +152,85 @@ def test_inverse_convolution_of_a_dense_one(x):
     assert torch.equal(layer.to_torch()(coarse.dense()), dense(coarse.dense()))
     with pytest.raises(vg.ArgumentError, match="without stride, padding, dilation"):
         vg.nn.SparseInverseConv3d(4, 3, 2).to_torch()
+
+
+@pytest.mark.parametrize("kind", [vg.nn.SubmConv3d, vg.nn.SparseConv3d])
+def test_a_depthwise_layer(kind, x):
+    dense = with_whole_numbers(nn.Conv3d(4, 4, 3, padding=1, groups=4))
+    layer = kind.from_torch(dense)
+    assert layer.weight.shape == (4, 3, 3, 3, 1) and "groups=4" in repr(layer)
+    y = layer(x)
+    assert torch.equal(y.features, rows_of(dense(x.dense()), y.coords))
+    y.features.sum().backward()
+    dense(x.dense()).permute(0, 2, 3, 4, 1)[tuple(y.coords.long().T)].sum().backward()
+    assert torch.equal(layer.weight.grad, dense.weight.grad.permute(0, 2, 3, 4, 1))
+    torch.manual_seed(0)
+    bound = float(kind(64, 64, 3, groups=64).weight.detach().abs().max())
+    assert 0.9 / 27**0.5 < bound <= 1 / 27**0.5
+
+
+POOLS = [(2, None, 0), (3, 2, 1), ((1, 2, 3), (1, 2, 2), (0, 1, 0))]
+
+
+@pytest.mark.parametrize("size, stride, padding", POOLS)
+def test_max_pool(size, stride, padding, x):
+    """Of positive numbers the grid's zeros do not show: torch's own pool."""
+    x = x.apply(lambda f: f.abs() + 1)
+    y = vg.nn.SparseMaxPool3d(size, stride, padding)(x)
+    dense = nn.functional.max_pool3d(x.dense(), size, stride, padding)
+    assert torch.equal(y.features, rows_of(dense, y.coords))
+    assert y.spatial_shape == dense.shape[2:] and int((dense > 0).all(1).sum()) == y.voxels
+
+
+@pytest.mark.parametrize("size, stride, padding", POOLS)
+def test_average_pool(size, stride, padding, x):
+    y = vg.nn.SparseAvgPool3d(size, stride, padding)(x)
+    grids = x.dense(), x.replace(torch.ones_like(x.features)).dense()
+    sums, counts = (nn.functional.avg_pool3d(g, size, stride, padding) for g in grids)
+    torch.testing.assert_close(y.features, rows_of(sums / counts, y.coords))
+
+
+def test_pools_share_maps_with_convolutions(x):
+    pool, conv = vg.nn.SparseMaxPool3d(2), vg.nn.SparseConv3d(4, 4, 2, 2, dtype=torch.float64)
+    assert pool(x).shares_coords(conv(x)) and pool(x).stride == (2, 2, 2)
+    back = vg.nn.SparseInverseConv3d(4, 3, 2, dtype=torch.float64)(pool(x))
+    assert back.shares_coords(x)
+    negative = x.apply(lambda f: -f.abs() - 1)
+    assert float(pool(negative).features.max()) < 0
+
+
+def test_unpool(x):
+    coarse = vg.nn.SparseAvgPool3d(2)(x)
+    fine = vg.nn.SparseUnpool3d(2)(coarse)
+    assert fine.shares_coords(x)
+    rows = {tuple(c): f for c, f in zip(coarse.coords.tolist(), coarse.features, strict=True)}
+    for (b, *place), row in zip(x.coords.tolist(), fine.features, strict=True):
+        assert torch.equal(row, rows[(b, *(i // 2 for i in place))])
+    with pytest.raises(vg.ArgumentError, match=r"kernel_size=\(3, 3, 3\)"):
+        vg.nn.SparseUnpool3d(3)(coarse)
+
+
+@pytest.mark.parametrize("reduction", ["max", "min", "sum", "mean"])
+def test_global_pool(reduction, x):
+    found = vg.nn.Sequential(vg.nn.SparseGlobalPool(reduction), nn.Identity())(x)
+    reduce = {"max": torch.amax, "min": torch.amin, "sum": torch.sum, "mean": torch.mean}[reduction]
+    expected = torch.stack([reduce(item.features, 0) for item in x])
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(vg.ArgumentError, match="reduction is 'median'"):
+        vg.nn.SparseGlobalPool("median")
+
+
+def test_gradients_of_pools(clouds):
+    coords = clouds.random(8, extent=3)
+    features = torch.randperm(16).double().view(8, 2).requires_grad_()
+    for layer in (vg.nn.SparseMaxPool3d(2), vg.nn.SparseAvgPool3d(3, 2, 1)):
+        up = vg.nn.Sequential(layer, vg.nn.SparseUnpool3d(layer.geometry.size))
+        for net in (layer, up):
+            assert torch.autograd.gradcheck(
+                lambda f, net=net: net(vg.SparseTensor(f, coords)).features, features
+            )
+    pool = vg.nn.SparseGlobalPool("mean")
+    assert torch.autograd.gradcheck(lambda f: pool(vg.SparseTensor(f, coords)), features)
 
 
 REFUSED = {
