@@ -6,11 +6,13 @@
 namespace voxgemm::cuda {
 namespace {
 
-template <class T>
-__device__ void write_pack(const T& pack, void* matrix, int64_t at) {
-  *reinterpret_cast<T*>(static_cast<char*>(matrix) + at * static_cast<int64_t>(sizeof(pack.v[0]))) =
-      pack;
+template <class T, int n>
+__device__ void write_pack(const Pack<T, n>& pack, T* matrix, int64_t at) {
+  *reinterpret_cast<Pack<T, n>*>(matrix + at) = pack;
 }
+
+// What these have per tap.
+struct NoTap {};
 
 // What a sum is divided by: nothing, or the number of rows in it.
 template <class T, int n>
@@ -19,12 +21,12 @@ struct SumState {
   int count = 0;
 
   __device__ void add(const Pack<T, n>& x) {
-    for (int i = 0; i < n; ++i) sum[i] += widen(x.v[i]);
+    for (int i = 0; i < n; ++i) sum[i] += x.get(i);
     ++count;
   }
   __device__ Pack<T, n> result(Sum<T> divisor) const {
     Pack<T, n> y;
-    for (int i = 0; i < n; ++i) store(sum[i] / divisor, &y.v[i]);
+    for (int i = 0; i < n; ++i) y.set(i, sum[i] / divisor);
     return y;
   }
 };
@@ -32,17 +34,15 @@ struct SumState {
 // The best element so far and its row.
 template <class T, int n, bool minimum>
 struct BestState {
-  T best[n] = {};
+  Sum<T> best[n] = {};
   int32_t winner[n];
 
   __device__ BestState() {
     for (int32_t& row : winner) row = -1;
   }
-  __device__ void take(int i, T value, int32_t row) {
-    const auto candidate = widen(value);
-    const auto held = widen(best[i]);
-    const bool better = minimum ? candidate < held : candidate > held;
-    if (winner[i] < 0 || better || (candidate != candidate && held == held)) {
+  __device__ void take(int i, Sum<T> value, int32_t row) {
+    const bool better = minimum ? value < best[i] : value > best[i];
+    if (winner[i] < 0 || better || (value != value && best[i] == best[i])) {
       best[i] = value;
       winner[i] = row;
     }
@@ -64,7 +64,7 @@ struct PoolArguments {
     Pack<T, n> values;
     Pack<int32_t, n> rows;
     for (int i = 0; i < n; ++i) {
-      values.v[i] = state.best[i];
+      values.set(i, state.best[i]);
       rows.v[i] = state.winner[i];
     }
     write_pack(values, y, row * y_stride + col);
@@ -78,15 +78,19 @@ struct PoolSum {
   using Element = T;
   using Arguments = PoolArguments<T, n>;
   using State = SumState<T, n>;
+  using Tap = NoTap;
   static constexpr int width = n;
   static constexpr int rows = 2;
+  static constexpr int blocks = 6;
 
   Arguments a;
   int64_t col;
   __device__ PoolSum(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void begin(State*, int64_t) {}
-  __device__ void begin_tap(int) {}
-  __device__ void add(State* state, const Pack<T, n>& x, int64_t, int32_t) const { state->add(x); }
+  __device__ void begin(State*) const {}
+  __device__ Tap tap(int) const { return {}; }
+  __device__ void add(State* state, const Pack<T, n>& x, Tap, int64_t, int32_t) const {
+    state->add(x);
+  }
   __device__ void finish(const State& state, int64_t row) const {
     const int divisor = a.mean ? max(state.count, 1) : 1;
     write_pack(state.result(static_cast<Sum<T>>(divisor)), a.y, row * a.y_stride + col);
@@ -98,16 +102,18 @@ struct PoolBest {
   using Element = T;
   using Arguments = PoolArguments<T, n>;
   using State = BestState<T, n, minimum>;
+  using Tap = NoTap;
   static constexpr int width = n;
   static constexpr int rows = 2;
+  static constexpr int blocks = 6;
 
   Arguments a;
   int64_t col;
   __device__ PoolBest(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void begin(State*, int64_t) {}
-  __device__ void begin_tap(int) {}
-  __device__ void add(State* state, const Pack<T, n>& x, int64_t, int32_t in) const {
-    for (int i = 0; i < n; ++i) state->take(i, x.v[i], in);
+  __device__ void begin(State*) const {}
+  __device__ Tap tap(int) const { return {}; }
+  __device__ void add(State* state, const Pack<T, n>& x, Tap, int64_t, int32_t in) const {
+    for (int i = 0; i < n; ++i) state->take(i, x.get(i), in);
   }
   __device__ void finish(const State& state, int64_t row) const { a.write(state, row, col); }
 };
@@ -124,24 +130,26 @@ struct PoolGradient {
     const int32_t* counts;   // [n_out], or null
   };
   using State = SumState<T, n>;
+  using Tap = NoTap;
   static constexpr int width = n;
   static constexpr int rows = 2;
+  static constexpr int blocks = 6;
 
   Arguments a;
   int64_t col;
   __device__ PoolGradient(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void begin(State*, int64_t) {}
-  __device__ void begin_tap(int) {}
-  __device__ void add(State* state, const Pack<T, n>& dy, int64_t row, int32_t out) const {
+  __device__ void begin(State*) const {}
+  __device__ Tap tap(int) const { return {}; }
+  __device__ void add(State* state, const Pack<T, n>& dy, Tap, int64_t row, int32_t out) const {
     if (a.winners != nullptr) {
       const auto won = *reinterpret_cast<const Pack<int32_t, n>*>(a.winners + out * a.cols + col);
       for (int i = 0; i < n; ++i) {
-        if (won.v[i] == row) state->sum[i] += widen(dy.v[i]);
+        if (won.v[i] == row) state->sum[i] += dy.get(i);
       }
       return;
     }
     const Sum<T> count = a.counts == nullptr ? 1 : static_cast<Sum<T>>(a.counts[out]);
-    for (int i = 0; i < n; ++i) state->sum[i] += widen(dy.v[i]) / count;
+    for (int i = 0; i < n; ++i) state->sum[i] += dy.get(i) / count;
   }
   __device__ void finish(const State& state, int64_t row) const {
     write_pack(state.result(1), a.dx, row * a.dx_stride + col);
@@ -181,7 +189,7 @@ struct SegmentBest {
   __device__ SegmentBest(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
   __device__ void add(State* state, uint32_t row) const {
     const auto x = *reinterpret_cast<const Pack<T, n>*>(a.x + row * a.x_stride + col);
-    for (int i = 0; i < n; ++i) state->take(i, x.v[i], static_cast<int32_t>(row));
+    for (int i = 0; i < n; ++i) state->take(i, x.get(i), static_cast<int32_t>(row));
   }
   __device__ void join(State* state, const State& later) const {
     for (int i = 0; i < n; ++i) {
@@ -196,7 +204,9 @@ struct SegmentBest {
 __global__ void count_taps(Gather g, int32_t* counts) {
   for (int64_t r = thread_index(); r < g.rows_out; r += thread_count()) {
     int32_t count = 0;
-    for (int tap = 0; tap < g.taps; ++tap) count += g.has(g.row(tap, r)) ? 1 : 0;
+    for (int tap = 0; tap < g.taps; ++tap) {
+      count += static_cast<uint32_t>(g.rows[tap * g.tap_stride + r]) < g.rows_in ? 1 : 0;
+    }
     counts[r] = count;
   }
 }
@@ -224,15 +234,15 @@ void pool(const Context& ctx,
           Reduction reduction,
           const Reduced& result) {
   const DeviceGuard guard(ctx.device);
-  const Gather g = gather_of(map, x.cols, x.stride);
+  const Gather g = gather_of(map, x);
   dispatch_packs(x.dtype, are_wide(x, result), [&]<class T, class W>(Type<T>, W) {
     const auto arguments = arguments_of<T, W::n>(x, reduction, result);
     if (reduction == Reduction::max) {
-      gather<PoolBest<T, W::n, false>>(ctx, g, x.data, arguments);
+      gather<PoolBest<T, W::n, false>>(ctx, g, x, arguments);
     } else if (reduction == Reduction::min) {
-      gather<PoolBest<T, W::n, true>>(ctx, g, x.data, arguments);
+      gather<PoolBest<T, W::n, true>>(ctx, g, x, arguments);
     } else {
-      gather<PoolSum<T, W::n>>(ctx, g, x.data, arguments);
+      gather<PoolSum<T, W::n>>(ctx, g, x, arguments);
     }
   });
 }
@@ -246,15 +256,15 @@ void pool_grad(const Context& ctx,
   std::shared_ptr<void> counts;
   if (reduction == Reduction::mean) {
     counts = ctx.allocate(sizeof(int32_t) * map.n_out);
-    launch(ctx, over(ctx, map.n_out), count_taps, gather_of(map, 0, 0),
+    launch(ctx, over(ctx, map.n_out), count_taps, gather_of(map, grad.dy),
            static_cast<int32_t*>(counts.get()));
   }
   const int32_t* winners = grad.winners ? grad.winners->as<int32_t>() : nullptr;
   const bool wide = is_wide(grad.dy) && is_wide(dx) && (!grad.winners || is_wide(*grad.winners));
-  const Gather g = gather_of(*grad.transposed, dx.cols, grad.dy.stride);
+  const Gather g = gather_of(*grad.transposed, grad.dy);
   dispatch_packs(dx.dtype, wide, [&]<class T, class W>(Type<T>, W) {
     gather<PoolGradient<T, W::n>>(
-        ctx, g, grad.dy.data,
+        ctx, g, grad.dy,
         {dx.as<T>(), dx.stride, dx.cols, winners, static_cast<const int32_t*>(counts.get())});
   });
 }

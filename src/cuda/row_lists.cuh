@@ -4,8 +4,10 @@
 // rows[p] = r, ascending. The places are sorted by row number, stable, and cut into pieces of
 // `list_piece` places, wherever the lists begin and end. A thread owns `Op::width` columns of a
 // piece. A list inside the piece is complete and written; of one that crosses a border the state is
-// kept, and a second kernel combines those of a list in order. So a list of a million places is not
-// slower than a million lists, and every sum has one order.
+// kept, and a second kernel combines those of a list in order: a warp each, whose lanes combine
+// consecutive pieces before the first lane combines theirs. So a list of a million places is not
+// slower than a million lists (one thread that combined them took 3.5 ms for a million rows of 64
+// f16 on an H200), and every sum has one order.
 #pragma once
 
 #include "conv/hash_key.h"
@@ -85,27 +87,46 @@ __global__ void reduce_pieces(ListView lists,
   }
 }
 
-// The lists that cross a border, and the empty ones.
+// The lists that begin in one piece and end in another. A warp owns a pack of columns of a piece.
 template <class Op>
-__global__ void join_pieces(ListView lists,
-                            typename Op::Arguments arguments,
-                            const typename Op::State* ends) {
+__global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
+                                                              typename Op::Arguments arguments,
+                                                              const typename Op::State* ends) {
+  __shared__ typename Op::State of_threads[gather_threads];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t pieces = (lists.length + list_piece - 1) / list_piece;
+  const int64_t item = thread_index() / 32;
+  if (item >= pieces * lists.packs) return;
+  const int64_t piece = item / lists.packs;
+  const int64_t pack = item - piece * lists.packs;
+  const int64_t end = (piece + 1) * list_piece;
+  if (end >= lists.length) return;
+  const uint32_t row = lists.rows[end];
+  // Others have the lists that do not cross this piece's end, and those that came in.
+  if (row == lists.count || lists.rows[end - 1] != row || lists.starts[row] < piece * list_piece) {
+    return;
+  }
+  const Op op(arguments, pack * Op::width);
+  const int64_t later = (lists.starts[row + 1] - 1) / list_piece - piece;
+  typename Op::State state = {};
+  if (lane == 0) state = ends[(2 * piece + 1) * lists.packs + pack];
+  for (int64_t i = lane * later / 32; i < (lane + 1) * later / 32; ++i) {
+    op.join(&state, ends[2 * (piece + 1 + i) * lists.packs + pack]);
+  }
+  of_threads[threadIdx.x] = state;
+  __syncwarp();
+  if (lane != 0) return;
+  for (int i = 1; i < 32; ++i) op.join(&state, of_threads[threadIdx.x + i]);
+  op.finish(state, row, lists.starts[row + 1] - lists.starts[row]);
+}
+
+template <class Op>
+__global__ void finish_empty(ListView lists, typename Op::Arguments arguments) {
   for (int64_t i = thread_index(); i < lists.count * lists.packs; i += thread_count()) {
     const int64_t row = i / lists.packs;
-    const int64_t pack = i - row * lists.packs;
-    const int64_t begin = lists.starts[row];
-    const int64_t end = lists.starts[row + 1];
-    const int64_t last = (end - 1) / list_piece;
-    if (begin < end && begin / list_piece == last) continue;
-    const Op op(arguments, pack * Op::width);
-    typename Op::State state = {};
-    if (begin < end) {
-      const typename Op::State* from = ends + pack;
-      int64_t piece = begin / list_piece;
-      state = from[(2 * piece + 1) * lists.packs];
-      for (++piece; piece <= last; ++piece) op.join(&state, from[2 * piece * lists.packs]);
-    }
-    op.finish(state, static_cast<uint32_t>(row), end - begin);
+    if (lists.starts[row] != lists.starts[row + 1]) continue;
+    const Op op(arguments, (i - row * lists.packs) * Op::width);
+    op.finish({}, static_cast<uint32_t>(row), 0);
   }
 }
 
@@ -123,7 +144,8 @@ void reduce_lists(const Context& ctx,
     return Grid{.blocks = ceil_div(threads, gather_threads), .threads = gather_threads};
   };
   launch(ctx, all(pieces * view.packs), reduce_pieces<Op>, view, arguments, ends);
-  launch(ctx, all(lists.count * view.packs), join_pieces<Op>, view, arguments, ends);
+  launch(ctx, all(32 * pieces * view.packs), join_pieces<Op>, view, arguments, ends);
+  launch(ctx, all(lists.count * view.packs), finish_empty<Op>, view, arguments);
 }
 
 }  // namespace voxgemm::cuda

@@ -51,15 +51,15 @@ struct Finder {
 template <class T, SampleMode mode>
 __global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
   constexpr int taps = mode == SampleMode::trilinear ? 8 : 1;
-  const auto status = static_cast<Status>(index.set.head->counters.status);
+  const bool fine = is_fine(index.set);
   for (int64_t p = thread_index(); p < points.count; p += thread_count()) {
     int32_t* rows = points.rows + taps * p;
     T* weights = points.weights + taps * p;
-    if (status != Status::fine) {
-      // Of no coordinates nothing is found; a failure must show in what is computed with this.
+    if (!fine) {
+      // It must show in what is computed with this.
       for (int t = 0; t < taps; ++t) {
-        rows[t] = status == Status::empty ? -1 : 0;
-        weights[t] = status == Status::empty ? T(0) : static_cast<T>(nan(""));
+        rows[t] = 0;
+        weights[t] = static_cast<T>(nan(""));
       }
       continue;
     }
@@ -92,6 +92,7 @@ struct WeightedSum {
   using Element = T;
   static constexpr int width = n;
   static constexpr int rows = 2;
+  static constexpr int blocks = 6;
   struct Arguments {
     const Sum<T>* weights;  // [rows, taps]
     int64_t taps;
@@ -102,19 +103,20 @@ struct WeightedSum {
     Sum<T> sum[n] = {};
   };
 
+  using Tap = int;
+
   Arguments a;
   int64_t col;
-  int tap = 0;
   __device__ WeightedSum(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void begin(State*, int64_t) {}
-  __device__ void begin_tap(int t) { tap = t; }
-  __device__ void add(State* state, const Pack<T, n>& x, int64_t row, int32_t) const {
+  __device__ void begin(State*) const {}
+  __device__ Tap tap(int number) const { return number; }
+  __device__ void add(State* state, const Pack<T, n>& x, Tap tap, int64_t row, int32_t) const {
     const Sum<T> weight = a.weights[row * a.taps + tap];
-    for (int i = 0; i < n; ++i) state->sum[i] += weight * widen(x.v[i]);
+    for (int i = 0; i < n; ++i) state->sum[i] += weight * x.get(i);
   }
   __device__ void finish(const State& state, int64_t row) const {
     Pack<T, n> y;
-    for (int i = 0; i < n; ++i) store(state.sum[i], &y.v[i]);
+    for (int i = 0; i < n; ++i) y.set(i, state.sum[i]);
     *reinterpret_cast<Pack<T, n>*>(a.y + row * a.y_stride + col) = y;
   }
 };
@@ -142,14 +144,14 @@ struct ScatteredSum {
     const auto dy = *reinterpret_cast<const Pack<T, n>*>(
         a.dy + static_cast<int64_t>(place / a.taps) * a.dy_stride + col);
     const Sum<T> weight = a.weights[place];
-    for (int i = 0; i < n; ++i) state->sum[i] += weight * widen(dy.v[i]);
+    for (int i = 0; i < n; ++i) state->sum[i] += weight * dy.get(i);
   }
   __device__ void join(State* state, const State& later) const {
     for (int i = 0; i < n; ++i) state->sum[i] += later.sum[i];
   }
   __device__ void finish(const State& state, uint32_t row, int64_t) const {
     Pack<T, n> dx;
-    for (int i = 0; i < n; ++i) store(state.sum[i], &dx.v[i]);
+    for (int i = 0; i < n; ++i) dx.set(i, state.sum[i]);
     *reinterpret_cast<Pack<T, n>*>(a.dx + row * a.dx_stride + col) = dx;
   }
 };
@@ -185,7 +187,7 @@ __global__ void write_dots(Dots<T> d) {
       for (int64_t c = lane * n; c < d.cols; c += dot_lanes * n) {
         const X a = *reinterpret_cast<const X*>(x + c);
         const X b = *reinterpret_cast<const X*>(dy + c);
-        for (int j = 0; j < n; ++j) sum += widen(a.v[j]) * widen(b.v[j]);
+        for (int j = 0; j < n; ++j) sum += a.get(j) * b.get(j);
       }
     }
     for (int step = dot_lanes / 2; step > 0; step /= 2) {
@@ -206,6 +208,11 @@ SampleMap sample_map(const Context& ctx,
   const int64_t count = points.points.rows;
   SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
                 make_matrix(ctx, count, taps, points.points.dtype)};
+  if (index.rows() == 0) {
+    fill_bytes(ctx, map.rows.data, 0xff, count * taps * sizeof(int32_t));
+    fill_bytes(ctx, map.weights.data, 0, count * taps * size_of(map.weights.dtype));
+    return map;
+  }
   const IndexView view = static_cast<const BlockIndex&>(index).view();
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
     const Points<T> all = {
@@ -242,13 +249,12 @@ void weighted_sum(const Context& ctx,
                     .tap_stride = 1,
                     .row_stride = taps,
                     .taps = static_cast<int>(taps),
-                    .rows_in = x.rows,
+                    .rows_in = static_cast<uint32_t>(x.rows),
                     .rows_out = y.rows,
                     .cols = y.cols,
-                    .x_stride = x.stride};
+                    .x_bytes = row_bytes(x)};
   dispatch_packs(x.dtype, is_wide(x) && is_wide(y), [&]<class T, class W>(Type<T>, W) {
-    gather<WeightedSum<T, W::n>>(ctx, g, x.data,
-                                 {sums.weights.as<Sum<T>>(), taps, y.as<T>(), y.stride});
+    gather<WeightedSum<T, W::n>>(ctx, g, x, {sums.weights.as<Sum<T>>(), taps, y.as<T>(), y.stride});
   });
 }
 
