@@ -388,3 +388,40 @@ def test_parametrized_layers(x):
     torch.testing.assert_close(y, expected)
     y.sum().backward()
     assert layer.parametrizations.weight.original0.grad is not None
+
+
+def test_layers_in_one_graph(clouds, device):
+    """Blocks, groups, pools and arithmetic are traced whole, for any number of voxels."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = vg.nn.SubmConv3d(4, 4, 3, groups=4)
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = (x + self.conv(x).apply(self.linear)) / 2
+            return vg.cat([y, x * 2]).apply(torch.relu)
+
+    net = vg.nn.Sequential(
+        Block(),
+        nn.Sequential(nn.Linear(8, 8), nn.GELU()),
+        vg.nn.SparseMaxPool3d(2),
+        vg.nn.SubmConv3d(8, 8, 3, groups=2),
+        vg.nn.SparseUnpool3d(2),
+        vg.nn.SparseConvTranspose3d(8, 4, 2, stride=2),
+        vg.nn.SparseGlobalPool("mean"),
+    )
+
+    def run(features, coords):
+        return net(vg.SparseTensor(features, coords, batch_size=2))
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for rows in (30, 50, 41):
+        arguments = torch.randn(rows, 4), clouds.random(rows, extent=5)
+        expected, found = run(*arguments), compiled(*arguments)
+        assert torch.equal(found, expected)
+        expected, found = (
+            torch.autograd.grad(y.square().sum(), net.parameters()) for y in (expected, found)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
