@@ -42,8 +42,8 @@ def names_by_pass(
 ) -> tuple[Names, Names, Names]:
     """Of the four arguments; None is the environment's."""
     if fwd is None and bwd is None and dgrad is None and wgrad is None:
-        values = [getattr(constants, name) for name in _VARIABLES]
-        return _of_environments(*(v if isinstance(v, str) else tuple(v) for v in values))
+        values = (tuple(v) if isinstance(v, list) else v for v in environment())
+        return _of_environments(*values)
     if bwd is not None and (dgrad is not None or wgrad is not None):
         raise ArgumentError(
             f"bwd_algo is {bwd!r} together with dgrad_algo {dgrad!r} and wgrad_algo {wgrad!r}, "
@@ -64,11 +64,18 @@ def _named(given: object, what: str, variable: str) -> Names:
     return _of_environment(variable, str(getattr(constants, variable)))
 
 
-_VARIABLES = tuple(f"WARPCONVNET_{way}_ALGO_MODE" for way in ("FWD", "BWD", "DGRAD", "WGRAD"))
+def environment() -> tuple[str | list[str], ...]:
+    """What stands in for algorithms that are not given."""
+    return (
+        constants.WARPCONVNET_FWD_ALGO_MODE,
+        constants.WARPCONVNET_BWD_ALGO_MODE,
+        constants.WARPCONVNET_DGRAD_ALGO_MODE or None,
+        constants.WARPCONVNET_WGRAD_ALGO_MODE or None,
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _of_environments(*values: str | tuple[str, ...]) -> tuple[Names, Names, Names]:
+def _of_environments(*values: str | tuple[str, ...] | None) -> tuple[Names, Names, Names]:
     """By pass, of the four variables."""
     fwd, bwd, dgrad, wgrad = values
     chosen = (

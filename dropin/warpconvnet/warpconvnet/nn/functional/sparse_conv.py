@@ -26,7 +26,7 @@ from ...geometry.coords.search.search_results import IntSearchResult
 from ...geometry.coords.search.torch_discrete import identity_of
 from ...geometry.features.cat import CatFeatures
 from ...geometry.types.voxels import Voxels
-from ._choice import Search, filter_of, names_by_pass
+from ._choice import Search, environment, filter_of, names_by_pass
 
 
 class SPARSE_CONV_FWD_ALGO_MODE(enum.Enum):
@@ -351,13 +351,36 @@ def spatially_sparse_conv(
     dgrad_algo and wgrad_algo are search spaces: a member, a name, or a list of these; None is the
     environment's. kernel_matmul_batch_size, the block sizes and use_fp16_accum have no effect.
     """
-    names = names_by_pass(fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
     x = input_sparse_tensor
+    flags = (generative, transposed)
+    algorithms = (fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
     if not isinstance(x, Voxels):
+        names_by_pass(*algorithms)
         raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
-    shape = _shape(x, kernel_size, kernel_dilation, stride, (generative, transposed), order)
-    layer = layer_of(shape, stride_mode, stride_reduce, groups, names)
+    try:
+        layer = _known_layer(
+            (x.num_spatial_dims, kernel_size, kernel_dilation, stride, flags, order),
+            (stride_mode, stride_reduce, groups),
+            algorithms,
+            environment(),
+        )
+    except TypeError:  # of lists
+        names = names_by_pass(*algorithms)
+        shape = _shape(x, kernel_size, kernel_dilation, stride, flags, order)
+        layer = layer_of(shape, stride_mode, stride_reduce, groups, names)
     return convolve(x, (weight, bias, compute_dtype), layer, output_spatially_sparse_tensor)
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_layer(
+    shape: tuple[Any, ...],
+    rest: tuple[STRIDED_CONV_MODE, str, int],
+    algorithms: tuple[Any, ...],
+    _: tuple[Any, ...],
+) -> Layer:
+    """Looked up as the call was written; the last is the environment's part in it."""
+    names = names_by_pass(*algorithms)
+    return layer_of(shape_of(*shape), *rest, names)
 
 
 def find(x: Voxels, shape: Shape, target: Voxels | None, key: Hashable) -> Place:

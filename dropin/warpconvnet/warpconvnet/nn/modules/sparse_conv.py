@@ -93,6 +93,7 @@ class SpatiallySparseConv(BaseSpatialModule):
                 f"groups is {groups}, which does not divide {in_channels} and {out_channels}"
             )
         self._names = names_by_pass(fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
+        self._known: tuple[Any, Any] = (None, None)
         self.fwd_algo = as_members(
             fwd_algo, SPARSE_CONV_FWD_ALGO_MODE, constants.WARPCONVNET_FWD_ALGO_MODE
         )
@@ -124,12 +125,14 @@ class SpatiallySparseConv(BaseSpatialModule):
         if not isinstance(x, Voxels):
             raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
         flags = (self.generative, self.transposed)
-        shape = shape_of(
-            self.num_spatial_dims, self.kernel_size, self.dilation, self.stride, flags, self.order
-        )
-        layer = layer_of(shape, self.stride_mode, "max", self.groups, self._names)
+        shape = (self.kernel_size, self.dilation, self.stride, flags, self.order)
+        key = (shape, self.stride_mode, self.groups, self._names)
+        if self._known[0] != key:  # an attribute was assigned
+            made = shape_of(self.num_spatial_dims, *shape)
+            layer = layer_of(made, self.stride_mode, "max", self.groups, self._names)
+            self._known = key, layer
         parameters = (self.weight, self.bias, self.compute_dtype)
-        return convolve(x, parameters, layer, output_spatially_sparse_tensor)
+        return convolve(x, parameters, self._known[1], output_spatially_sparse_tensor)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
