@@ -51,10 +51,13 @@ Tensor explain_pass(const Tensors& map, const Ints& layer, const Ints& problem, 
                              : explain(asked.problem(), asked.layer.filter));
 }
 
-// Of how many candidates, in how many seconds; why it was not written; the records.
+// Lines: how many candidates, in how many seconds; why it was not written; wrong kernels; the
+// records.
 Tensor text_of_tuning(const Tuning& found) {
-  return text_tensor(
-      join(found.measured, " ", found.seconds, "\n", found.not_written, "\n", found.records));
+  std::string wrong;
+  for (const std::string& kernel : found.wrong) wrong += join(wrong.empty() ? "" : " ", kernel);
+  return text_tensor(join(found.measured, " ", found.seconds, "\n", found.not_written, "\n", wrong,
+                          "\n", found.records));
 }
 
 Tensor tune_pass(const Tensors& map,

@@ -8,7 +8,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(voxgemm, m) {
   // Order, groups, tile_rows, chunk_rows and the bytes of a kernel's name.
   m.def("_choice(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
   m.def("_explain(Tensor[] map, SymInt[] layer, int[] problem, bool as_json) -> Tensor");
-  // how: budget in microseconds, exhaustive, again. Text: candidates and seconds; why it was not written; records.
+  // how: budget in microseconds, exhaustive, again. Text: see choice_ops.cpp.
   m.def("_tune(Tensor[] map, Tensor[] transposed, SymInt[] layer, int[] problem, int[] how) -> Tensor");
   m.def("_is_tuned(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
   m.def("_calibrate(Tensor on, int budget) -> Tensor");

@@ -23,9 +23,12 @@ struct TuneOptions {
   bool again = false;         // also what has been measured before
 };
 struct Tuning {
-  int measured = 0;         // candidates
-  double seconds = 0;       // spent on timing
-  std::string records;      // lines for learn_times() of other processes
+  int measured = 0;     // candidates
+  double seconds = 0;   // spent on timing
+  std::string records;  // lines for learn_times() of other processes
+  // Kernels whose results differed from the reference's; their time is set to 1e9 s. Not judged is
+  // what the reference kernel would compute for long.
+  std::vector<std::string> wrong;
   std::string not_written;  // why other processes will not know; empty: they will
 };
 // Times the candidates of a pass of a plan on operands of random numbers, in interleaved rounds, by

@@ -75,6 +75,17 @@ class Measured(NamedTuple):
         return f"{self.problem}: {self.candidates} measured in {self.seconds:.2f} s, {self.picked}"
 
 
+def _measured(text: str, problem: str, picked: str) -> Measured:
+    counts, not_written, wrong, records = text.split("\n", 3)
+    candidates, seconds = counts.split()
+    if not_written:
+        warnings.warn(f"measured times are not kept: {not_written}", stacklevel=3)
+    if wrong:
+        message = f"wrong results, which are never picked from now on: {wrong} ({problem})"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return Measured(problem, int(candidates), float(seconds), picked, records)
+
+
 def measure(
     map: KernelMap,
     asked: Asked,
@@ -85,6 +96,7 @@ def measure(
     """Times the kernels of a pass that its filter admits and that were not measured before.
 
     What is found is kept; where it cannot be written, this process knows it and a warning says so.
+    A kernel whose results differ from the reference's is never picked, and a warning names it.
     """
     map.settle(wait=True)
     back = asked.number == 1 and not map.symmetric
@@ -92,13 +104,9 @@ def measure(
     how = [round(1e6 * budget_seconds), int(exhaustive), int(again)]
     transposed = map.transposed().tensors() if back else []
     found = call(ops._tune.default, map.tensors(), transposed, layer, _numbers(asked), how)
-    counts, not_written, records = text_of(found).split("\n", 2)
-    candidates, seconds = counts.split()
-    if not_written:
-        warnings.warn(f"measured times are not kept: {not_written}", stacklevel=2)
     map.forget_choices()
     now = explanation(map, asked)
-    return Measured(now["problem"], int(candidates), float(seconds), now["picked"], records)
+    return _measured(text_of(found), now["problem"], now["picked"])
 
 
 def table(map: KernelMap, asked: Asked) -> str:
@@ -199,11 +207,7 @@ def calibrate(device: torch.device | str = "cpu", budget_seconds: float = 20.0) 
     """Corrects the cost models of a device by what its kernels take on small made-up problems."""
     on = torch.empty(0, device=device)
     found = call(ops._calibrate.default, on, round(1e6 * budget_seconds))
-    counts, not_written, records = text_of(found).split("\n", 2)
-    if not_written:
-        warnings.warn(f"measured times are not kept: {not_written}", stacklevel=2)
-    kernels, seconds = counts.split()
-    return Measured(f"calibration of {device}", int(kernels), float(seconds), "", records)
+    return _measured(text_of(found), f"calibration of {device}", "")
 
 
 class TimesFile(NamedTuple):

@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <map>
 #include <memory>
-#include <random>
 
 #include "conv/known.h"
 #include "conv/passes.h"
-#include "core/dispatch.h"
+#include "tune/judge.h"
+#include "tune/operands.h"
 #include "tune/tuner.h"
-#include "voxgemm/cuda.h"
 #include "voxgemm/error.h"
 #include "voxgemm/tune.h"
 
@@ -20,74 +18,21 @@ namespace {
 // A lap takes at least this long, far above the steps of a clock, in up to so many calls.
 constexpr double lap_seconds = 2e-3;
 constexpr int most_calls = 200;
+// The time of a kernel whose results are wrong: it is known and never the fastest.
+constexpr double never = 1e9;
 
-void copy_matrix(const Context& ctx, const MatrixRef& from, const MatrixRef& to) {
-  if (ctx.device.kind == DeviceKind::cuda) return copy(ctx, from, to);
-  std::memcpy(to.data, from.data, static_cast<size_t>(from.cols) * size_of(from.dtype));
-}
-
-// Normal numbers, which multiply at the power that real data takes: the same few thousand over and
-// over.
-Matrix random_matrix(const Context& ctx, int64_t rows, int64_t cols, Dtype dtype) {
-  Matrix matrix = make_matrix(ctx, rows, cols, dtype);
-  const int64_t size = rows * cols;
-  const int64_t drawn = std::min<int64_t>(size, 8191);
-  if (drawn == 0) return matrix;
-  const Matrix block = make_matrix(Context::cpu(1), 1, drawn, dtype);
-  std::mt19937 random(0);
-  std::normal_distribution<double> normal;
-  dispatch_float(dtype, [&]<class T>(Type<T>) {
-    for (int64_t i = 0; i < drawn; ++i) store(normal(random), block.as<T>()[i]);
-  });
-  const auto part = [&](int64_t first, int64_t count) {
-    MatrixRef row = matrix;
-    row.data = matrix.as<char>() + first * static_cast<int64_t>(size_of(dtype));
-    row.rows = 1;
-    row.cols = row.stride = count;
-    return row;
-  };
-  copy_matrix(ctx, block, part(0, drawn));
-  for (int64_t done = drawn; done < size; done *= 2) {
-    const int64_t count = std::min(done, size - done);
-    copy_matrix(ctx, part(0, count), part(done, count));
+// Seconds of a call. On the CPU the median of the calls: where other programs take its time away,
+// they take it from few of them.
+double time_call(const Context& ctx, int calls, const std::function<void()>& work) {
+  if (ctx.device.kind == DeviceKind::cuda) return cuda::time_calls(ctx, calls, work) / calls;
+  std::vector<double> laps;
+  for (int call = 0; call < calls; ++call) {
+    const auto begin = std::chrono::steady_clock::now();
+    work();
+    const std::chrono::duration<double> lap = std::chrono::steady_clock::now() - begin;
+    laps.push_back(lap.count());
   }
-  return matrix;
-}
-
-// The operands of a pass.
-struct Operands {
-  Matrix x;   // [n_in, c_in]; grad_input: dx
-  Matrix dy;  // [n_out, c_out]; forward: y
-  Matrix w_memory;
-  WeightsRef w;  // [c_out, taps, c_in]
-
-  Operands(const Context& ctx, const KernelMap& map, const PlanOptions& options)
-      : x(random_matrix(ctx, map.n_in, options.c_in, options.dtype)),
-        dy(random_matrix(ctx, map.n_out, options.c_out, options.dtype)),
-        w_memory(
-            random_matrix(ctx, options.c_out, int64_t{map.taps()} * options.c_in, options.dtype)) {
-    w = {.data = w_memory.data,
-         .taps = map.taps(),
-         .c_in = options.c_in,
-         .c_out = options.c_out,
-         .tap_stride = options.c_in,
-         .in_stride = 1,
-         .out_stride = int64_t{map.taps()} * options.c_in,
-         .dtype = options.dtype,
-         .device = ctx.device};
-  }
-  void run(const Context& ctx, Plan* plan, Pass pass) const {
-    if (pass == Pass::forward) return plan->forward(ctx, x, w, std::nullopt, dy);
-    if (pass == Pass::grad_input) return plan->grad_input(ctx, dy, w, x);
-    plan->grad_weight(ctx, x, dy, w);
-  }
-};
-
-double time_calls(const Context& ctx, int calls, const std::function<void()>& work) {
-  if (ctx.device.kind == DeviceKind::cuda) return cuda::time_calls(ctx, calls, work);
-  const auto begin = std::chrono::steady_clock::now();
-  for (int call = 0; call < calls; ++call) work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return median(std::move(laps));
 }
 
 // One kernel of a pass, ready to be timed.
@@ -96,6 +41,7 @@ struct Trial {
   double predicted = 0;
   std::unique_ptr<Plan> plan;
   int calls = 1;
+  bool wrong = false;
 };
 
 // Those of a problem that can run and the filter admits, but for references beside others.
@@ -104,7 +50,7 @@ std::vector<Trial> trials_of(const Problem& problem, const Filter& filter) {
   for (const Candidate& candidate : candidates(problem, filter)) {
     const Kernel* kernel = find_kernel(problem.device.kind, candidate.kernel);
     if (!candidate.reason.empty() || kernel->reference) continue;
-    trials.push_back({kernel, candidate.seconds, nullptr, 1});
+    trials.push_back({.kernel = kernel, .predicted = candidate.seconds, .plan = nullptr});
   }
   return trials;
 }
@@ -122,25 +68,35 @@ std::vector<Contender> contenders_of(const Problem& problem, const std::vector<T
 class Bench {
  public:
   Bench(const Context& ctx, const KernelMap& map, const PlanOptions& options, Pass pass)
-      : ctx_(ctx), map_(map), options_(options), pass_(pass), operands_(ctx, map, options) {
+      : ctx_(ctx),
+        map_(map),
+        options_(options),
+        pass_(pass),
+        operands_(ctx, map, options, Numbers::normal) {
     if (pass == Pass::grad_input && !map.symmetric && options.transposed == nullptr) {
       transposed_ = transpose(ctx, map);
       options_.transposed = &*transposed_;
     }
     options_.tune_at_first_use = false;
   }
+  // Kernels are judged before they are timed.
+  void judge() { judge_.emplace(ctx_, map_, options_, pass_); }
 
-  // Seconds a call; the first time also finds out how many calls make a lap.
+  // Seconds a call; the first time also finds out how many calls make a lap, and whether it gives
+  // what the reference gives: of one that does not the time is `never`.
   double time(const Problem& problem, Trial* trial) {
     const auto work = [&] { operands_.run(ctx_, trial->plan.get(), pass_); };
     if (!trial->plan) {
       prepare(problem, trial);
+      trial->wrong = judge_ && !judge_->agrees(trial->plan.get());
+      if (trial->wrong) return never;
       work();  // pages, modules and memory
-      const double once = voxgemm::time_calls(ctx_, 1, work);
+      const double once = std::min(time_call(ctx_, 1, work), time_call(ctx_, 1, work));
       trial->calls =
           std::clamp(static_cast<int>(lap_seconds / std::max(once, 1e-9)), 1, most_calls);
     }
-    return voxgemm::time_calls(ctx_, trial->calls, work) / trial->calls;
+    if (trial->wrong) return never;
+    return time_call(ctx_, trial->calls, work);
   }
 
  private:
@@ -168,6 +124,7 @@ class Bench {
   Operands operands_;
   std::optional<KernelMap> transposed_;
   std::vector<std::unique_ptr<Schedule>> schedules_;
+  std::optional<Judge> judge_;
 };
 
 // Times the trials of these places in turn; their medians.
@@ -214,15 +171,18 @@ Tuning tune(const Context& ctx,
       worth_timing(contenders_of(problem, trials), {how.exhaustive, how.again});
   if (places.empty()) return result;
   Bench bench(ctx, map, options, pass);
+  bench.judge();
   const Tuner tuner =
       run_rounds(&bench, problem, &trials, places,
                  {.budget_seconds = how.budget_seconds, .keep_all = how.exhaustive});
   Store& store = store_of(ctx.device);
   std::vector<Record> records;
   for (size_t p = 0; p < places.size(); ++p) {
-    const Kernel& kernel = *trials[places[p]].kernel;
-    const double seconds = tuner.seconds(p);
+    const Trial& trial = trials[places[p]];
+    const Kernel& kernel = *trial.kernel;
+    const double seconds = trial.wrong ? never : tuner.seconds(p);
     if (seconds <= 0) continue;
+    if (trial.wrong) result.wrong.push_back(kernel.name);
     records.push_back({store.device(), size_class(problem), kernel.name, kernel.revision, seconds});
     result.records += line_of(records.back());
   }
@@ -258,7 +218,7 @@ Matrix shell(const Context& ctx, int size) {
   MatrixRef flat = coords;
   flat.rows = 1;
   flat.cols = flat.stride = count;
-  copy_matrix(ctx, host, flat);
+  copy_elements(ctx, host, flat);
   return coords;
 }
 

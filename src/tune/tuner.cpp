@@ -15,14 +15,14 @@ constexpr size_t least_plausible = 3;
 // What is this far behind after three counted rounds will not come first.
 constexpr double behind = 1.25;
 
+}  // namespace
+
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   if (values.size() % 2 == 1) return *middle;
   return (*middle + *std::max_element(values.begin(), middle)) / 2;
 }
-
-}  // namespace
 
 std::vector<size_t> worth_timing(std::span<const Contender> contenders, const Wanted& wanted) {
   std::vector<size_t> order(contenders.size());

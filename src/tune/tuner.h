@@ -8,6 +8,8 @@
 
 namespace voxgemm {
 
+double median(std::vector<double> values);  // of at least one
+
 // What is worth timing, and in which order; knows no clock and no kernel.
 
 struct Contender {

@@ -13,6 +13,7 @@
 
 #include "conv/known.h"
 #include "support/run.h"
+#include "tune/judge.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm::test {
@@ -58,6 +59,7 @@ TEST_F(Tune, KeepsTheTimesOfThePassAndMeasuresOnlyWhatIsMissing) {
     const Tuning found = tune(ctx, c.map, options(), pass);
     EXPECT_GE(found.measured, 1);
     EXPECT_EQ(found.not_written, "");
+    EXPECT_TRUE(found.wrong.empty());
     EXPECT_EQ(std::count(found.records.begin(), found.records.end(), '\n'), found.measured);
     EXPECT_EQ(measured(problem(pass)).size(), static_cast<size_t>(found.measured));
     EXPECT_TRUE(is_tuned(problem(pass), {}));
@@ -98,6 +100,45 @@ TEST_F(Tune, NothingWhereThereIsNothingToChoose) {
   PlanOptions f64 = options();
   f64.dtype = Dtype::f64;
   EXPECT_EQ(tune(ctx, c.map, f64, Pass::forward).measured, 0);
+}
+
+TEST_F(Tune, KernelsAreHeldAgainstTheReference) {
+  const Case repeats = make_case(ctx, "forward f32 subm3 8->16 repeat:60");
+  for (const Case* each : {&c, &repeats}) {
+    for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
+      for (const Pass pass : {Pass::forward, Pass::grad_input, Pass::grad_weight}) {
+        PlanOptions asked = plan_options(each->problem, {});
+        asked.dtype = dtype;
+        const Judge judge(ctx, each->map, asked, pass);
+        ASSERT_TRUE(judge.has_verdict());
+        const Problem problem = Plan::make(ctx, each->map, asked).problem(ctx, pass);
+        for (const Candidate& candidate : candidates(problem, {})) {
+          if (!candidate.reason.empty()) continue;
+          asked.filters[static_cast<size_t>(pass)] = {.kernel = candidate.kernel};
+          Plan right = Plan::make(ctx, each->map, asked);
+          EXPECT_TRUE(judge.agrees(&right)) << candidate.kernel << " " << problem.text();
+        }
+        // As a kernel with a fault: one neighbour of the map is missing.
+        KernelMap other = each->map;
+        other.neighbours = make_matrix(ctx, each->map.taps(), each->map.n_out, Dtype::i32);
+        copy_elements(ctx, each->map.neighbours, other.neighbours);
+        for (int64_t row = 0; row < other.n_out; ++row) {
+          int32_t& at = other.neighbours.row<int32_t>(other.taps() / 2)[row];
+          if (at < 0 || row == 0) continue;
+          at = -1;
+          break;
+        }
+        other.symmetric = false;
+        asked.filters = {};
+        asked.transposed = nullptr;
+        Plan wrong = Plan::make(ctx, other, asked);
+        EXPECT_FALSE(judge.agrees(&wrong)) << problem.text();
+      }
+    }
+  }
+  PlanOptions large = plan_options(c.problem, {});
+  large.c_in = large.c_out = 4096;
+  EXPECT_FALSE(Judge(ctx, c.map, large, Pass::forward).has_verdict()) << "it would take too long";
 }
 
 TEST_F(Tune, AtFirstUse) {
