@@ -155,18 +155,17 @@ def test_a_bad_wish_is_an_error_of_the_import():
     assert 'ArgumentError: VOXGEMM_TUNE is "always", expected off or first_use' in result.stderr
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\0" * 100, b"{" * 9999, b'{"device":"', b"\xff\xfe nonsense\n[]\n{}\n"]
-)
-def test_bad_files_stop_nothing(content, tmp_path):
-    run_python(FIRST_USE, VOXGEMM_CACHE_DIR=str(tmp_path), VOXGEMM_TUNE="first_use")
+def test_bad_files_stop_nothing(tmp_path):
+    """store_test has more of them."""
+    folder = str(tmp_path)
+    run_python(FIRST_USE, VOXGEMM_CACHE_DIR=folder, VOXGEMM_TUNE="first_use")
     (file,) = tmp_path.iterdir()
-    file.write_bytes(content)
-    result = run_python(FIRST_USE, VOXGEMM_CACHE_DIR=str(tmp_path))
+    file.write_bytes(b"\0\n{{\n\xff\xfe nonsense\n[]\n{}\n" + file.read_bytes()[:50])
+    result = run_python(FIRST_USE, VOXGEMM_CACHE_DIR=folder)
     assert result.stdout.split() == ["model"] * 3, result.stderr
     file.unlink()
     file.mkdir()
-    assert run_python(FIRST_USE, VOXGEMM_CACHE_DIR=str(tmp_path)).stdout.split() == ["model"] * 3
+    assert run_python(FIRST_USE, VOXGEMM_CACHE_DIR=folder).stdout.split() == ["model"] * 3
 
 
 RANKS = """
