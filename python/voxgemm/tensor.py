@@ -435,6 +435,12 @@ def _flatten(x: SparseTensor) -> tuple[list[Any], _Context]:
     return [x.features, x.coords], _Context(x._set, x._maps, x._number)
 
 
+def _flatten_with_keys(x: SparseTensor) -> tuple[list[tuple[Any, Any]], _Context]:
+    leaves, context = _flatten(x)
+    keys = (pytree.GetAttrKey("features"), pytree.GetAttrKey("coords"))
+    return list(zip(keys, leaves, strict=True)), context
+
+
 def _unflatten(leaves: Any, context: _Context) -> SparseTensor:
     """On the same maps if the coordinates are the very same tensor."""
     features, coords = leaves
@@ -451,6 +457,7 @@ pytree.register_pytree_node(
     serialized_type_name="voxgemm.SparseTensor",
     to_dumpable_context=lambda context: context.static,
     from_dumpable_context=_context_of,
+    flatten_with_keys_fn=_flatten_with_keys,
 )
 
 

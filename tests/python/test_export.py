@@ -136,6 +136,24 @@ def test_any_number_of_voxels(kind, strict, cloud, device):
         torch.testing.assert_close(loaded(*arguments), module(*arguments))
 
 
+def test_sparse_tensors_as_arguments(cloud, device):
+    """And as results: torch sees their features and coordinates."""
+    torch.manual_seed(0)
+    net = Inside().net.to(device).eval()
+    sizes = ([{0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}],)
+    with torch.no_grad():
+        program = torch.export.export(
+            net, (vg.SparseTensor(*cloud(40)),), dynamic_shapes=sizes, strict=False
+        )
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    x = vg.SparseTensor(*cloud(90))
+    y, expected = torch.export.load(file).module()(x), net(x)
+    assert isinstance(y, vg.SparseTensor) and torch.equal(y.coords, expected.coords)
+    torch.testing.assert_close(y.features, expected.features)
+
+
 def test_a_cloud_without_voxels(cloud, device):
     module = Inside().to(device).eval()
     loaded = exported(module, cloud(40)).module()
