@@ -528,3 +528,17 @@ def test_sampling_compiles_whole(mode, scene):
 def test_every_function_has_both_spellings():
     for name in ("hashmap_insert", "hashmap_lookup", "hashmap_insert_3d", "hashmap_lookup_3d"):
         assert getattr(kernels.cuda, f"{name}_cuda") is getattr(kernels.cuda, name)
+
+
+@mark.parametrize("name", ["implicit_gemm_splitk", "masked_implicit_gemm_splitk"])
+def test_a_transposed_weight_gives_the_input_gradient(name, clouds, randn):
+    coords, feats, weight = clouds.random(50), randn(50, 4), randn(6, 27, 4)
+    options = {"stride": (2, 2, 2), "padding": (1, 1, 1)}
+    shaped = weight.reshape(6, 3, 3, 3, 4)
+    feats.requires_grad_()
+    out, _, cache = spconv.sparse_conv3d(feats, coords, (2, 4, 8, 8, 8), shaped, **options)
+    dy = torch.randn_like(out)
+    expected = torch.autograd.grad(out, feats, dy)[0]
+    launch = getattr(triton, f"sparse_conv_fwd_{name}")
+    found = launch(dy, weight, None, cache.neighbor_map_bwd, TRANSPOSE_WEIGHT=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

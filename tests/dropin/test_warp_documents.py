@@ -150,6 +150,22 @@ def test_modules_keep_what_they_were_given():
     assert depthwise.fwd_algo is SPARSE_DEPTHWISE_CONV_FWD_ALGO_MODE.EXPLICIT
 
 
+@mark.usefixtures("warp_state")
+def test_assigned_algorithms_are_used(scene, device):
+    x = scene(8)
+    conv = SpatiallySparseConv(8, 8, 3, fwd_algo="implicit_gemm").to(device)
+    for name in ("explicit_gemm", FWD.IMPLICIT_GEMM):
+        made = Voxels(x.coordinate_tensor.clone(), x.features, x.offsets)
+        conv.fwd_algo = name
+        conv(made)
+        maps = [v for _, v in made.cache._found.values() if isinstance(v, vg.KernelMap)]
+        family = name if isinstance(name, str) else name.value
+        assert all(c.kernel.startswith(f"{family}_") for c in maps[0]._choices.values())
+    conv.fwd_algo = "bogus"
+    with raises(ValueError, match="fwd_algo is 'bogus'"):
+        conv(x)
+
+
 BAD = ["fast", ["implicit_gemm", "fast"], [], 3, "", SPARSE_DEPTHWISE_CONV_FWD_ALGO_MODE.EXPLICIT]
 
 

@@ -101,6 +101,7 @@ class SpatiallySparseConv(BaseSpatialModule):
             bwd_algo, SPARSE_CONV_BWD_ALGO_MODE, constants.WARPCONVNET_BWD_ALGO_MODE
         )
         self.dgrad_algo, self.wgrad_algo = dgrad_algo, wgrad_algo
+        self._given = self._algorithms()
         taps = math.prod(self.kernel_size)
         shape = (taps, in_channels, out_channels)
         if groups > 1:
@@ -108,6 +109,9 @@ class SpatiallySparseConv(BaseSpatialModule):
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
+
+    def _algorithms(self) -> tuple[Any, ...]:
+        return self.fwd_algo, self.bwd_algo, self.dgrad_algo, self.wgrad_algo
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -126,8 +130,12 @@ class SpatiallySparseConv(BaseSpatialModule):
             raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
         flags = (self.generative, self.transposed)
         shape = (self.kernel_size, self.dilation, self.stride, flags, self.order)
-        key = (shape, self.stride_mode, self.groups, self._names)
-        if self._known[0] != key:  # an attribute was assigned
+        key = (shape, self.stride_mode, self.groups, self._algorithms())
+        if self._known[0] != key:  # the first call, or an attribute was assigned
+            if key[3] != self._given:
+                self._given, (fwd, bwd, dgrad, wgrad) = key[3], key[3]
+                both = bwd if dgrad is None and wgrad is None else None
+                self._names = names_by_pass(fwd, both, dgrad, wgrad)
             made = shape_of(self.num_spatial_dims, *shape)
             layer = layer_of(made, self.stride_mode, "max", self.groups, self._names)
             self._known = key, layer
