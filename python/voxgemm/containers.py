@@ -41,4 +41,5 @@ class Sequential(SparseModule, nn.Sequential):
 def _takes_sparse(module: nn.Module) -> bool:
     if isinstance(module, SparseModule):
         return True
-    return bool(module._modules) and any(isinstance(m, SparseModule) for m in module.modules())
+    # len: torch 2.10 cannot trace bool() of these.
+    return len(module._modules) > 0 and any(isinstance(m, SparseModule) for m in module.modules())

@@ -451,9 +451,8 @@ def build_map(
 def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
     table, pairs, first, masks = call(ops._submanifold_map.default, coords, geometry.numbers())
     odd = all(k % 2 == 1 for k in geometry.size)
-    rows = coords.shape[0]
-    map = KernelMap(table, pairs, first, first, rows, geometry, 0, odd, False, _masks=masks)
-    return map.watch()
+    parts = (table, pairs, first, first.detach())  # not one tensor twice, as in transposed()
+    return KernelMap(*parts, coords.shape[0], geometry, 0, odd, False, _masks=masks).watch()
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
