@@ -167,6 +167,19 @@ class KernelMap:
         """The sum of pairs_per_tap. Waits for a CUDA device."""
         return int(call(ops._pairs.default, self.tensors(), self.layer()))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the map keeps: tables, schedules built so far, the transposed map.
+
+        A table takes 4 bytes per tap and output row, on a CUDA device a schedule by mask up to as
+        much again. Building takes up to 48 bytes a row more for a while.
+        """
+        maps = [self] if self._transposed is None else [self, self._transposed]
+        tensors = [t for map in maps for t in (*map.tensors(), map._masks) if t is not None]
+        tensors += [t for map in maps for parts in map._schedules.values() for t in parts]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(storages.values())
+
     def tensors(self, schedule: Iterable[Tensor] = ()) -> list[Tensor]:
         """What crosses to C++; a schedule of the map comes behind it."""
         return [self.neighbours, self.pairs_per_tap, self.in_first, self.out_first, *schedule]

@@ -327,3 +327,12 @@ def test_too_many_voxels_for_max_voxels(x):
     net = unet(3)
     with pytest.raises(vg.ArgumentError, match=r"output_coords found .* voxels, max_voxels is 3"):
         net(x).maps.settle()
+
+
+def test_a_map_counts_its_memory(x):
+    outputs = vg.output_coords(x.coords, vg.Geometry((2, 2, 2), (2, 2, 2)))
+    map = vg.build_map(x.coords, 2, out_coords=outputs, stride=2)
+    own = sum(t.untyped_storage().nbytes() for t in {id(t): t for t in map.tensors()}.values())
+    assert map.nbytes >= own >= 4 * map.taps * map.n_out
+    back = map.transposed()
+    assert map.nbytes >= own + 4 * back.taps * back.n_out
