@@ -43,10 +43,14 @@
 //
 // Lost against this in measurement (one H200): clusters with multicast weights (1.4 to 1.7 times
 // slower; the hardware merges equal reads of neighbouring CTAs); one-row tensor copies for the
-// gather (60% against 90%); an index load per copy instead of batches (7 to 18% slower); dealing
-// items in a fixed order, also back and forth (3 groups at 64 thousand rows of 512 channels 0.92
-// against 0.77 ms, one group the same within 2%); a thread's rows side by side instead of row_step
-// apart (the same, 256 x 128 tiles 5% slower). The hint to fetch 128 bytes makes no difference.
+// gather (60% against 90%); an index load per copy instead of batches (7 to 18% slower); index
+// blocks brought four taps ahead by bulk copies to a ring in shared memory (up to 30% slower: what
+// a step waits for there counts more than the way to the indices); all items in a fixed order (3
+// groups at 64 thousand rows of 512 channels 0.92 against 0.77 ms); chunks of 65 or 131 thousand
+// rows (1 to 3% faster at 1 and 4 million rows, more to sort); 9 groups in one launch of partial
+// sums (shell 16, 1024 channels: 91 against 86 us); a thread's rows side by side instead of
+// row_step apart (the same, 256 x 128 tiles 5% slower). The hint to fetch 128 bytes makes no
+// difference.
 
 #include <cuda.h>
 

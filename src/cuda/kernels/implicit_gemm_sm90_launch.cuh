@@ -101,8 +101,8 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   const ScheduleParts& parts = args.schedule->parts();
   const int64_t group_tiles = parts.tiles.rows / p.groups;
   constexpr int most_even_turns = 4;
-  const bool dealt = group_tiles * p.column_blocks * p.groups * p.slices >
-                     most_even_turns * multiprocessors(ctx);
+  const bool dealt =
+      group_tiles * p.column_blocks * p.groups * p.slices > most_even_turns * multiprocessors(ctx);
   Layout layout;
   const auto sums = layout.add<float>(buffers * p.rows * p.partial_stride);
   const auto counters = layout.add<int>(dealt ? p.groups : 0);
