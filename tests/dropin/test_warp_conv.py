@@ -157,7 +157,7 @@ def fresh(voxels: Voxels) -> Voxels:
     return Voxels(voxels.coordinate_tensor.clone(), voxels.feature_tensor.clone(), voxels.offsets)
 
 
-def test_cached_maps_equal_fresh_ones(scene, randn):
+def test_cached_maps_equal_fresh_ones(scene, randn, choices_that_stay):
     x, weight = scene(), randn(27, 4, 4)
 
     def same(a: Voxels, b: Voxels) -> None:

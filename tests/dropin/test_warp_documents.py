@@ -288,6 +288,25 @@ def test_one_call_stays_within_its_budget(warp_state, monkeypatch, scene, randn)
     assert known[-1] == 20
 
 
+def test_a_kernel_that_cannot_run_gives_way_to_its_space(tuned, scene, randn, monkeypatch):
+    """The grid is whole where a tile has no kernel for the problem."""
+    from warpconvnet.nn.functional import _choice
+
+    bf16 = next(k for k in vg.info()["engines"]["bf16"])
+    real = _choice._space
+    monkeypatch.setattr(
+        _choice,
+        "_space",
+        lambda candidate, device, *rest: (
+            f"implicit_gemm_cpu/bf16/{bf16}" if device == "cpu" else real(candidate, "any", *rest)
+        ),
+    )
+    x = scene(8).to("cpu")
+    spatially_sparse_conv(x, randn(27, 8, 8).cpu(), 3)
+    assert record(tuned)["forward"] == {name: COUNTS[name][0] for name in COUNTS}
+    assert not _tuning._LEFT_OUT
+
+
 def test_times_depend_on_the_configuration(tuned, scene, randn):
     x, weight = scene(8), randn(27, 8, 8)
     spatially_sparse_conv(x, weight, 3)

@@ -16,7 +16,7 @@ import voxgemm
 from voxgemm import ArgumentError, passes
 from voxgemm._library import version_and_kernels
 from voxgemm.algorithms import PASSES, filters_of, precision_of
-from voxgemm.kernel_map import KernelMap
+from voxgemm.kernel_map import Asked, KernelMap
 
 from ... import _tuning, constants
 from ..._search import Candidate, Names, candidates, names_of
@@ -158,9 +158,18 @@ def filter_of(
     precision = precision_of(None, x)
 
     def asked(candidate: Candidate) -> Any:
+        """The kernel that has the parameters; where it cannot run, those of its space that can."""
         # Which kernels there are for float32 in another precision is not listed.
         device = x.device.type if precision == 0 else "any"
-        return filters_of(_space(candidate, device, x.dtype, number))[number]
+        named, space = (_space(candidate, where, x.dtype, number) for where in (device, "any"))
+        for way in (named, space, list(_SPACES[candidate.algorithm])):
+            filter = filters_of(way)[number]
+            try:
+                map.choice(Asked(number, *channels, x.dtype, precision, filter))
+                return filter
+            except NotImplementedError:
+                continue
+        return filter
 
     def of(candidate: Candidate) -> tuple[Hashable, Callable[[], Any]]:
         filter = asked(candidate)
@@ -171,6 +180,7 @@ def filter_of(
 
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return anything
+    map.settle(wait=True)
     text = _key(search, number, map, channels, x)
     with torch.no_grad():
         best, complete = _tuning.fastest(text, candidates(names, number), of, x.device)
