@@ -10,9 +10,12 @@
 //
 // The row numbers of a block's rows come to shared memory first, all taps of a chunk at once
 // ([rows of the block][pitch], tap by tap from the table, so both sides move whole lines): a thread
-// that loaded them tap by tap would wait for memory twice in every tap, which took 4 times as long
-// (650 us against 68 for a copy of 1.03 M rows of 64 f16 on an H200). Then two taps of all rows
+// that loaded them tap by tap would wait for memory twice in every tap. Then two taps of all rows
 // are read before the first is added. Absent rows are not read. Taps are added in their order.
+//
+// Depthwise convolution of 1.03 M rows of 64 f16 with 12.8 of 27 taps takes 450 us on an H200 (650
+// with row numbers tap by tap), of f32 470 us; a copy takes 68 and 130. It is the instructions that
+// find out which rows are there, not the memory.
 #pragma once
 
 #include <bit>
@@ -117,7 +120,7 @@ __device__ inline void fetch_numbers(
 }
 
 // Hides how an address came about, so that it stays in its registers: left alone, the compiler
-// computes it again at every use, which was a third of the loop.
+// computes it again at every use, a third of the loop.
 template <class P>
 __device__ inline const P* kept(const P* pointer) {
   asm("" : "+l"(pointer));

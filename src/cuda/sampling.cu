@@ -51,15 +51,17 @@ struct Finder {
 template <class T, SampleMode mode>
 __global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
   constexpr int taps = mode == SampleMode::trilinear ? 8 : 1;
-  const bool fine = is_fine(index.set);
+  const auto status = static_cast<Status>(index.set.head->counters.status);
   for (int64_t p = thread_index(); p < points.count; p += thread_count()) {
     int32_t* rows = points.rows + taps * p;
     T* weights = points.weights + taps * p;
-    if (!fine) {
-      // It must show in what is computed with this.
+    if (status != Status::fine) {
+      // Where there are padding rows only, nothing is found; a failure must show in what is
+      // computed with this.
+      const bool empty = status == Status::empty;
       for (int t = 0; t < taps; ++t) {
-        rows[t] = 0;
-        weights[t] = static_cast<T>(nan(""));
+        rows[t] = empty ? -1 : 0;
+        weights[t] = empty ? T(0) : static_cast<T>(nan(""));
       }
       continue;
     }
