@@ -62,7 +62,7 @@ struct OutputOptions {
   // not waited for. More voxels than that are an error: the CPU throws it; on a CUDA device the
   // rows are all padding, and so is what output_coords makes of them, and a map from or to such
   // rows has no pairs: settle() and KernelMap::pairs() throw what went wrong. There the output
-  // voxels may span 2^61 bricks of 8^3 voxels.
+  // voxels may span 2^37 bricks of 8^3 voxels.
   std::optional<int64_t> max_voxels = std::nullopt;
 };
 

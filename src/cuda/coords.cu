@@ -123,12 +123,15 @@ __device__ void add_row(
     const Reach& reach, const Frame& frame, const int4& c, int64_t row, Collector& collector) {
   const auto& [x_axis, y_axis, z_axis] = reach.axes;
   AxisWalk x(x_axis, c.y);
+  // A walk begins with a division of 64 bits.
+  const AxisWalk first_y(y_axis, c.z);
+  const AxisWalk first_z(z_axis, c.w);
   for (int tx = 0; tx < x_axis.taps; ++tx, x.next(x_axis)) {
     if (!x.reaches(x_axis, frame, 1)) continue;
-    AxisWalk y(y_axis, c.z);
+    AxisWalk y = first_y;
     for (int ty = 0; ty < y_axis.taps; ++ty, y.next(y_axis)) {
       if (!y.reaches(y_axis, frame, 2)) continue;
-      AxisWalk z(z_axis, c.w);
+      AxisWalk z = first_z;
       for (int tz = 0; tz < z_axis.taps; ++tz, z.next(z_axis)) {
         if (!z.reaches(z_axis, frame, 3)) continue;
         const int4 out = make_int4(c.x, static_cast<int32_t>(x.out), static_cast<int32_t>(y.out),
@@ -217,6 +220,7 @@ struct Keys {
   uint64_t* keys;         // [room]; both: lower blocks * upper + lower
   KeyPart part;
   int64_t room;
+  uint64_t largest;  // of the bits that are sorted by
 };
 // Where there is no block the key is the largest, and the sort, which is stable, leaves it behind.
 __global__ void write_keys(BlockSet set, Keys out) {
@@ -226,13 +230,13 @@ __global__ void write_keys(BlockSet set, Keys out) {
   // Extents in bricks are below 2^30.
   const uint64_t lower_blocks = 4 * frame.extent[2] * frame.extent[3];
   if (thread_index() == 0 && count > 0 && out.part == KeyPart::both &&
-      2 * frame.extent[0] * frame.extent[1] - 1 >
-          (~uint64_t{0} - (lower_blocks - 1)) / lower_blocks) {
+      (lower_blocks > out.largest || 2 * frame.extent[0] * frame.extent[1] - 1 >
+                                         (out.largest - (lower_blocks - 1)) / lower_blocks)) {
     report(set, Status::too_wide);
   }
   for (int64_t i = thread_index(); i < out.room; i += thread_count()) {
     if (i >= count) {
-      out.keys[i] = ~uint64_t{0};
+      out.keys[i] = out.largest;
       continue;
     }
     const Position position = position_of(set, out.slots[i]);
@@ -254,13 +258,14 @@ __global__ void write_positions(BlockSet set, SortedBlocks blocks) {
 }
 
 // The order of the voxels goes by x inside a row of blocks along y and z, and by y inside a row
-// along z. A unit is one line of 4 voxels along z of one block; these are the numbers of the units
-// of a block at one x, y from 0 to 3, in that order.
+// along z. A unit is one line of 4 voxels along z of one block; these are the numbers of a block's
+// units in that order.
 struct Units {
   int64_t first;
-  int64_t y_step;
+  int32_t x_step;
+  int32_t y_step;
 
-  __device__ Units(const BlockSet& set, const SortedBlocks& blocks, int64_t block, int x) {
+  __device__ Units(const BlockSet& set, const SortedBlocks& blocks, int64_t block) {
     const int64_t count = blocks.blocks_of(set);
     const uint64_t z_blocks = 2 * set.head->frame.extent[3];
     const uint64_t upper = blocks.upper[block];
@@ -269,8 +274,12 @@ struct Units {
     const int64_t plane_end = blocks.lower_bound(count, upper + 1, 0);
     const int64_t line = blocks.lower_bound(count, upper, y_lower);
     const int64_t line_end = blocks.lower_bound(count, upper, y_lower + z_blocks);
-    first = 16 * plane + 4 * x * (plane_end - plane) + 4 * (line - plane) + block - line;
-    y_step = line_end - line;
+    first = 16 * plane + 4 * (line - plane) + block - line;
+    x_step = static_cast<int32_t>(4 * (plane_end - plane));
+    y_step = static_cast<int32_t>(line_end - line);
+  }
+  __device__ int64_t at(int x, int y) const {
+    return first + x * int64_t{x_step} + y * int64_t{y_step};
   }
 };
 
@@ -278,7 +287,8 @@ __device__ uint32_t line_bits(const BlockSet& set, uint32_t slot, int x, int y) 
   return static_cast<uint32_t>(set.slots[slot].mask >> (16 * x + 4 * y)) & 15;
 }
 
-__global__ void count_units(BlockSet set, SortedBlocks blocks, uint32_t* counts) {
+// units [room] for write_voxels.
+__global__ void count_units(BlockSet set, SortedBlocks blocks, Units* units, uint32_t* counts) {
   const int64_t count = is_fine(set) ? blocks.blocks_of(set) : 0;
   for (int64_t i = thread_index(); i < 4 * blocks.room; i += thread_count()) {
     if (i >= 4 * count) {
@@ -286,9 +296,10 @@ __global__ void count_units(BlockSet set, SortedBlocks blocks, uint32_t* counts)
       continue;
     }
     const int x = static_cast<int>(i & 3);
-    const Units units(set, blocks, i >> 2, x);
+    const Units of_block(set, blocks, i >> 2);
+    if (x == 0) units[i >> 2] = of_block;
     for (int y = 0; y < 4; ++y) {
-      counts[units.first + y * units.y_step] =
+      counts[of_block.at(x, y)] =
           static_cast<uint32_t>(__popc(line_bits(set, blocks.slots[i >> 2], x, y)));
     }
   }
@@ -304,7 +315,12 @@ struct Rows {
   }
 };
 
-__global__ void write_voxels(BlockSet set, SortedBlocks blocks, const uint32_t* starts, Rows out) {
+struct UnitStarts {
+  const Units* units;      // [blocks]
+  const uint32_t* voxels;  // before every unit
+};
+
+__global__ void write_voxels(BlockSet set, SortedBlocks blocks, UnitStarts starts, Rows out) {
   if (!out.hold(set)) return;
   const Frame frame = set.head->frame;
   const uint64_t z_blocks = 2 * frame.extent[3];
@@ -312,14 +328,14 @@ __global__ void write_voxels(BlockSet set, SortedBlocks blocks, const uint32_t* 
   for (int64_t i = thread_index(); i < 4 * count; i += thread_count()) {
     const int64_t block = i >> 2;
     const int x = static_cast<int>(i & 3);
-    const Units units(set, blocks, block, x);
+    const Units units = starts.units[block];
     const uint64_t batch = blocks.upper[block] / (2 * frame.extent[1]);
     const uint64_t x_block = blocks.upper[block] - batch * 2 * frame.extent[1];
     const uint64_t y_block = blocks.lower[block] / z_blocks;
     const uint64_t z_block = blocks.lower[block] - y_block * z_blocks;
     for (int y = 0; y < 4; ++y) {
       uint32_t bits = line_bits(set, blocks.slots[block], x, y);
-      uint32_t row = starts[units.first + y * units.y_step];
+      uint32_t row = starts.voxels[units.at(x, y)];
       for (; bits != 0; bits &= bits - 1) {
         out.coords[row++] =
             make_int4(static_cast<int32_t>(frame.origin[0] + static_cast<int64_t>(batch)),
@@ -355,8 +371,9 @@ __global__ void write_padding(BlockSet set, Rows out) {
 struct Extent {
   int64_t blocks;  // at most
   int64_t voxels;  // rows of the result
-  int upper_bits = 32;
-  int lower_bits = 32;
+  // Of the keys; where there is no frame to go by, 2^40 blocks are the most.
+  int upper_bits = 20;
+  int lower_bits = 20;
 };
 
 // The voxels of a set in ascending (batch, x, y, z) order.
@@ -370,14 +387,16 @@ Matrix ascending(const Context& ctx, const BlockSet& set, const Extent& extent) 
   const size_t first_keys = layout.add<uint64_t>(count);
   const size_t second_keys = layout.add<uint64_t>(count);
   const size_t second_slots = layout.add<uint32_t>(count);
-  const size_t units = layout.add<uint32_t>(16 * count);
+  const size_t counts_at = layout.add<uint32_t>(16 * count);
+  const size_t units_at = layout.add<Units>(count);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
   auto* keys = Layout::at<uint64_t>(memory, first_keys);
   auto* sorted_keys = Layout::at<uint64_t>(memory, second_keys);
   auto* slots = set.occupied;
   auto* sorted_slots = Layout::at<uint32_t>(memory, second_slots);
   const auto sort = [&](KeyPart part, int bits) {
-    launch(ctx, over(ctx, count), write_keys, set, Keys{slots, keys, part, count});
+    launch(ctx, over(ctx, count), write_keys, set,
+           Keys{slots, keys, part, count, ~uint64_t{0} >> (64 - bits)});
     sort_by_key(ctx, {keys, sorted_keys, slots, sorted_slots}, count, bits);
     std::swap(slots, sorted_slots);
   };
@@ -389,10 +408,11 @@ Matrix ascending(const Context& ctx, const BlockSet& set, const Extent& extent) 
   }
   const SortedBlocks blocks = {slots, keys, sorted_keys, count};
   launch(ctx, over(ctx, count), write_positions, set, blocks);
-  auto* counts = Layout::at<uint32_t>(memory, units);
-  launch(ctx, over(ctx, 4 * count), count_units, set, blocks, counts);
+  auto* counts = Layout::at<uint32_t>(memory, counts_at);
+  auto* units = Layout::at<Units>(memory, units_at);
+  launch(ctx, over(ctx, 4 * count), count_units, set, blocks, units, counts);
   exclusive_sums(ctx, counts, counts, 16 * count);
-  launch(ctx, over(ctx, 4 * count), write_voxels, set, blocks, counts, rows);
+  launch(ctx, over(ctx, 4 * count), write_voxels, set, blocks, UnitStarts{units, counts}, rows);
   return coords;
 }
 

@@ -8,9 +8,10 @@
 // most on every axis. A thread looks the eight up first and keeps them in shared memory, then takes
 // the taps line by line along z: one line is a few bits of two masks, and its ranks are consecutive
 // in each.
-// fill_any: any other kernel. A thread walks its taps, z innermost, and keeps the block of the last
-// tap. 3^3 takes 3.4 times as long this way (0.27 ms against 0.08 for 1.03 M rows of a shell on an
-// H200).
+// 3^3 taps of 1.03 M rows of a shell take 82 us on an H200: 1280 instructions a warp of rows, half
+// of the issue slots; the table itself would be 27 us of memory. fill_any: any other kernel. A
+// thread walks its taps, z innermost, and keeps the block of the last tap. 3^3 takes more than 3
+// times as long this way.
 #include <algorithm>
 #include <vector>
 
@@ -214,6 +215,9 @@ __device__ void load_cube(const IndexView& index,
     brick[0][i] = window.batch * frame.step[0] + (start[0].block[i] >> 1) * frame.step[1];
     brick[1][i] = (start[1].block[i] >> 1) * frame.step[2];
   }
+  // A step to the next block on an axis flips a bit.
+  const uint32_t octant =
+      (start[0].block[0] & 1) << 2 | (start[1].block[0] & 1) << 1 | (start[2].block[0] & 1);
   constexpr int at_once = 4;
 #pragma unroll
   for (int first = 0; first < 8; first += at_once) {
@@ -222,11 +226,8 @@ __device__ void load_cube(const IndexView& index,
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
       const int side[3] = {(first + i) >> 2, (first + i) >> 1 & 1, i & 1};
-      const uint32_t x = start[0].block[side[0]];
-      const uint32_t y = start[1].block[side[1]];
-      const uint32_t z = start[2].block[side[2]];
-      keys[i] = {brick[0][side[0]] + brick[1][side[1]] + (z >> 1),
-                 (x & 1) << 2 | (y & 1) << 1 | (z & 1)};
+      keys[i] = {brick[0][side[0]] + brick[1][side[1]] + (start[2].block[side[2]] >> 1),
+                 octant ^ static_cast<uint32_t>(first + i)};
       if (start[0].wanted[side[0]] && start[1].wanted[side[1]] && start[2].wanted[side[2]]) {
         blocks[i].slot = Probe(index.set, keys[i]).slot;
       }
@@ -248,21 +249,42 @@ __device__ void load_cube(const IndexView& index,
   }
 }
 
+// The voxels of the two blocks along y and the two along z at one x.
+struct Plane {
+  uint32_t bits[2];      // of the blocks along z: bit 4 * y + z, y from 0 to 7
+  uint32_t start[2][2];  // [z][y / 4]: the rank of bit 0, as if that were in the same block as y
+
+  __device__ Plane(const Cube& cube, int x) {
+    const int half = x >> 1 & 1;
+    const int shift = (x & 1) << 4;
+#pragma unroll
+    for (int z = 0; z < 2; ++z) {
+      const int block = (x >> 2) * 4 + z;
+      const uint32_t near = cube.bits[block][half][threadIdx.x];
+      const uint32_t far = cube.bits[block + 2][half][threadIdx.x];
+      const uint32_t before = (1U << shift) - 1;
+      const uint32_t near_bits = near >> shift & 0xffff;
+      bits[z] = near_bits | far >> shift << 16;
+      start[z][0] = cube.ranks[block][half][threadIdx.x] + __popc(near & before);
+      start[z][1] =
+          cube.ranks[block + 2][half][threadIdx.x] + __popc(far & before) - __popc(near_bits);
+    }
+  }
+};
+
 // The taps of one line along z: presence bits and the ranks where they start in the two blocks.
 struct Line {
   uint32_t bits;
   uint32_t rank;
   uint32_t next_rank;
 
-  __device__ Line(const Cube& cube, int x, int y, int z_place) {
-    const int block = (x >> 2) * 4 + (y >> 2) * 2;
-    const int half = x >> 1 & 1;
-    const int bit = (x & 1) << 4 | (y & 3) << 2;
-    const uint32_t here = cube.bits[block][half][threadIdx.x];
-    const uint32_t next = cube.bits[block + 1][half][threadIdx.x];
-    bits = ((here >> bit & 15) | (next >> bit & 15) << 4) >> z_place;
-    rank = cube.ranks[block][half][threadIdx.x] + __popc(here & ((1U << (bit + z_place)) - 1));
-    next_rank = cube.ranks[block + 1][half][threadIdx.x] + __popc(next & ((1U << bit) - 1));
+  __device__ Line(const Plane& plane, int y, int z_place) {
+    const int at = 4 * y;
+    bits = ((plane.bits[0] >> at & 15) | (plane.bits[1] >> at & 15) << 4) >> z_place;
+    rank = (y < 4 ? plane.start[0][0] : plane.start[0][1]) +
+           __popc(plane.bits[0] & ((1U << (at + z_place)) - 1));
+    next_rank =
+        (y < 4 ? plane.start[1][0] : plane.start[1][1]) + __popc(plane.bits[1] & ((1U << at) - 1));
   }
 };
 
@@ -313,33 +335,39 @@ __global__ void __launch_bounds__(cube_threads, cube_blocks)
     int tap = 0;
 #pragma unroll
     for (int x = 0; x < sizes[0]; ++x) {
-      int32_t plane[has_mask ? size * size : 1];
+      const Plane plane(cube, start[0].place + x);
+      uint32_t found[has_mask ? size * size : 1];
 #pragma unroll
       for (int y = 0; y < sizes[1]; ++y) {
-        const Line line(cube, start[0].place + x, start[1].place + y, start[2].place);
+        const Line line(plane, start[1].place + y, start[2].place);
+        mask |= (line.bits & ((1U << sizes[2]) - 1)) << (tap & 31);
         uint32_t rank = line.rank;
 #pragma unroll
         for (int z = 0; z < sizes[2]; ++z, ++tap) {
           if (start[2].place + z == 4) rank = line.next_rank;
           const bool present = (line.bits >> z & 1) != 0;
-          const int32_t in = present ? static_cast<int32_t>(~index.rows[rank]) : -1;
-          rank += present ? 1 : 0;
-          mask |= static_cast<uint32_t>(present) << (tap & 31);
+          // Complements of rows: 0 stands for none.
+          uint32_t in = 0;
+          if (present) in = index.rows[rank++];
           if (has_mask) {
-            plane[y * size + z] = in;
+            found[y * size + z] = in;
           } else {
-            if (used) neighbours[static_cast<int64_t>(tap) * rows] = in;
+            if (used) neighbours[static_cast<int64_t>(tap) * rows] = static_cast<int32_t>(~in);
             const unsigned lanes = __ballot_sync(all_lanes, present);
             if (lane == 0 && lanes != 0) atomicAdd(&pairs_of_block[tap], __popc(lanes));
           }
-          if (tap == table.own_tap && used)
-            table.first[row] = in >= 0 ? in : static_cast<int32_t>(row);
         }
       }
 #pragma unroll
-      for (int i = 0; has_mask && i < size * size; ++i, neighbours += rows) {
-        if (used) *neighbours = plane[i];
+      for (int i = 0; has_mask && i < size * size; ++i) {
+        // One multiplication of 32 bits by a constant.
+        const uint64_t place = static_cast<uint64_t>(rows) * (x * size * size + i);
+        if (used) neighbours[place] = static_cast<int32_t>(~found[i]);
       }
+    }
+    if (used && table.own_tap >= 0) {
+      const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
+      table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
     }
     if (used && table.masks != nullptr) table.masks[row] = mask;
     if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));

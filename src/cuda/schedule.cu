@@ -5,7 +5,7 @@
 // By mask every segment (one group of one chunk) has all rows of its chunk, so the places of its
 // positions and tiles are formulas and nothing is read back. The steps:
 //   sort_rows      schedule_sort.cu: the order of the rows, and their Gray ranks in that order.
-//   measure_tiles  a block of threads a slab, which is 128 consecutive tiles of one segment:
+//   measure_tiles  a block of threads a slab, which is 32 consecutive tiles of one segment:
 //                  masks, where each tile goes among those of its segment, and where its index
 //                  blocks start. What depends on other slabs are two prefix sums over slabs, which
 //                  the last block of threads to end computes:
@@ -18,10 +18,10 @@
 //                  gathered entry takes 32 bytes, and 8 neighbouring ones belong to different
 //                  tiles. Those of a group's first tap write the tiles' entries too.
 //
-// One group of 27 taps, a shell of 1.03 M rows, us on an H200: ranks 44, three digits 53,
-// measure_tiles 13, write_tiles 77, which is 13.4 M gathered entries at 32 bytes each, 5.6 TB/s out
-// of L2. Lost, 24 us for measure_tiles: prefix sums with one run of the list a thread (each store
-// holds back the next load) over slabs of 32 tiles (four times the counts).
+// One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 14 of the
+// map's masks (43 of its table), three digits 55, measure_tiles 14, write_tiles 93, which is 13.4 M
+// gathered entries at 32 bytes each, all that L2 gives. Lost, 20 us for measure_tiles: slabs of 128
+// tiles, which leave most multiprocessors without one.
 #include "conv/schedule.h"
 
 #include <limits>
@@ -33,7 +33,7 @@ namespace voxgemm::cuda {
 namespace {
 
 constexpr unsigned all_lanes = 0xffffffff;
-constexpr uint32_t slab_tiles = 128;
+constexpr uint32_t slab_tiles = 32;
 
 using Order = ScheduleOptions::Order;
 
@@ -63,18 +63,13 @@ struct Notes {
   }
 };
 
-constexpr int measure_threads = 1024;
-// Of a multiprocessor: two where it holds 2048 threads, and 32 registers are enough.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900)
-constexpr int measure_blocks = 2;
-#else
-constexpr int measure_blocks = 1;
-#endif
+constexpr int measure_threads = 512;
+constexpr int measure_blocks = 2;  // of a multiprocessor, for the registers
 
 // Exclusive, in place, by the threads of a block together.
 __device__ void scan_in_block(uint32_t* list, uint32_t count) {
   __shared__ uint32_t warp_sums[measure_threads / 32];
-  constexpr uint32_t run = 4;  // of a thread
+  constexpr uint32_t run = 8;  // of a thread
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t warp = threadIdx.x / 32;
   uint32_t carry = 0;
@@ -129,7 +124,7 @@ __device__ void find_masks(const Cut& cut,
   const int64_t first_tile = cut.first_item(slab, notes.tile) + slab.item * slab_tiles;
   uint32_t* masks = notes.masks + first_tile * notes.pieces;
   ranks += cut.first_position(slab) + first_row;
-  constexpr uint32_t at_once = 8;  // all pieces of tiles of 128 rows
+  constexpr uint32_t at_once = 4;  // all pieces of tiles of 128 rows
   constexpr uint32_t warps = measure_threads / 32;
   const uint32_t lane = threadIdx.x % 32;
   // Rows of a slab are fewer than 2^31, and more pieces than its rows need are not many.
@@ -158,7 +153,7 @@ struct SlabTiles {
   uint32_t histogram[33];  // of index blocks
 };
 
-// The slab's tiles among themselves: eight lanes rank one.
+// The slab's tiles among themselves: several lanes rank one.
 __device__ void rank_tile(const Cut& cut, const Part& slab, const Notes& notes, SlabTiles& tiles) {
   constexpr uint32_t lanes = measure_threads / slab_tiles;
   const Part in = cut.segment(slab.first_row / cut.chunk_rows, slab.group, notes.tile);

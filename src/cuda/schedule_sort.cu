@@ -7,7 +7,8 @@
 //   write_ranks  a thread a row: Gray ranks, of the masks that the map came with, else of its
 //                table, which takes 26 us of memory for 1.03 M rows. Each block of threads stays in
 //                one segment and adds its counts of every digit's values to the segment's.
-//   sort_digit   a block of threads sorts 4096 positions by one digit and writes them out. The
+//   sort_digit   a block of threads sorts 1024, 2048 or 4096 positions by one digit and writes them
+//   out. The
 //                rows of a digit's value go behind those of lower values of the segment (from the
 //                counts) and of earlier blocks of the segment. For the latter every block
 //                publishes its counts, a word for each value, and then the sums with all blocks
@@ -15,19 +16,21 @@
 //                  0                   nothing yet
 //                  1 + count           of this block alone
 //                  top bit | sum       of this block and all before
-//                and looks back from its own word, 32 words at a time, until it meets a sum. Blocks
+//                and looks back from its own word, 8 words at a time, until it meets a sum. Blocks
 //                are numbered by a ticket, so those before are running or done: it always ends.
 //
-// In a block: warps own 256 consecutive positions, 8 rounds of 32. In a round lanes with the same
-// digit find each other, and the warp counts on in its own row of shared memory; sums over the
+// In a block: warps own consecutive positions, 2, 4 or 8 rounds of 32. In a round lanes with the
+// same digit find each other, and the warp counts on in its own row of shared memory; sums over the
 // warps and over the values give the place in the block, by which positions are exchanged, so that
 // the writes of neighbouring lanes are neighbours.
 //
 // A segment of one block needs no counts. Positions and blocks have 31-bit numbers, so a sum leaves
 // the top bit free.
 //
-// 27 bits of 1.03 M rows take 53 us on an H200, 17.6 a digit. The toolkit's sort takes 86, needs
-// the segment's number in the key, and with it sometimes keys of 64 bits.
+// 27 bits of 1.03 M rows take 55 us on an H200, 17 a digit and 21 the first. The toolkit's sort
+// takes 86, needs the segment's number in the key, and with it sometimes keys of 64 bits. Lost: 32
+// words at a time in the look back, 24 us a digit (most blocks find a sum among the first 8); lanes
+// of write_ranks that find each other and count as one, 26 us instead of 14.
 #include <algorithm>
 
 #include "cuda/schedule_cut.cuh"
@@ -40,8 +43,6 @@ constexpr int most_digit_bits = 9;
 constexpr uint32_t most_bins = 1 << most_digit_bits;
 constexpr int sort_threads = most_bins;  // one a value of the digit
 constexpr int sort_warps = sort_threads / 32;
-constexpr int rounds = 8;
-constexpr uint32_t block_rows = sort_threads * rounds;
 constexpr int most_digits = 4;  // of 32 bits
 
 struct Digits {
@@ -52,6 +53,9 @@ struct Digits {
       : count(static_cast<int>(ceil_div(key_bits, most_digit_bits))),
         bits(static_cast<int>(ceil_div(key_bits, count))) {}
   __host__ __device__ uint32_t bins() const { return 1U << bits; }
+  __device__ uint32_t value(uint32_t rank, int digit) const {
+    return rank >> (digit * bits) & (bins() - 1);
+  }
 };
 
 // The place of a mask in the reflected Gray code.
@@ -86,6 +90,7 @@ __device__ uint32_t find_mask(const Neighbours& neighbours,
 }
 
 constexpr int rank_threads = 256;
+constexpr uint32_t ranks_at_once = 4;  // of a thread
 
 struct Ranks {
   uint32_t* ranks;   // [positions]
@@ -108,12 +113,22 @@ __global__ void __launch_bounds__(rank_threads)
   const uint32_t first_tap = cut.group_begin(part.group);
   const uint32_t taps = cut.group_begin(part.group + 1) - first_tap;
   uint32_t* ranks = out.ranks + cut.first_position(part);
-  for (uint32_t i = first + threadIdx.x; i < last; i += rank_threads) {
-    const uint32_t rank = gray_rank(find_mask(neighbours, first_tap, taps, part.first_row + i));
-    ranks[i] = rank;
-    for (int digit = 0; out.counts != nullptr && digit < digits.count; ++digit) {
-      const uint32_t value = rank >> (digit * digits.bits) & (digits.bins() - 1);
-      atomicAdd(&histogram[digit * digits.bins() + value], 1U);
+  for (uint32_t begin = first + threadIdx.x; begin < last; begin += ranks_at_once * rank_threads) {
+    uint32_t masks[ranks_at_once] = {};
+#pragma unroll
+    for (uint32_t n = 0; n < ranks_at_once; ++n) {
+      const uint32_t i = begin + n * rank_threads;
+      if (i < last) masks[n] = find_mask(neighbours, first_tap, taps, part.first_row + i);
+    }
+#pragma unroll
+    for (uint32_t n = 0; n < ranks_at_once; ++n) {
+      const uint32_t i = begin + n * rank_threads;
+      if (i >= last) break;
+      const uint32_t rank = gray_rank(masks[n]);
+      ranks[i] = rank;
+      for (int digit = 0; out.counts != nullptr && digit < digits.count; ++digit) {
+        atomicAdd(&histogram[digit * digits.bins() + digits.value(rank, digit)], 1U);
+      }
     }
   }
   if (out.counts == nullptr) return;
@@ -159,7 +174,7 @@ constexpr uint32_t is_sum = 1U << 31;
 
 // The sum of what the blocks before this one published, `step` words apart, `blocks` of them.
 __device__ uint32_t look_back(const volatile uint32_t* own, uint32_t step, uint32_t blocks) {
-  constexpr uint32_t window = 32;
+  constexpr uint32_t window = 8;
   uint32_t sum = 0;
   uint32_t looked = 0;  // blocks whose counts are in the sum
   while (looked < blocks) {
@@ -180,6 +195,7 @@ __device__ uint32_t look_back(const volatile uint32_t* own, uint32_t step, uint3
 }
 
 // The positions of one thread: of its warp's rounds, its lane's.
+template <int rounds>
 struct Items {
   uint32_t ranks[rounds];
   uint32_t rows[rounds];
@@ -196,16 +212,18 @@ struct SortBlock {
   __device__ uint32_t value(uint32_t rank) const { return rank >> shift & (bins - 1); }
 };
 
+template <int rounds>
 union SharedItems {
   uint32_t warp_counts[sort_warps][most_bins];
   struct {
-    uint32_t ranks[block_rows];
-    uint32_t rows[block_rows];
+    uint32_t ranks[sort_threads * rounds];
+    uint32_t rows[sort_threads * rounds];
   } exchanged;
 };
 
 // Places behind the last row have the highest value and come last: nothing depends on them.
-__device__ void load_items(const SortBlock& block, const SortPass& pass, Items& items) {
+template <int rounds>
+__device__ void load_items(const SortBlock& block, const SortPass& pass, Items<rounds>& items) {
 #pragma unroll
   for (int i = 0; i < rounds; ++i) {
     const uint32_t offset = threadIdx.x / 32 * (32 * rounds) + i * 32 + threadIdx.x % 32;
@@ -217,7 +235,8 @@ __device__ void load_items(const SortBlock& block, const SortPass& pass, Items& 
 }
 
 // Places among the warp's items with the same value, and how many of every value the warp has.
-__device__ void rank_in_warp(const SortBlock& block, uint32_t* warp_counts, Items& items) {
+template <int rounds>
+__device__ void rank_in_warp(const SortBlock& block, uint32_t* warp_counts, Items<rounds>& items) {
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t lanes_below = (1U << lane) - 1;
   for (uint32_t i = lane; i < most_bins; i += 32) warp_counts[i] = 0;
@@ -234,9 +253,11 @@ __device__ void rank_in_warp(const SortBlock& block, uint32_t* warp_counts, Item
   }
 }
 
+template <int rounds>
 __global__ void __launch_bounds__(sort_threads)
     sort_digit(Cut cut, Grain grain, Digits digits, SortPass pass) {
-  __shared__ SharedItems shared;
+  constexpr uint32_t block_rows = sort_threads * rounds;
+  __shared__ SharedItems<rounds> shared;
   __shared__ uint32_t starts[most_bins];   // of a value in the block
   __shared__ uint32_t targets[most_bins];  // what leads from there to the position
   __shared__ uint32_t number;
@@ -250,7 +271,7 @@ __global__ void __launch_bounds__(sort_threads)
                            .count = min(block_rows, part.rows - begin),
                            .shift = pass.digit * digits.bits,
                            .bins = digits.bins()};
-  Items items;
+  Items<rounds> items;
   load_items(block, pass, items);
   rank_in_warp(block, shared.warp_counts[threadIdx.x / 32], items);
   __syncthreads();
@@ -312,7 +333,15 @@ SortedRows sort_rows(const Context& ctx,
                      uint32_t* rows) {
   const int64_t positions = int64_t{cut.rows} * cut.groups;
   const Digits digits(cut.bits());
-  const Grain block = cut.grain(block_rows);
+  // Rows a thread: as few as leave no multiprocessor two blocks.
+  int rounds = 8;
+  while (rounds > 2 && cut.items(cut.grain(sort_threads * rounds / 2)) <= multiprocessors(ctx)) {
+    rounds /= 2;
+  }
+  const auto sort_digits = rounds == 8   ? sort_digit<8>
+                           : rounds == 4 ? sort_digit<4>
+                                         : sort_digit<2>;
+  const Grain block = cut.grain(sort_threads * rounds);
   const int64_t blocks = cut.items(block);
   const bool counted = block.whole > 1;
   const int64_t count_size = counted ? cut.segments() * digits.count * digits.bins() : 0;
@@ -350,7 +379,7 @@ SortedRows sort_rows(const Context& ctx,
                            .words = Layout::at<uint32_t>(result.memory, words_at) + words * digit,
                            .ticket = Layout::at<uint32_t>(result.memory, tickets_at) + digit,
                            .digit = digit};
-    launch(ctx, {.blocks = blocks, .threads = sort_threads}, sort_digit, cut, block, digits, pass);
+    launch(ctx, {.blocks = blocks, .threads = sort_threads}, sort_digits, cut, block, digits, pass);
   }
   result.ranks = ranks[digits.count % 2];
   result.done = Layout::at<uint32_t>(result.memory, tickets_at) + most_digits;
