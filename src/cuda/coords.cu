@@ -363,7 +363,8 @@ __global__ void write_padding(BlockSet set, Rows out) {
       found = min(max(voxels, int64_t{counters.blocks}), int64_t{INT32_MAX});
       room = out.room;
     }
-    out.coords[0] = make_int4(padding_batch, 1, static_cast<int>(found), static_cast<int>(room));
+    out.coords[0] =
+        make_int4(padding_batch, failure_mark, static_cast<int>(found), static_cast<int>(room));
   }
 }
 

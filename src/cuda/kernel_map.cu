@@ -215,9 +215,6 @@ __device__ void load_cube(const IndexView& index,
     brick[0][i] = window.batch * frame.step[0] + (start[0].block[i] >> 1) * frame.step[1];
     brick[1][i] = (start[1].block[i] >> 1) * frame.step[2];
   }
-  // A step to the next block on an axis flips a bit.
-  const uint32_t octant =
-      (start[0].block[0] & 1) << 2 | (start[1].block[0] & 1) << 1 | (start[2].block[0] & 1);
   constexpr int at_once = 4;
 #pragma unroll
   for (int first = 0; first < 8; first += at_once) {
@@ -226,8 +223,11 @@ __device__ void load_cube(const IndexView& index,
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
       const int side[3] = {(first + i) >> 2, (first + i) >> 1 & 1, i & 1};
-      keys[i] = {brick[0][side[0]] + brick[1][side[1]] + (start[2].block[side[2]] >> 1),
-                 octant ^ static_cast<uint32_t>(first + i)};
+      const uint32_t x = start[0].block[side[0]];
+      const uint32_t y = start[1].block[side[1]];
+      const uint32_t z = start[2].block[side[2]];
+      keys[i] = {brick[0][side[0]] + brick[1][side[1]] + (z >> 1),
+                 (x & 1) << 2 | (y & 1) << 1 | (z & 1)};
       if (start[0].wanted[side[0]] && start[1].wanted[side[1]] && start[2].wanted[side[2]]) {
         blocks[i].slot = Probe(index.set, keys[i]).slot;
       }
@@ -359,10 +359,8 @@ __global__ void __launch_bounds__(cube_threads, cube_blocks)
         }
       }
 #pragma unroll
-      for (int i = 0; has_mask && i < size * size; ++i) {
-        // One multiplication of 32 bits by a constant.
-        const uint64_t place = static_cast<uint64_t>(rows) * (x * size * size + i);
-        if (used) neighbours[place] = static_cast<int32_t>(~found[i]);
+      for (int i = 0; has_mask && i < size * size; ++i, neighbours += rows) {
+        if (used) *neighbours = static_cast<int32_t>(~found[i]);
       }
     }
     if (used && table.own_tap >= 0) {

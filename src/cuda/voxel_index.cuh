@@ -27,8 +27,10 @@ struct Coords {
 #ifdef __CUDACC__
 __device__ inline bool is_padding(const int4& c) { return c.x == padding_batch; }
 // What output_coords writes in place of a set that it cannot make is padding, of which the first
-// row is (padding_batch, 1, voxels found, room for voxels): zeros where the reason is not the room.
-__device__ inline bool is_failure(const int4& c) { return is_padding(c) && c.y != 0; }
+// row is (padding_batch, failure_mark, voxels found, room for voxels): zeros where the reason is
+// not the room. The mark is a number that nobody else pads with.
+constexpr int32_t failure_mark = -1913471627;
+__device__ inline bool is_failure(const int4& c) { return is_padding(c) && c.y == failure_mark; }
 #endif
 
 // How the box of a set follows from the box of the coordinates, on each of x, y, z:

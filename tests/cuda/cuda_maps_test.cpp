@@ -359,7 +359,7 @@ Voxels padded(const Voxels& voxels, Random& random) {
   Voxels rows;
   for (size_t i = 0; i <= voxels.size(); ++i) {
     const int64_t more = random.integer(0, 3) == 0 ? random.integer(1, 40) : 0;
-    rows.insert(rows.end(), more, Voxel{padding_batch, 0, static_cast<int32_t>(i), -1});
+    rows.insert(rows.end(), more, Voxel{padding_batch, 1, static_cast<int32_t>(i), -1});
     if (i < voxels.size()) rows.push_back(voxels[i]);
   }
   return rows;

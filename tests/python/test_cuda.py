@@ -311,7 +311,8 @@ def test_first_rows_are_kept_only_where_voxels_repeat(cloud, device):
 
 def test_a_box_too_wide_for_a_map_is_an_error(device):
     lowest, highest = -(2**31), 2**31 - 1
-    coords = torch.tensor([[lowest] * 4, [highest] * 4], dtype=torch.int32, device=device)
+    rows = [[0, lowest, lowest, lowest], [0, highest, highest, highest]]
+    coords = torch.tensor(rows, dtype=torch.int32, device=device)
     map = vg.build_map(coords, 3)
     with refuse("2\\^63 bricks"):
         map.settle(wait=True)
