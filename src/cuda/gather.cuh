@@ -136,10 +136,8 @@ __device__ inline const X* row_of(const void* column, int32_t row, uint32_t byte
 }
 
 template <class Op>
-__global__ __launch_bounds__(gather_threads,
-                             Op::blocks) void gather_rows(Gather g,
-                                                          const typename Op::Element* x,
-                                                          typename Op::Arguments arguments) {
+__global__ __launch_bounds__(gather_threads, blocks_here(Op::blocks)) void gather_rows(
+    Gather g, const typename Op::Element* x, typename Op::Arguments arguments) {
   using X = Pack<typename Op::Element, Op::width>;
   extern __shared__ __align__(16) int32_t numbers[];  // [block_rows, pitch]
   const int slots = gather_threads >> g.lane_bits;

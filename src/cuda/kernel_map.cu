@@ -304,7 +304,7 @@ __device__ uint32_t transpose_bits(uint32_t word) {
 // from the rows' masks, one lane a tap, and the taps of a plane are loaded before the first of them
 // is stored, as a store waits for its value and holds back the loads behind it.
 template <int size>
-__global__ void __launch_bounds__(cube_threads, cube_blocks)
+__global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
     fill_cubes(IndexView index, Axes axes, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Cube cube;

@@ -49,6 +49,16 @@ void launch(const Context& ctx,
              "a kernel launch");
 }
 
+// Blocks of a multiprocessor for __launch_bounds__: as many as were chosen on Hopper, and no demand
+// elsewhere, where the same code takes a few registers more and would spill.
+constexpr int blocks_here(int blocks) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  return blocks > 0 ? 1 : blocks;
+#else
+  return blocks;
+#endif
+}
+
 // The place of this thread among all of the launch.
 __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
