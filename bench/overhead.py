@@ -9,15 +9,20 @@ On the CPU the cloud is so small that computing it takes next to nothing, and wh
 time, in which other programs do not show. On a GPU it has 1,000 voxels, and what is timed is how
 long the host takes to queue the work, not the device to do it. With `graph` a CUDA graph of twenty
 calls is replayed. Of several rounds the median is given and, behind it, the lowest. `calls` counts
-the library's operators in one call, or one forward and backward.
+the library's operators in one call, or one forward and backward. Where the drop-ins are installed,
+the last lines say what each of their calls adds to the library's own that does the same; both run
+the kernels of the model's choice.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import functools
+import importlib.util
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -35,6 +40,8 @@ CHANNELS = 16
 GRAPHED = 20
 # The aim for one layer in eager mode: this many times the cost of linear, and so many microseconds.
 FACTOR, EXTRA = 1.5, 15.0
+# What a call of a drop-in may add to that of the library's function, forward, and again backward.
+ADDED = 5.0
 
 
 class Operators(TorchDispatchMode):
@@ -133,6 +140,128 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
                 yield f"{name}, no gradient, graph", replay(function)
 
 
+Case = tuple[str, Callable[[], torch.Tensor], list[torch.Tensor]]  # and what wants a gradient
+
+
+def flex_gemm_cases(device: torch.device) -> Iterator[tuple[Case, Case]]:
+    """The library's call, and flex_gemm's that does the same."""
+    from flex_gemm.ops import spconv
+    from flex_gemm.ops.grid_sample import grid_sample_3d
+
+    spconv.set_algorithm("implicit_gemm")  # as the model chooses for conv3d
+    coords, *leaves = operands(device)
+    x, weight, bias = leaves
+    box = (coords.amax(0) + 1).tolist()
+    shape = (1, CHANNELS, *box[1:])
+    subm, down = spconv.sparse_submanifold_conv3d, spconv.sparse_conv3d
+    _, cache = subm(x, coords, shape, weight, bias)
+    config, map = cache.freeze(algorithm="implicit_gemm"), vg.build_map(coords, 3)
+    two = (2, 2, 2)
+    _, rows, strided = down(x, coords, shape, weight, bias, stride=two)
+    half = vg.build_map(coords, 3, out_coords=rows, stride=2)
+    points = torch.rand(1, 8, 3, device=device) * box[1]
+    for name, on, theirs in (
+        ("sparse_submanifold_conv3d", map, lambda: subm(x, coords, shape, weight, bias, cache)[0]),
+        ("with a config", map, lambda: subm(x, weight=weight, bias=bias, config=config)),
+        (
+            "sparse_conv3d",
+            half,
+            lambda: down(x, coords, shape, weight, bias, strided, None, two)[0],
+        ),
+    ):
+        own = functools.partial(vg.functional.conv3d, x, weight, bias, on)
+        yield ("conv3d", own, leaves), (name, theirs, leaves)
+    yield (
+        ("sample", lambda: vg.sampling.sample(x, coords, points.view(-1, 3)), [x]),
+        ("grid_sample_3d", lambda: grid_sample_3d(x, coords, shape, points), [x]),
+    )
+
+
+def warpconvnet_cases(device: torch.device) -> Iterator[tuple[Case, Case]]:
+    """The library's call, and warpconvnet's that does the same."""
+    from warpconvnet import constants
+    from warpconvnet.geometry.types.voxels import Voxels
+    from warpconvnet.nn import functional, modules
+
+    constants.WARPCONVNET_BENCHMARK_CACHE_DIR = tempfile.mkdtemp()
+    coords, x, *_ = operands(device)
+    sparse = vg.SparseTensor(x, coords)
+    voxels = Voxels(coords[:, 1:].contiguous(), x, [0, len(coords)])
+    width = (CHANNELS, CHANNELS)
+    for own, theirs in (
+        (vg.nn.SubmConv3d(*width, 3), modules.SparseConv3d(*width, 3)),
+        (vg.nn.SparseConv3d(*width, 2, stride=2), modules.SparseConv3d(*width, 2, stride=2)),
+    ):
+        own.to(device), theirs.to(device)
+        name = f"SparseConv3d of {tuple(own.kernel_size)}"
+        yield (
+            (type(own).__name__, lambda own=own: own(sparse).features, [x, *own.parameters()]),
+            (name, lambda theirs=theirs: theirs(voxels).feature_tensor, [x, *theirs.parameters()]),
+        )
+    own = vg.nn.SubmConv3d(*width, 3).to(device)
+    given = [torch.randn(n, device=device, requires_grad=True) for n in ((27, *width), CHANNELS)]
+    conv = functional.spatially_sparse_conv
+    yield (
+        ("SubmConv3d", lambda: own(sparse).features, [x, *own.parameters()]),
+        (
+            "spatially_sparse_conv",
+            lambda: conv(voxels, given[0], 3, bias=given[1]).feature_tensor,
+            [x, *given],
+        ),
+    )
+    taps = torch.randn(27, CHANNELS, device=device, requires_grad=True)
+    pairs = functional.generate_output_coords_and_kernel_map(voxels, 3, 1, 1)[2]
+    map, by_tap = vg.build_map(coords, 3), functional.spatially_sparse_depthwise_conv
+    yield (
+        (
+            "depthwise_conv3d",
+            lambda: vg.depthwise.depthwise_conv3d(x, taps, None, map),
+            [x, taps],
+        ),
+        (
+            "spatially_sparse_depthwise_conv",
+            lambda: by_tap(x, taps, pairs, len(coords)),
+            [x, taps],
+        ),
+    )
+
+
+def operands(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Coordinates, features, weight and bias; all but the first want a gradient."""
+    coords = cloud(device)
+    shapes = (len(coords), CHANNELS), (CHANNELS, 3, 3, 3, CHANNELS), (CHANNELS,)
+    return coords, *(torch.randn(shape, device=device, requires_grad=True) for shape in shapes)
+
+
+def added(device: torch.device) -> Iterator[dict[str, object]]:
+    """What each call of a drop-in adds to the library's, forward, and forward and backward."""
+    for package, cases_of in (("flex_gemm", flex_gemm_cases), ("warpconvnet", warpconvnet_cases)):
+        if importlib.util.find_spec(package) is None:
+            continue
+        # Where sums must repeat, warpconvnet measures nothing: the model chooses on both sides.
+        torch.use_deterministic_algorithms(True)
+        try:
+            for (of, own, own_leaves), (name, theirs, leaves) in cases_of(device):
+                steps = step(own, own_leaves), step(theirs, leaves)
+                yield {
+                    "device": device.type,
+                    "name": f"{package}: {name}",
+                    "of": of,
+                    "added_us": difference(own, theirs, device),
+                    "added_twice_us": difference(*steps, device),
+                }
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def difference(
+    library: Callable[[], object], theirs: Callable[[], object], device: torch.device
+) -> float:
+    """Microseconds between the lowest rounds, the two taking turns."""
+    found = [rounds(function, device) for _ in range(2) for function in (library, theirs)]
+    return min(found[1] + found[3]) - min(found[0] + found[2])
+
+
 def replay(function: Callable[[], object]) -> Callable[[], object]:
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -173,6 +302,17 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def table_of_added(rows: list[dict[str, object]]) -> str:
+    lines = [f"{'added to the library by':45s}{'forward':>9s}{'and backward':>14s}"]
+    for row in rows:
+        kept = row["added_us"] <= ADDED and row["added_twice_us"] <= 2 * ADDED
+        lines.append(
+            f"{row['name']:45s}{row['added_us']:9.1f}{row['added_twice_us']:14.1f}"
+            f"  over {row['of']}: {'within' if kept else 'over'}"
+        )
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), action="append")
@@ -191,6 +331,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
             print(f"{name}, torch {torch.__version__}, {voxels} voxels, {CHANNELS} channels")
             print(table(rows), flush=True)
             every += rows
+            if more := list(added(device)):
+                print(table_of_added(more), flush=True)
+                every += more
     finally:
         torch.set_num_threads(threads)
     if options.json:

@@ -76,6 +76,10 @@ def filters_of(algorithm: object) -> Filters:
     """
     if algorithm is None:
         return _FROM_ENVIRONMENT
+    # A layer's name comes again with every call.
+    name = algorithm if isinstance(algorithm, str) else ""
+    if name in _KNOWN and not torch.compiler.is_compiling():
+        return _KNOWN[name]
     given = algorithm if isinstance(algorithm, Mapping) else dict.fromkeys(PASSES, algorithm)
     for name in given:
         index_in(_PARTS, name, "a pass of algorithm")
@@ -90,7 +94,12 @@ def filters_of(algorithm: object) -> Filters:
     forward, grad_input, grad_weight = (
         _filter(given.get(name), number) for number, name in enumerate(PASSES)
     )
+    if name and not torch.compiler.is_compiling():
+        _KNOWN[name] = (forward, grad_input, grad_weight)
     return forward, grad_input, grad_weight
+
+
+_KNOWN: dict[str, Filters] = {}
 
 
 def precision_of(name: str | None, features: Tensor) -> int:

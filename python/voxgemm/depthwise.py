@@ -82,13 +82,29 @@ def grouped_conv3d(
     return torch.cat([conv3d(*part, map, algorithm, precision) for part in parts], 1)
 
 
+def forward_rows(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap) -> Tensor:
+    """depthwise_conv3d of checked operands, weight [taps, c]; without a derivative."""
+    map.settle(wait=False)
+    return call(ops._depthwise.default, x, weight, bias, map.tensors(), map.layer())
+
+
+def input_gradient(dy: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
+    map.settle(wait=True)
+    maps = map.backward_tensors()
+    return call(ops._depthwise_grad_input.default, dy, weight, *maps, map.layer())
+
+
+def weight_gradient(x: Tensor, dy: Tensor, map: KernelMap) -> Tensor:
+    map.settle(wait=False)
+    return call(ops._depthwise_grad_weight.default, x, dy, map.tensors(), map.layer())
+
+
 # Linear in each operand, and each other's derivatives.
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, map):
         _keep(ctx, x, weight, map)
-        map.settle(wait=False)
-        return call(ops._depthwise.default, x, weight, bias, map.tensors(), map.layer())
+        return forward_rows(x, weight, bias, map)
 
     @staticmethod
     def backward(ctx, dy):
@@ -103,9 +119,7 @@ class _GradInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dy, weight, map):
         _keep(ctx, dy, weight, map)
-        map.settle(wait=True)
-        maps = map.backward_tensors()
-        return call(ops._depthwise_grad_input.default, dy, weight, *maps, map.layer())
+        return input_gradient(dy, weight, map)
 
     @staticmethod
     def backward(ctx, g):
@@ -119,8 +133,7 @@ class _GradWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dy, map):
         _keep(ctx, x, dy, map)
-        map.settle(wait=False)
-        return call(ops._depthwise_grad_weight.default, x, dy, map.tensors(), map.layer())
+        return weight_gradient(x, dy, map)
 
     @staticmethod
     def backward(ctx, g):

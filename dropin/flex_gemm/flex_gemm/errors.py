@@ -21,6 +21,17 @@ def expect(condition: bool, sentence: str) -> None:
         raise ArgumentError(sentence)
 
 
+def expect_tensors(feats: Any, weight: Any) -> None:
+    if not isinstance(feats, torch.Tensor):
+        raise_type("feats", feats, torch.Tensor)
+    if not isinstance(weight, torch.Tensor):
+        raise_type("weight", weight, torch.Tensor)
+
+
+def raise_type(name: str, value: Any, kind: type) -> None:
+    raise TypeError(f"{name} is a {type(value).__name__}, expected a {kind.__name__}")
+
+
 def speaking(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with voxgemm's own argument errors as ArgumentError."""
 

@@ -43,9 +43,14 @@ class NeighborCache:
                 delattr(self, old)
             vars(self).pop("_map", None)
             vars(self).pop("_known", None)
+            vars(self).pop("compared", None)
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "compared":
+            # The map by operands and geometry that were found to fit.
+            object.__setattr__(self, name, {})
+            return vars(self)[name]
         if not self._derives(name):
             raise AttributeError(f"{type(self).__name__} has no field {name!r}")
         value = self._derived(name)
@@ -60,7 +65,7 @@ class NeighborCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Torch cannot pickle uint32 tensors: they go as int32, and their names with them."""
-        state = dict(vars(self))
+        state = {name: value for name, value in vars(self).items() if name != "compared"}
         unsigned = [n for n, v in state.items() if getattr(v, "dtype", None) == torch.uint32]
         state.update({name: state[name].view(torch.int32) for name in unsigned})
         return {**state, "_unsigned": unsigned}
@@ -155,12 +160,14 @@ class NeighborCache:
             expect(False, f"feats is on {device}, the neighbor_cache on {place}")
         return map
 
-    def expect_geometry(self, **asked: Any) -> None:
+    def expect_geometry(self, asked: Geometry) -> None:
         """That the cache was made with these; one of a bare neighbor_map fits all."""
-        if self._known is None:
+        known = self._known
+        if known is None or known == asked:
             return
-        for name, value in asked.items():
-            made = getattr(self._known, name)
+        # Padding last: of a submanifold kernel it follows from the others.
+        for name in ("size", "stride", "dilation", "padding"):
+            value, made = getattr(asked, name), getattr(known, name)
             if made != value:
                 expect(False, f"{name} is {value}, the neighbor_cache was made for {made}")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,72 @@ from voxgemm.passes import How
 
 from ...errors import expect
 from ...kernels.triton.spconv import config
+from .. import spconv
+from ._cache import NeighborCache
 
 Three = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def how_of(feats: Tensor, algorithm: str) -> How:
+class Convolution(torch.autograd.Function):
+    """apply(feats, weight, bias, map, how) -> out: what both convolutions are on a map."""
+
+    @staticmethod
+    def forward(ctx, feats, weight, bias, map, how):
+        ctx.save_for_backward(feats, weight)
+        ctx.map, ctx.how = map, how
+        return passes.run_forward(feats, weight, bias, map, how)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        wanted = ctx.needs_input_grad
+        return *gradients(grad_output, *ctx.saved_tensors, ctx.map, ctx.how, wanted), None, None
+
+
+def run(
+    feats: Tensor, neighbor_cache: NeighborCache, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The forward in the global algorithm; nothing is recorded."""
+    map = neighbor_cache.map_for(feats.shape[0], kernel_size_of(feats, weight), feats.device)
+    return passes.run_forward(feats, weight, bias, map, how_of(feats))
+
+
+def run_backward(
+    grad_output: Tensor,
+    feats: Tensor,
+    neighbor_cache: NeighborCache,
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Three:
+    """Gradients of those that require one, None for the others, in the global algorithm."""
+    map = neighbor_cache.map_for(feats.shape[0], kernel_size_of(feats, weight), feats.device)
+    wanted = [t is not None and t.requires_grad for t in (feats, weight, bias)]
+    return gradients(grad_output, feats, weight, map, how_of(feats), wanted)
+
+
+def keep(
+    ctx: Any,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    cache: NeighborCache,
+    map: KernelMap,
+    how: How,
+) -> Tensor:
+    """A forward whose backward is kept_gradients(); ctx has what programs' own backwards read."""
+    ctx.save_for_backward(*tensors)
+    ctx.neighbor_cache, ctx.map, ctx.how = cache, map, how
+    return passes.run_forward(*tensors, map, how)
+
+
+def kept_gradients(ctx: Any, grad_output: Tensor) -> Three:
+    """Of feats, weight and bias, the arguments 0, 4 and 5."""
+    feats, weight, _ = ctx.saved_tensors
+    wanted = [ctx.needs_input_grad[i] for i in (0, 4, 5)]
+    return gradients(grad_output, feats, weight, ctx.map, ctx.how, wanted)
+
+
+def how_of(feats: Tensor, algorithm: str | None = None) -> How:
+    """In an algorithm, or in `ops.spconv.ALGORITHM`."""
+    if algorithm is None:
+        algorithm = spconv.ALGORITHM
     precision = 0
     if feats.dtype == torch.float32 and feats.is_cuda:
         assigned = vars(config).get("allow_tf32")
@@ -29,9 +91,7 @@ def how_of(feats: Tensor, algorithm: str) -> How:
         return How(filters_of(algorithm), precision)
     key = (algorithm, precision)
     if key not in _HOWS:
-        from . import check_algorithm
-
-        _HOWS[key] = How(filters_of(check_algorithm(algorithm)), precision)
+        _HOWS[key] = How(filters_of(spconv.check_algorithm(algorithm)), precision)
     return _HOWS[key]
 
 

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from voxgemm import kernel_map, passes
-from voxgemm.kernel_map import Geometry, triple
+from voxgemm import kernel_map
+from voxgemm.kernel_map import Geometry, KernelMap, triple
 
-from ...errors import expect, speaking
+from ...errors import expect, expect_tensors, raise_type, speaking
 from ...kernels import _coords
 from .. import spconv
 from ._cache import NeighborCache
-from ._passes import cast, gradients, how_of, kernel_size_of
+from ._passes import (
+    Convolution,
+    cast,
+    how_of,
+    keep,
+    kept_gradients,
+    kernel_size_of,
+    run,
+    run_backward,
+)
 from .submanifold_conv3d import box, check_inside, search
 
 
@@ -28,7 +38,7 @@ class SparseConv3dNeighborCache(NeighborCache):
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name, None)
 
-    def _whole_map(self) -> kernel_map.KernelMap:
+    def _whole_map(self) -> KernelMap:
         if self._map is None and "neighbor_map_bwd" in vars(self):
             object.__setattr__(self, "_rows", len(self.neighbor_map_bwd))
         return super()._whole_map()
@@ -43,10 +53,15 @@ class SparseConv3dNeighborCache(NeighborCache):
         return getattr(self, f"valid_kernel_bwd_seg_{block_size}")
 
 
+@functools.lru_cache(maxsize=256)
 def geometry_of(kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Geometry:
     names = ("kernel_size", "stride", "padding", "dilation")
     values = (kernel_size, stride, padding, dilation)
     return Geometry(*(triple(tuple(v), n) for v, n in zip(values, names, strict=True)))
+
+
+def _geometry(*values: Sequence[int]) -> Geometry:
+    return geometry_of(*(tuple(value) for value in values))
 
 
 def reached(in_shape: tuple[int, int, int], geometry: Geometry, coords: Tensor) -> Tensor:
@@ -81,7 +96,7 @@ class SparseConv3dFunction(torch.autograd.Function):
         """int32 [M, 4] in the order of SERIALIZATION_MODE."""
         sizes = box(shape)
         check_inside(coords, sizes)
-        geometry = geometry_of(kernel_size, stride, padding, dilation)
+        geometry = _geometry(kernel_size, stride, padding, dilation)
         return _coords.output_coords(coords, sizes, geometry, spconv.SERIALIZATION_MODE)
 
     @staticmethod
@@ -94,7 +109,7 @@ class SparseConv3dFunction(torch.autograd.Function):
         dilation: Sequence[int],
     ) -> Tensor:
         """The same rows by expanding and sorting, for comparison."""
-        geometry = geometry_of(kernel_size, stride, padding, dilation)
+        geometry = _geometry(kernel_size, stride, padding, dilation)
         rows = reached(box(shape), geometry, coords).int()
         limits = geometry.out_shape(box(shape))
         return _coords.in_order(rows, limits, spconv.SERIALIZATION_MODE)
@@ -113,7 +128,7 @@ class SparseConv3dFunction(torch.autograd.Function):
     ) -> SparseConv3dNeighborCache:
         """The last two are hints that nothing here needs."""
         check_inside(coords, box(shape))
-        geometry = geometry_of(kernel_size, stride, padding, dilation)
+        geometry = _geometry(kernel_size, stride, padding, dilation)
         map = kernel_map.strided_map(coords, out_coords, geometry)
         map._exact = True
         cache = SparseConv3dNeighborCache(_map=map, out_coords=out_coords)
@@ -132,7 +147,7 @@ class SparseConv3dFunction(torch.autograd.Function):
         needs_grad: bool = True,
     ) -> SparseConv3dNeighborCache:
         """The same map by sorting and searching, for comparison."""
-        size, steps, margins, spread = geometry_of(kernel_size, stride, padding, dilation)
+        size, steps, margins, spread = _geometry(kernel_size, stride, padding, dilation)
         axes = [
             [k * d - p for k in range(n)] for n, d, p in zip(size, spread, margins, strict=True)
         ]
@@ -144,29 +159,8 @@ class SparseConv3dFunction(torch.autograd.Function):
         cache._rows = len(coords)
         return cache
 
-    @staticmethod
-    def _sparse_conv_forward(
-        feats: Tensor,
-        neighbor_cache: SparseConv3dNeighborCache,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        size = kernel_size_of(feats, weight)
-        map = neighbor_cache.map_for(feats.shape[0], size, feats.device)
-        return passes.run_forward(feats, weight, bias, map, how_of(feats, spconv.ALGORITHM))
-
-    @staticmethod
-    def _sparse_conv_backward(
-        grad_output: Tensor,
-        feats: Tensor,
-        neighbor_cache: SparseConv3dNeighborCache,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        map = neighbor_cache.map_for(feats.shape[0], kernel_size_of(feats, weight), feats.device)
-        wanted = [t is not None and t.requires_grad for t in (feats, weight, bias)]
-        how = how_of(feats, spconv.ALGORITHM)
-        return gradients(grad_output, feats, weight, map, how, wanted)
+    _sparse_conv_forward = staticmethod(run)
+    _sparse_conv_backward = staticmethod(run_backward)
 
     @staticmethod
     def forward(
@@ -182,64 +176,53 @@ class SparseConv3dFunction(torch.autograd.Function):
         padding=(0, 0, 0),
         dilation=(1, 1, 1),
     ):
-        geometry = (stride, padding, dilation)
-        return _forward(
-            ctx,
-            (feats, weight, bias),
-            (coords, shape, out_coords),
-            neighbor_cache,
-            geometry,
-            algorithm=spconv.ALGORITHM,
-        )
+        tensors = cast(feats, weight, bias)
+        place, geometry = (coords, shape, out_coords), (stride, padding, dilation)
+        cache, out_coords, map = _prepared(tensors, place, neighbor_cache, geometry)
+        out = keep(ctx, tensors, cache, map, how_of(tensors[0]))
+        return out, out_coords.view_as(out_coords), cache
 
     @staticmethod
     def backward(ctx, grad_output, *_):
-        feats, weight, bias = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[i] for i in (0, 4, 5)]
-        dx, dw, db = gradients(grad_output, feats, weight, ctx.map, ctx.how, wanted)
+        dx, dw, db = kept_gradients(ctx, grad_output)
         return dx, None, None, None, dw, db, None, None, None, None
 
 
-def _forward(ctx, tensors, place, cache, geometry, algorithm):
-    feats, weight, bias = cast(*tensors)
-    size = kernel_size_of(feats, weight)
+def _prepared(
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    place: tuple[Tensor, Sequence[int], Tensor | None],
+    cache: SparseConv3dNeighborCache | None,
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+) -> tuple[SparseConv3dNeighborCache, Tensor, KernelMap]:
+    """The cache, made where there is none and compared where there is one, its outputs and map.
+
+    place: coords, shape, out_coords; geometry: stride, padding, dilation.
+    """
+    feats, weight, _ = tensors
     coords, shape, out_coords = place
+    stride, padding, dilation = (tuple(values) for values in geometry)
     if cache is None:
+        where = (kernel_size_of(feats, weight), stride, padding, dilation)
         given = out_coords is not None
         if not given:
-            out_coords = SparseConv3dFunction._get_output_coords(coords, shape, size, *geometry)
+            out_coords = SparseConv3dFunction._get_output_coords(coords, shape, *where)
         cache = SparseConv3dFunction._compute_neighbor_cache(
-            coords, out_coords, shape, size, *geometry, is_out_coords_given=given
+            coords, out_coords, shape, *where, is_out_coords_given=given
         )
-    else:
-        stride, padding, dilation = (tuple(values) for values in geometry)
-        cache.expect_geometry(size=size, stride=stride, padding=padding, dilation=dilation)
-        if out_coords is None:
-            out_coords = cache["out_coords"]
-            expect(out_coords is not None, "neither out_coords nor the neighbor_cache has any")
-    map = cache.map_for(feats.shape[0], size, feats.device)
-    rows = len(out_coords)
-    expect(map.n_out == rows, f"out_coords has {rows} rows, the neighbor_cache {map.n_out}")
-    how = how_of(feats, algorithm)
-    ctx.save_for_backward(feats, weight, bias)
-    ctx.neighbor_cache, ctx.map, ctx.how = cache, map, how
-    out = passes.run_forward(feats, weight, bias, map, how)
-    return out, out_coords.view_as(out_coords), cache
-
-
-class _WithAlgorithm(torch.autograd.Function):
-    """SparseConv3dFunction with the algorithm as an eleventh argument."""
-
-    @staticmethod
-    def forward(ctx, feats, coords, shape, cache, weight, bias, out_coords, *rest):
-        *geometry, algorithm = rest
-        spconv.check_algorithm(algorithm)
-        place = (coords, shape, out_coords)
-        return _forward(ctx, (feats, weight, bias), place, cache, geometry, algorithm)
-
-    @staticmethod
-    def backward(ctx, grad_output, *unused):
-        return *SparseConv3dFunction.backward(ctx, grad_output, *unused), None
+    elif not isinstance(cache, SparseConv3dNeighborCache):
+        raise_type("neighbor_cache", cache, SparseConv3dNeighborCache)
+    if out_coords is None:
+        out_coords = cache["out_coords"]
+        expect(out_coords is not None, "neither out_coords nor the neighbor_cache has any")
+    key = (feats.shape, weight.shape, out_coords.shape, stride, padding, dilation, feats.device)
+    map = cache.compared.get(key)
+    if map is None:
+        size, rows = kernel_size_of(feats, weight), len(out_coords)
+        cache.expect_geometry(geometry_of(size, stride, padding, dilation))
+        map = cache.map_for(feats.shape[0], size, feats.device)
+        expect(map.n_out == rows, f"out_coords has {rows} rows, the neighbor_cache {map.n_out}")
+        cache.compared[key] = map
+    return cache, out_coords, map
 
 
 @speaking
@@ -264,8 +247,8 @@ def sparse_conv3d(
     neighbour cache. Without out_coords they are all voxels inside the output box that an input
     reaches, in the order of `ops.spconv.SERIALIZATION_MODE`; given ones are taken as they are.
     """
-    feats, weight, bias = cast(feats, weight, bias)
-    place = (feats, coords, shape, neighbor_cache, weight, bias, out_coords)
-    if algorithm is not None:
-        return _WithAlgorithm.apply(*place, stride, padding, dilation, algorithm)
-    return SparseConv3dFunction.apply(*place, stride, padding, dilation)
+    expect_tensors(feats, weight)
+    tensors = cast(feats, weight, bias)
+    place, geometry = (coords, shape, out_coords), (stride, padding, dilation)
+    cache, out_coords, map = _prepared(tensors, place, neighbor_cache, geometry)
+    return Convolution.apply(*tensors, map, how_of(tensors[0], algorithm)), out_coords, cache

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,24 @@ from torch import Tensor
 
 from voxgemm import kernel_map, passes
 from voxgemm._library import call, ops
-from voxgemm.kernel_map import Geometry, KernelMap, triple
+from voxgemm.kernel_map import Geometry, KernelMap, Triple, triple
 
-from ...errors import expect, speaking
+from ...errors import expect, expect_tensors, raise_type, speaking
 from ...kernels import _tables
 from .. import spconv
 from ._cache import NeighborCache, user_map
-from ._passes import cast, centre, gradients, how_of, kernel_size_of, without_centre
+from ._passes import (
+    Convolution,
+    cast,
+    centre,
+    how_of,
+    keep,
+    kept_gradients,
+    kernel_size_of,
+    run,
+    run_backward,
+    without_centre,
+)
 
 BLOCK_SIZES = (32, 64, 128, 256)
 
@@ -96,9 +108,7 @@ class SubMConv3dFunction(torch.autograd.Function):
     ) -> SubMConv3dNeighborCache:
         """needs_grad is a hint that nothing here needs: what a backward reads is made in it."""
         check_inside(coords, box(shape))
-        geometry = Geometry.submanifold(
-            triple(tuple(kernel_size), "kernel_size"), triple(tuple(dilation), "dilation")
-        )
+        geometry = _geometry(tuple(kernel_size), tuple(dilation))
         map = kernel_map.submanifold_map(coords, geometry)
         own_centre(map)
         cache = SubMConv3dNeighborCache(_map=map)
@@ -118,42 +128,24 @@ class SubMConv3dFunction(torch.autograd.Function):
         found[:, own] = torch.arange(len(coords), device=coords.device)
         return SubMConv3dNeighborCache(neighbor_map=found.int().view(torch.uint32))
 
-    @staticmethod
-    def _sparse_submanifold_conv_forward(
-        feats: Tensor,
-        neighbor_cache: SubMConv3dNeighborCache,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        size = kernel_size_of(feats, weight)
-        map = neighbor_cache.map_for(feats.shape[0], size, feats.device)
-        return passes.run_forward(feats, weight, bias, map, how_of(feats, spconv.ALGORITHM))
-
-    @staticmethod
-    def _sparse_submanifold_conv_backward(
-        grad_output: Tensor,
-        feats: Tensor,
-        neighbor_cache: SubMConv3dNeighborCache,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        map = neighbor_cache.map_for(feats.shape[0], kernel_size_of(feats, weight), feats.device)
-        wanted = [t is not None and t.requires_grad for t in (feats, weight, bias)]
-        how = how_of(feats, spconv.ALGORITHM)
-        return gradients(grad_output, feats, weight, map, how, wanted)
+    _sparse_submanifold_conv_forward = staticmethod(run)
+    _sparse_submanifold_conv_backward = staticmethod(run_backward)
 
     @staticmethod
     def forward(ctx, feats, coords, shape, neighbor_cache, weight, bias=None, dilation=(1, 1, 1)):
-        return _forward(
-            ctx, (feats, weight, bias), coords, shape, neighbor_cache, dilation, spconv.ALGORITHM
-        )
+        tensors = cast(feats, weight, bias)
+        cache, map = _prepared(tensors, coords, shape, neighbor_cache, dilation)
+        return keep(ctx, tensors, cache, map, how_of(tensors[0])), cache
 
     @staticmethod
     def backward(ctx, grad_output, _):
-        feats, weight, bias = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[i] for i in (0, 4, 5)]
-        dx, dw, db = gradients(grad_output, feats, weight, ctx.map, ctx.how, wanted)
+        dx, dw, db = kept_gradients(ctx, grad_output)
         return dx, None, None, None, dw, db, None
+
+
+@functools.lru_cache(maxsize=256)
+def _geometry(size: Triple, dilation: Triple) -> Geometry:
+    return Geometry.submanifold(triple(size, "kernel_size"), triple(dilation, "dilation"))
 
 
 def own_centre(map: KernelMap) -> None:
@@ -179,31 +171,28 @@ def search(in_coords: Tensor, at: Tensor, sizes: tuple[int, int, int], steps: Te
     return torch.where(inside & (keys[place] == sought), rows[place], -1)
 
 
-def _forward(ctx, tensors, coords, shape, cache, dilation, algorithm):
-    feats, weight, bias = cast(*tensors)
-    size = kernel_size_of(feats, weight)
+def _prepared(
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    coords: Tensor | None,
+    shape: Sequence[int] | None,
+    cache: SubMConv3dNeighborCache | None,
+    dilation: Sequence[int],
+) -> tuple[SubMConv3dNeighborCache, KernelMap]:
+    """The cache, made where there is none and compared where there is one, and its map."""
+    feats, weight, _ = tensors
+    dilation = tuple(dilation)
     if cache is None:
+        size = kernel_size_of(feats, weight)
         cache = SubMConv3dFunction._compute_neighbor_cache(coords, shape, size, dilation)
-    else:
-        cache.expect_geometry(size=size, dilation=tuple(dilation))
-    map = cache.map_for(feats.shape[0], size, feats.device)
-    how = how_of(feats, algorithm)
-    ctx.save_for_backward(feats, weight, bias)
-    ctx.neighbor_cache, ctx.map, ctx.how = cache, map, how
-    return passes.run_forward(feats, weight, bias, map, how), cache
-
-
-class _WithAlgorithm(torch.autograd.Function):
-    """SubMConv3dFunction with the algorithm as an eighth argument."""
-
-    @staticmethod
-    def forward(ctx, feats, coords, shape, cache, weight, bias, dilation, algorithm):
-        spconv.check_algorithm(algorithm)
-        return _forward(ctx, (feats, weight, bias), coords, shape, cache, dilation, algorithm)
-
-    @staticmethod
-    def backward(ctx, grad_output, unused):
-        return *SubMConv3dFunction.backward(ctx, grad_output, unused), None
+    elif not isinstance(cache, SubMConv3dNeighborCache):
+        raise_type("neighbor_cache", cache, SubMConv3dNeighborCache)
+    key = (feats.shape, weight.shape, dilation, feats.device)
+    map = cache.compared.get(key)
+    if map is None:
+        size = kernel_size_of(feats, weight)
+        cache.expect_geometry(_geometry(size, dilation))
+        map = cache.compared[key] = cache.map_for(feats.shape[0], size, feats.device)
+    return cache, map
 
 
 def _frozen(feats: Tensor, weight: Tensor, bias: Tensor | None, config: SpConvConfig) -> Tensor:
@@ -283,10 +272,13 @@ def sparse_submanifold_conv3d(
     `ops.spconv.ALGORITHM`.
     """
     if config is not None:
+        if not isinstance(config, SpConvConfig):
+            raise_type("config", config, SpConvConfig)
         return _frozen(feats, weight, bias, config)
+    expect_tensors(feats, weight)
     feats, weight, bias = cast(feats, weight, bias)
     if algorithm is not None:
-        return _WithAlgorithm.apply(
-            feats, coords, shape, neighbor_cache, weight, bias, dilation, algorithm
-        )
+        tensors = (feats, weight, bias)
+        cache, map = _prepared(tensors, coords, shape, neighbor_cache, dilation)
+        return Convolution.apply(*tensors, map, how_of(feats, algorithm)), cache
     return SubMConv3dFunction.apply(feats, coords, shape, neighbor_cache, weight, bias, dilation)

@@ -42,8 +42,7 @@ def names_by_pass(
 ) -> tuple[Names, Names, Names]:
     """Of the four arguments; None is the environment's."""
     if fwd is None and bwd is None and dgrad is None and wgrad is None:
-        values = (tuple(v) if isinstance(v, list) else v for v in environment())
-        return _of_environments(*values)
+        return _of_environments(*environment())
     if bwd is not None and (dgrad is not None or wgrad is not None):
         raise ArgumentError(
             f"bwd_algo is {bwd!r} together with dgrad_algo {dgrad!r} and wgrad_algo {wgrad!r}, "
@@ -64,13 +63,15 @@ def _named(given: object, what: str, variable: str) -> Names:
     return _of_environment(variable, str(getattr(constants, variable)))
 
 
-def environment() -> tuple[str | list[str], ...]:
+def environment() -> tuple[str | tuple[str, ...] | None, ...]:
     """What stands in for algorithms that are not given."""
+    fwd, bwd = constants.WARPCONVNET_FWD_ALGO_MODE, constants.WARPCONVNET_BWD_ALGO_MODE
+    dgrad, wgrad = constants.WARPCONVNET_DGRAD_ALGO_MODE, constants.WARPCONVNET_WGRAD_ALGO_MODE
     return (
-        constants.WARPCONVNET_FWD_ALGO_MODE,
-        constants.WARPCONVNET_BWD_ALGO_MODE,
-        constants.WARPCONVNET_DGRAD_ALGO_MODE or None,
-        constants.WARPCONVNET_WGRAD_ALGO_MODE or None,
+        tuple(fwd) if isinstance(fwd, list) else fwd,
+        tuple(bwd) if isinstance(bwd, list) else bwd,
+        (tuple(dgrad) if isinstance(dgrad, list) else dgrad) or None,
+        (tuple(wgrad) if isinstance(wgrad, list) else wgrad) or None,
     )
 
 
@@ -134,27 +135,83 @@ def _key(search: Search, number: int, map: KernelMap, channels: Hashable, x: Ten
     return " ".join(str(part) for part in (*parts, precision_of(None, x), rows))
 
 
-def filter_of(
+def how_of(
     search: Search,
     number: int,
     map: KernelMap,
     x: Tensor,
     channels: tuple[int, int],
     run: Callable[[passes.How], Any],
-) -> Any:
-    """voxgemm's filter for a pass: measured if it may be, else the model's choice in the space.
+) -> passes.How:
+    """How a pass runs: by a measured choice if it may be measured, else the model's in the space.
 
     run(how) runs the pass; what was found is kept with the map.
     """
+    memo = _memo(map)
+    precision = precision_of(None, x)
+    key = (search, number, channels, x.dtype, precision)
+    known = memo.get(key)
+    if known is not None:
+        return known
+    filter, final = _filter_of(search, number, map, x, channels, run)
+    filters = [(), (), ()]
+    filters[number] = filter
+    how = passes.How(tuple(filters), precision)
+    if final:
+        memo[key] = how
+    return how
+
+
+def how_of_backward(
+    search: Search,
+    map: KernelMap,
+    dy: Tensor,
+    channels: tuple[int, int],
+    wanted: tuple[bool, bool],
+    run: Callable[[passes.How, bool, bool], Any],
+) -> passes.How:
+    """Of both gradients, each searched by itself: run(how, of the input, of the weight)."""
+    memo = _memo(map)
+    precision = precision_of(None, dy)
+    key = (search, wanted, channels, dy.dtype, precision)
+    known = memo.get(key)
+    if known is not None:
+        return known
+    filters = [(), (), ()]
+    for number in (1, 2):
+        if wanted[number - 1]:
+            alone = functools.partial(run, of_x=number == 1, of_weight=number == 2)
+            how = how_of(search, number, map, dy, channels, alone)
+            filters[number] = how.filters[number]
+    both = passes.How(tuple(filters), precision)
+    final = all(not w or (search, n + 1, *key[2:]) in memo for n, w in enumerate(wanted))
+    if final:
+        memo[key] = both
+    return both
+
+
+def _memo(map: KernelMap) -> dict[Hashable, passes.How]:
+    """What is known for good, kept with the map."""
+    memo = map.__dict__.get("_warpconvnet")
+    if memo is None:
+        memo = map.__dict__["_warpconvnet"] = {}
+    return memo
+
+
+def _filter_of(
+    search: Search,
+    number: int,
+    map: KernelMap,
+    x: Tensor,
+    channels: tuple[int, int],
+    run: Callable[[passes.How], Any],
+) -> tuple[Any, bool]:
+    """voxgemm's filter of a pass, and whether it stays."""
     names = search.names[number]
-    memo = vars(map).setdefault("_warpconvnet", {})
-    key = (search, number, channels, x.dtype)
-    if key in memo:
-        return memo[key]
     spaces = [space for name in names for space in _SPACES[name]]
     anything = filters_of(list(dict.fromkeys(spaces)))[number]
     if torch.compiler.is_compiling() or not len(x):
-        return anything
+        return anything, False
     precision = precision_of(None, x)
 
     def asked(candidate: Candidate) -> Any:
@@ -179,12 +236,10 @@ def filter_of(
         return filter, lambda: run(how)
 
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return anything
+        return anything, False
     map.settle(wait=True)
     text = _key(search, number, map, channels, x)
     with torch.no_grad():
         best, complete = _tuning.fastest(text, candidates(names, number), of, x.device)
     filter = anything if best is None else asked(best)
-    if complete or not _tuning.may_measure():
-        memo[key] = filter
-    return filter
+    return filter, complete or not _tuning.may_measure()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import math
 import weakref
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from voxgemm import ArgumentError, depthwise, kernel_map, passes
-from voxgemm.algorithms import precision_of
 from voxgemm.kernel_map import Geometry, KernelMap
 
 from ..._search import Names
@@ -26,24 +24,30 @@ from ...geometry.coords.search.search_results import IntSearchResult
 from ...geometry.coords.search.torch_discrete import identity_of
 from ...geometry.features.cat import CatFeatures
 from ...geometry.types.voxels import Voxels
-from ._choice import Search, environment, filter_of, names_by_pass
+from ._choice import Search, environment, how_of, how_of_backward, names_by_pass
 
 
-class SPARSE_CONV_FWD_ALGO_MODE(enum.Enum):
+class _Mode(enum.Enum):
+    """Members are looked up at every call; an enumeration's own hash is Python code."""
+
+    __hash__ = object.__hash__
+
+
+class SPARSE_CONV_FWD_ALGO_MODE(_Mode):
     EXPLICIT_GEMM = "explicit_gemm"
     IMPLICIT_GEMM = "implicit_gemm"
     CUTLASS_IMPLICIT_GEMM = "cutlass_implicit_gemm"
     AUTO = "auto"
 
 
-class SPARSE_CONV_BWD_ALGO_MODE(enum.Enum):
+class SPARSE_CONV_BWD_ALGO_MODE(_Mode):
     EXPLICIT_GEMM = "explicit_gemm"
     IMPLICIT_GEMM = "implicit_gemm"
     CUTLASS_IMPLICIT_GEMM = "cutlass_implicit_gemm"
     AUTO = "auto"
 
 
-class SPARSE_CONV_AB_ALGO_MODE(enum.Enum):
+class SPARSE_CONV_AB_ALGO_MODE(_Mode):
     """Today's names of forward and input gradient."""
 
     EXPLICIT_GEMM = "explicit_gemm"
@@ -62,14 +66,14 @@ class SPARSE_CONV_AB_ALGO_MODE(enum.Enum):
     TRIMMED = "trimmed"
 
 
-SPARSE_CONV_ATB_ALGO_MODE = enum.Enum(
+SPARSE_CONV_ATB_ALGO_MODE = _Mode(
     "SPARSE_CONV_ATB_ALGO_MODE",
     {member.name: member.value for member in SPARSE_CONV_AB_ALGO_MODE},
     module=__name__,
 )
 
 
-class STRIDED_CONV_MODE(enum.Enum):
+class STRIDED_CONV_MODE(_Mode):
     REDUCE_AND_STRIDE = "reduce_and_stride"
     STRIDE_ONLY = "stride_only"
 
@@ -91,10 +95,10 @@ class Shape(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a convolution leads."""
+    """Where a convolution leads; a product by rows needs no map."""
 
     coordinates: IntCoords
-    map: KernelMap
+    map: KernelMap | None
 
 
 @dataclasses.dataclass(eq=False, frozen=True)
@@ -107,6 +111,8 @@ class Layer:
     groups: int
     search: Search
     point: bool  # 1x1 with stride 1 and no order
+    plain: bool  # leads to outputs of its own, straight from the input
+    size: tuple[int, int, int]
     ordering: POINT_ORDERING | None  # that the outputs follow and the inputs do not
 
 
@@ -122,7 +128,11 @@ def layer_of(
     search = Search(names, " ".join(map(str, configuration)))
     random = shape.order == POINT_ORDERING.RANDOM
     point = random and max(shape.kernel_size) == max(shape.stride) == 1
-    return Layer(shape, mode, reduction, groups, search, point, None if random else shape.order)
+    reduces = mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(shape.stride) > 1
+    plain = not (shape.generative or shape.transposed or reduces)
+    size = (*shape.kernel_size, *(1,) * (3 - len(shape.kernel_size)))
+    ordering = None if random else shape.order
+    return Layer(shape, mode, reduction, groups, search, point, plain, size, ordering)
 
 
 def _check(shape: Shape, target: Voxels | None, mode: STRIDED_CONV_MODE) -> None:
@@ -268,55 +278,68 @@ def generate_output_coords_and_kernel_map(
 
 
 class Convolution(torch.autograd.Function):
-    """Of features, a weight as voxgemm takes it, a bias and a map, with searched passes."""
+    """Of features, a weight [K, C_in, C_out], a bias and a map, with searched passes."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, map, search):
+    def forward(ctx, x, weight, bias, map, layer):
         ctx.save_for_backward(x, weight)
-        ctx.map, ctx.search = map, search
-        ctx.precision = precision_of(None, x)
+        kernel = _kernel(weight, layer.size)
+        channels = weight.shape[1:]
+        # The view again in the backward, unless that one is recorded: weight itself is what counts.
+        ctx.map, ctx.layer, ctx.kernel, ctx.channels = map, layer, kernel, channels
 
         def run(how: passes.How) -> Tensor:
-            return passes.run_forward(x, weight, bias, map, how)
+            return passes.run_forward(x, kernel, bias, map, how)
 
-        channels = (weight.shape[4], weight.shape[0])
-        filter = filter_of(search, 0, map, x, channels, run)
-        return run(passes.How((filter, (), ()), ctx.precision))
+        return run(how_of(layer.search, 0, map, x, channels, run))
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        filters = [(), (), ()]
-        for number, asked in ((1, wanted[0]), (2, wanted[1])):
-            if asked:
-                only = (number == 1, number == 2, False)
+        map, layer, wanted = ctx.map, ctx.layer, ctx.needs_input_grad
+        recorded = torch.is_grad_enabled()
+        kernel = _kernel(weight, layer.size) if recorded else ctx.kernel
 
-                def run(how: passes.How, only=only) -> Any:
-                    return passes.gradients(dy, x, weight, ctx.map, how, only)
+        def run(how: passes.How, of_x: bool, of_weight: bool) -> Any:
+            return passes.gradients(dy, x, kernel, map, how, (of_x, of_weight, False))
 
-                channels = (weight.shape[4], weight.shape[0])
-                filters[number] = filter_of(ctx.search, number, ctx.map, dy, channels, run)
-        how = passes.How(tuple(filters), ctx.precision)
-        return *passes.gradients(dy, x, weight, ctx.map, how, wanted), None, None
+        how = how_of_backward(layer.search, map, dy, ctx.channels, wanted[:2], run)
+        dx, dw, db = passes.gradients(dy, x, kernel, map, how, wanted)
+        if dw is not None:
+            taps, c_in, _ = weight.shape
+            if recorded:
+                dw = dw.permute(1, 2, 3, 4, 0).reshape(weight.shape)
+            else:
+                dw = dw.as_strided(weight.shape, (c_in, 1, taps * c_in))  # of [C_out, K, C_in]
+        return dx, dw, db, None, None
 
 
-def as_kernel(weight: Tensor, kernel_size: _rows.Sizes, groups: int) -> Tensor:
-    """[C_out, Kx, Ky, Kz, C_in / groups] of [K, C_in, C_out] or [K, G, C_in / G, C_out / G]."""
-    taps = math.prod(kernel_size)
-    expected = "[K, C_in, C_out]" if groups == 1 else "[K, G, C_in / G, C_out / G]"
-    if weight.ndim != (3 if groups == 1 else 4) or weight.shape[0] != taps:
+def _kernel(weight: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """[C_out, Kx, Ky, Kz, C_in], a view of [K, C_in, C_out]."""
+    if torch.is_grad_enabled():
+        return weight.view(*size, *weight.shape[1:]).permute(4, 0, 1, 2, 3)
+    taps, c_in, c_out = weight.shape
+    tap, row, column = weight.stride()
+    # In one step, which costs a third of two.
+    strides = (column, size[1] * size[2] * tap, size[2] * tap, tap, row)
+    return weight.as_strided((c_out, *size, c_in), strides)
+
+
+def _check_weight(weight: Tensor, channels: int, layer: Layer) -> None:
+    shape, groups = weight.shape, layer.groups
+    taps = layer.size[0] * layer.size[1] * layer.size[2]
+    if len(shape) != (3 if groups == 1 else 4) or shape[0] != taps:
+        expected = "[K, C_in, C_out]" if groups == 1 else "[K, G, C_in / G, C_out / G]"
         raise ArgumentError(
-            f"weight is {list(weight.shape)} for a kernel of {kernel_size} and {groups} groups, "
-            f"expected {expected}"
+            f"weight is {list(shape)} for a kernel of {layer.shape.kernel_size} and {groups} "
+            f"groups, expected {expected}"
         )
-    size = (*kernel_size, *(1,) * (3 - len(kernel_size)))
-    if groups == 1:
-        return weight.reshape(*size, *weight.shape[1:]).permute(4, 0, 1, 2, 3)
-    if weight.shape[1] != groups:
-        raise ArgumentError(f"weight has {weight.shape[1]} groups, expected {groups}")
-    by_output = weight.permute(1, 3, 0, 2)  # [G, C_out / G, K, C_in / G]
-    return by_output.reshape(-1, *size, weight.shape[2])
+    if groups > 1 and shape[1] != groups:
+        raise ArgumentError(f"weight has {shape[1]} groups, expected {groups}")
+    if channels != shape[-2] * groups:
+        raise ArgumentError(
+            f"features have {channels} channels, the weight takes {shape[-2] * groups}"
+        )
 
 
 def spatially_sparse_conv(
@@ -352,49 +375,49 @@ def spatially_sparse_conv(
     environment's. kernel_matmul_batch_size, the block sizes and use_fp16_accum have no effect.
     """
     x = input_sparse_tensor
-    flags = (generative, transposed)
-    algorithms = (fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
     if not isinstance(x, Voxels):
-        names_by_pass(*algorithms)
+        names_by_pass(fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
         raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
+    key = (
+        *(kernel_size, stride, kernel_dilation, generative, transposed, stride_mode),
+        *(stride_reduce, order, groups, x.batched_coordinates.batched_tensor.shape[1]),
+        tuple(fwd_algo) if isinstance(fwd_algo, list) else fwd_algo,
+        tuple(bwd_algo) if isinstance(bwd_algo, list) else bwd_algo,
+        *(dgrad_algo, wgrad_algo, environment()),
+    )
     try:
-        layer = _known_layer(
-            (x.num_spatial_dims, kernel_size, kernel_dilation, stride, flags, order),
-            (stride_mode, stride_reduce, groups),
-            algorithms,
-            environment(),
-        )
-    except TypeError:  # of lists
-        names = names_by_pass(*algorithms)
+        layer = _KNOWN.get(key)
+    except TypeError:  # of lists and sets
+        layer = key = None
+    if layer is None:
+        names = names_by_pass(fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
+        flags = (generative, transposed)
         shape = _shape(x, kernel_size, kernel_dilation, stride, flags, order)
         layer = layer_of(shape, stride_mode, stride_reduce, groups, names)
+        tensors = any(isinstance(v, Tensor) for v in (kernel_size, stride, kernel_dilation))
+        if key is not None and not tensors and len(_KNOWN) < 4096:
+            _KNOWN[key] = layer
     return convolve(x, (weight, bias, compute_dtype), layer, output_spatially_sparse_tensor)
 
 
-@functools.lru_cache(maxsize=4096)
-def _known_layer(
-    shape: tuple[Any, ...],
-    rest: tuple[STRIDED_CONV_MODE, str, int],
-    algorithms: tuple[Any, ...],
-    _: tuple[Any, ...],
-) -> Layer:
-    """Looked up as the call was written; the last is the environment's part in it."""
-    names = names_by_pass(*algorithms)
-    return layer_of(shape_of(*shape), *rest, names)
+# Layers by the call as it was written, the environment's part in it included.
+_KNOWN: dict[Hashable, Layer] = {}
 
 
 def find(x: Voxels, shape: Shape, target: Voxels | None, key: Hashable) -> Place:
     """The place of a layer, kept with the input's coordinates."""
     source = x.batched_coordinates
     source.rows()  # forgets places of rows that changed
-    known = source.places.get((key, id(target and target.batched_coordinates)))
-    strides = (x.tensor_stride, target and target.tensor_stride)
+    there = None if target is None else target.batched_coordinates
+    if there is not None:
+        key = (key, id(there))
+    known = source.places.get(key)
+    strides = (source.tensor_stride, there and there.tensor_stride)
     if known is not None and known[0] == strides:
-        coordinates = source if known[1] is None else known[1]
-        if target is not None:
-            coordinates = target.batched_coordinates
-        if target is None or (known[3]() is coordinates and known[4]() is coordinates.rows()):
-            return Place(coordinates, known[2])
+        if there is None:
+            return Place(source if known[1] is None else known[1], known[2])
+        if known[3]() is there and known[4]() is there.rows():
+            return Place(there, known[2])
     stride = _out_stride(x, shape, target)
     place = _place(x, shape, target)
     coordinates = place.coordinates
@@ -403,10 +426,7 @@ def find(x: Voxels, shape: Shape, target: Voxels | None, key: Hashable) -> Place
     # Not the coordinates that keep it themselves, nor a target's: no cycle, no longer lives.
     kept = None if coordinates is source or target is not None else coordinates
     refs = (weakref.ref(coordinates), weakref.ref(coordinates.rows()))
-    source.places[(key, id(target and target.batched_coordinates))] = (
-        *(strides, kept, place.map),
-        *refs,
-    )
+    source.places[key] = (strides, kept, place.map, *refs)
     return Place(coordinates, place.map)
 
 
@@ -417,36 +437,34 @@ def convolve(
     target: Voxels | None,
 ) -> Voxels:
     """spatially_sparse_conv of a known layer."""
-    shape = layer.shape
+    shape: Shape = layer.shape
     weight, bias, compute_dtype = parameters
-    if shape.generative or shape.transposed or target is not None:
+    key: Hashable = layer
+    if target is not None or not layer.plain:
         _check(shape, target, layer.mode)
-    if layer.mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(shape.stride) > 1:
-        from .sparse_pool import sparse_reduce
+        if layer.mode == STRIDED_CONV_MODE.REDUCE_AND_STRIDE and max(shape.stride) > 1:
+            from .sparse_pool import sparse_reduce
 
-        x = sparse_reduce(x, shape.stride, shape.stride, layer.reduction)
-        shape = shape._replace(stride=(1,) * x.num_spatial_dims)
+            x = sparse_reduce(x, shape.stride, shape.stride, layer.reduction)
+            shape = shape._replace(stride=(1,) * x.num_spatial_dims)
+            key = (layer, "reduced")
     if x.batched_features.is_pad:
         x = x.to_cat()
-    kernel = as_kernel(weight, shape.kernel_size, layer.groups)
     features = x.feature_tensor
     dtype = features.dtype
     computed = compute_dtype or dtype
-    if kernel.dtype != computed or dtype != computed:
-        features, kernel = features.to(computed), kernel.to(computed)
+    _check_weight(weight, features.shape[1], layer)
+    if weight.dtype != computed or dtype != computed:
+        features, weight = features.to(computed), weight.to(computed)
     if bias is not None and bias.dtype != computed:
         bias = bias.to(computed)
-    if features.shape[1] != kernel.shape[4] * layer.groups:
-        raise ArgumentError(
-            f"features have {features.shape[1]} channels, the weight takes "
-            f"{kernel.shape[4] * layer.groups}"
-        )
     if layer.point and target is None:
-        out = _by_row(features, kernel, bias, layer.groups)
-        return x.on(x.batched_coordinates, out if computed == dtype else out.to(dtype))
-    place = find(x, shape, target, (layer, shape.stride))
-    out = _by_group(features, kernel, bias, place.map, layer.search, layer.groups)
-    return x.on(place.coordinates, out if computed == dtype else out.to(dtype), layer.ordering)
+        place = Place(x.batched_coordinates, None)
+        out = _by_row(features, weight, bias, layer.groups)
+    else:
+        place = find(x, shape, target, key)
+        out = _by_group(features, weight, bias, place.map, layer)
+    return x.on(place[0], out if computed == dtype else out.to(dtype), layer.ordering)
 
 
 def _with_stride(coordinates: IntCoords, stride: tuple[int, ...] | None) -> IntCoords:
@@ -460,21 +478,22 @@ def _with_stride(coordinates: IntCoords, stride: tuple[int, ...] | None) -> IntC
     return other
 
 
-def _by_row(x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+def _by_row(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     if groups == 1:
-        return torch.nn.functional.linear(x, kernel[:, 0, 0, 0, :], bias)
-    parts = x.view(len(x), groups, -1)
-    by_group = kernel[:, 0, 0, 0, :].view(groups, -1, kernel.shape[4])
-    out = torch.einsum("ngi,goi->ngo", parts, by_group).reshape(len(x), -1)
+        return torch.nn.functional.linear(x, weight[0].t(), bias)
+    out = torch.einsum("ngi,gio->ngo", x.view(len(x), groups, -1), weight[0]).reshape(len(x), -1)
     return out if bias is None else out + bias
 
 
-def _by_group(x, kernel, bias, map, search, groups):
+def _by_group(
+    x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, layer: Layer
+) -> Tensor:
     """Each group is a convolution of its own channels; one channel a group is depthwise."""
+    groups = layer.groups
     if groups == 1:
-        return Convolution.apply(x, kernel, bias, map, search)
-    if groups == x.shape[1] == len(kernel):
-        return depthwise.depthwise_conv3d(x, kernel, bias, map)
+        return Convolution.apply(x, weight, bias, map, layer)
+    if groups == x.shape[1] and weight.shape[3] == 1:
+        return depthwise.depthwise_conv3d(x, weight[:, :, 0, 0], bias, map)
     biases = [None] * groups if bias is None else bias.chunk(groups)
-    parts = zip(x.chunk(groups, 1), kernel.chunk(groups), biases, strict=True)
-    return torch.cat([Convolution.apply(*part, map, search) for part in parts], 1)
+    parts = zip(x.chunk(groups, 1), weight.unbind(1), biases, strict=True)
+    return torch.cat([Convolution.apply(*part, map, layer) for part in parts], 1)

@@ -20,13 +20,17 @@ from ..._search import Candidate, Names, candidates, names_of
 from ...geometry.coords.search.search_results import IntSearchResult
 
 
-class SPARSE_DEPTHWISE_CONV_FWD_ALGO_MODE(enum.Enum):
+class _Mode(enum.Enum):
+    __hash__ = object.__hash__  # an enumeration's own is Python code, and every call asks
+
+
+class SPARSE_DEPTHWISE_CONV_FWD_ALGO_MODE(_Mode):
     EXPLICIT = "explicit"
     IMPLICIT = "implicit"
     AUTO = "auto"
 
 
-class SPARSE_DEPTHWISE_CONV_BWD_ALGO_MODE(enum.Enum):
+class SPARSE_DEPTHWISE_CONV_BWD_ALGO_MODE(_Mode):
     EXPLICIT = "explicit"
     IMPLICIT = "implicit"
     AUTO = "auto"
@@ -45,6 +49,21 @@ def depthwise_names(fwd: object, bwd: object) -> tuple[Names, Names]:
             variable = _VARIABLE.format(way)
             found.append(_of_environment(variable, str(getattr(constants, variable))))
     return tuple(found)
+
+
+def _environment() -> tuple[str | tuple[str, ...], ...]:
+    fwd = constants.WARPCONVNET_DEPTHWISE_CONV_FWD_ALGO_MODE
+    bwd = constants.WARPCONVNET_DEPTHWISE_CONV_BWD_ALGO_MODE
+    return (
+        tuple(fwd) if isinstance(fwd, list) else fwd,
+        tuple(bwd) if isinstance(bwd, list) else bwd,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _known_names(fwd: object, bwd: object, _: tuple[object, ...]) -> tuple[Names, Names]:
+    """As the call was written; the last is the environment's part in it."""
+    return depthwise_names(fwd, bwd)
 
 
 @functools.lru_cache(maxsize=16)
@@ -69,7 +88,7 @@ def by_tap(x: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
 def _run(name: str, x: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
     if name == "explicit":
         return by_tap(x, weight, map)
-    return depthwise.depthwise_conv3d(x, weight, None, map)
+    return depthwise.forward_rows(x, weight, None, map)
 
 
 def _adjoint_by_tap(dy: Tensor, x: Tensor, weight: Tensor, map: KernelMap, wanted: Any) -> Any:
@@ -93,19 +112,15 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     if name == "explicit":
         return _adjoint_by_tap(dy, x, weight, map, wanted)
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_(w) for t, w in zip((x, weight), wanted, strict=True)]
-        out = depthwise.depthwise_conv3d(*leaves, None, map)
-        asked = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(out, asked, dy))
-    return tuple(next(found) if w else None for w in wanted)
+    dx = depthwise.input_gradient(dy, weight, map) if wanted[0] else None
+    return dx, depthwise.weight_gradient(x, dy, map) if wanted[1] else None
 
 
 def _choice(names: Names, way: int, map: KernelMap, x: Tensor, run: Callable[[str], Any]) -> str:
     """The fastest of the algorithms, by measured times where they may be measured."""
-    if len(names) == 1 and way == 0 and not len(x):
-        return names[0]
-    memo = vars(map).setdefault("_warpconvnet", {})
+    memo = map.__dict__.get("_warpconvnet")
+    if memo is None:
+        memo = map.__dict__["_warpconvnet"] = {}
     key = ("depthwise", names, way, x.shape[1], x.dtype)
     if key in memo:
         return memo[key]
@@ -188,15 +203,21 @@ def spatially_sparse_depthwise_conv(
     weight [K, C]. fwd_algo and bwd_algo are search spaces: a member, a name ('explicit',
     'implicit', 'auto') or a list of these; None is the environment's.
     """
-    names = depthwise_names(fwd_algo, bwd_algo)
+    try:
+        names = _known_names(fwd_algo, bwd_algo, _environment())
+    except TypeError:  # of lists
+        names = depthwise_names(fwd_algo, bwd_algo)
     if not isinstance(kernel_map, IntSearchResult):
         raise TypeError(f"kernel_map is a {type(kernel_map).__name__}, expected IntSearchResult")
-    dtype = compute_dtype or in_features.dtype
+    given = in_features.dtype
+    dtype = compute_dtype or given
     kind = in_features.device.type
     if compute_dtype is None and torch.is_autocast_enabled(kind) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
     map = kernel_map.kernel_map(len(in_features), num_out_coords)
     if weight.ndim == 2 and len(weight) > map.taps:
         weight = weight[: map.taps]  # of a map without its mirrored taps
-    out = depthwise_on(in_features.to(dtype), weight.to(dtype), map, names)
-    return out if compute_dtype is None else out.to(in_features.dtype)
+    if given != dtype or weight.dtype != dtype:
+        in_features, weight = in_features.to(dtype), weight.to(dtype)
+    out = depthwise_on(in_features, weight, map, names)
+    return out if compute_dtype is None else out.to(given)

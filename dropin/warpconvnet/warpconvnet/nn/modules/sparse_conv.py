@@ -20,6 +20,7 @@ from ..functional.sparse_conv import (
     SPARSE_CONV_BWD_ALGO_MODE,
     SPARSE_CONV_FWD_ALGO_MODE,
     STRIDED_CONV_MODE,
+    Layer,
     convolve,
     layer_of,
     shape_of,
@@ -93,7 +94,6 @@ class SpatiallySparseConv(BaseSpatialModule):
                 f"groups is {groups}, which does not divide {in_channels} and {out_channels}"
             )
         self._names = names_by_pass(fwd_algo, bwd_algo, dgrad_algo, wgrad_algo)
-        self._known: tuple[Any, Any] = (None, None)
         self.fwd_algo = as_members(
             fwd_algo, SPARSE_CONV_FWD_ALGO_MODE, constants.WARPCONVNET_FWD_ALGO_MODE
         )
@@ -128,19 +128,31 @@ class SpatiallySparseConv(BaseSpatialModule):
         x = input_sparse_tensor
         if not isinstance(x, Voxels):
             raise TypeError(f"input_sparse_tensor is a {type(x).__name__}, expected Voxels")
-        flags = (self.generative, self.transposed)
-        shape = (self.kernel_size, self.dilation, self.stride, flags, self.order)
-        key = (shape, self.stride_mode, self.groups, self._algorithms())
-        if self._known[0] != key:  # the first call, or an attribute was assigned
-            if key[3] != self._given:
-                self._given, (fwd, bwd, dgrad, wgrad) = key[3], key[3]
-                both = bwd if dgrad is None and wgrad is None else None
-                self._names = names_by_pass(fwd, both, dgrad, wgrad)
-            made = shape_of(self.num_spatial_dims, *shape)
-            layer = layer_of(made, self.stride_mode, "max", self.groups, self._names)
-            self._known = key, layer
+        layer = self._layer
+        if layer is None:
+            layer = self._layer = self._made_layer()
         parameters = (self.weight, self.bias, self.compute_dtype)
-        return convolve(x, parameters, self._known[1], output_spatially_sparse_tensor)
+        return convolve(x, parameters, layer, output_spatially_sparse_tensor)
+
+    def _made_layer(self) -> Layer:
+        """Of the attributes, which a program may have assigned since the last call."""
+        given = self._algorithms()
+        if given != self._given:
+            self._given, (fwd, bwd, dgrad, wgrad) = given, given
+            both = bwd if dgrad is None and wgrad is None else None
+            self._names = names_by_pass(fwd, both, dgrad, wgrad)
+        flags = (self.generative, self.transposed)
+        where = (self.kernel_size, self.dilation, self.stride, flags, self.order)
+        shape = shape_of(self.num_spatial_dims, *where)
+        return layer_of(shape, self.stride_mode, "max", self.groups, self._names)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name != "_layer":
+            self.__dict__["_layer"] = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_layer": None}
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
