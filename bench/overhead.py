@@ -148,7 +148,6 @@ def flex_gemm_cases(device: torch.device) -> Iterator[tuple[Case, Case]]:
     from flex_gemm.ops import spconv
     from flex_gemm.ops.grid_sample import grid_sample_3d
 
-    spconv.set_algorithm("implicit_gemm")  # as the model chooses for conv3d
     coords, *leaves = operands(device)
     x, weight, bias = leaves
     box = (coords.amax(0) + 1).tolist()
@@ -160,6 +159,8 @@ def flex_gemm_cases(device: torch.device) -> Iterator[tuple[Case, Case]]:
     _, rows, strided = down(x, coords, shape, weight, bias, stride=two)
     half = vg.build_map(coords, 3, out_coords=rows, stride=2)
     points = torch.rand(1, 8, 3, device=device) * box[1]
+    before = spconv.ALGORITHM
+    spconv.set_algorithm("implicit_gemm")  # as the model chooses for conv3d
     for name, on, theirs in (
         ("sparse_submanifold_conv3d", map, lambda: subm(x, coords, shape, weight, bias, cache)[0]),
         ("with a config", map, lambda: subm(x, weight=weight, bias=bias, config=config)),
@@ -171,6 +172,7 @@ def flex_gemm_cases(device: torch.device) -> Iterator[tuple[Case, Case]]:
     ):
         own = functools.partial(vg.functional.conv3d, x, weight, bias, on)
         yield ("conv3d", own, leaves), (name, theirs, leaves)
+    spconv.set_algorithm(before)
     yield (
         ("sample", lambda: vg.sampling.sample(x, coords, points.view(-1, 3)), [x]),
         ("grid_sample_3d", lambda: grid_sample_3d(x, coords, shape, points), [x]),
