@@ -224,7 +224,8 @@ TEST_F(Kernels, ManyRowsAndWideWeights) {
 
 TEST_F(Kernels, WriteWeightGradientsInF32) {
   for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
-    for (const char* layer : {"conv2s2 16->33 shell:8", "subm3 6->40 random:9000:26"}) {
+    for (const char* layer :
+         {"conv2s2 16->33 shell:8", "subm3 6->40 random:9000:26", "subm3 64->64 random:3600:18"}) {
       const Case c = make_case(context(), problem_text(Pass::grad_weight, dtype, layer));
       const Operands operands = make_operands(c, Fill::reals);
       for (const Kernel& kernel : cuda::kernels()) {

@@ -187,6 +187,8 @@ Product make_product(const Context& ctx, const Mode& mode, Pass pass, const Conv
   problem.place(ctx);
   product.kernel = &product_kernel(problem);
   product.schedule = product.kernel->schedule(*product.kernel, problem);
+  check(product.schedule.order == ScheduleOptions::Order::natural, product.kernel->name,
+        " wants another order of rows for the product of a gathered block than the natural one");
   return product;
 }
 

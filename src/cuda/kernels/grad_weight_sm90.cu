@@ -126,11 +126,13 @@ void run(const Context& ctx, const Schedule& schedule, Params p) {
 constexpr int most_scheduled_taps = 32;
 
 // The tile that holds the channels, with as many taps as registers and shared memory have room for.
-// Where arithmetic is the limit, and for long kernels, it is one tap, and no absent row is read.
+// Where arithmetic is the limit, and for long kernels, it is one tap, and no absent row is read; of
+// a single tap, as in the product of a gathered block, rows stand in natural order.
 template <class T, class Body>
 auto with_tile(const Size& size, const Body& body) {
   const int c_in = size.c_in;
   const int c_out = size.c_out;
+  if (size.taps == 1) return body(Type<Config<T, 1, 256, 128>>{});
   if (size.taps > most_scheduled_taps || (c_out > 64 && c_in > 128) || c_out > 128) {
     if (c_in > 64 || size.taps > most_scheduled_taps) return body(Type<Config<T, 1, 256, 128>>{});
   }
