@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -96,20 +95,14 @@ class Choice(NamedTuple):
 
 
 class _Status:
-    """Three numbers on their way from a CUDA device."""
+    """Three numbers on their way from a CUDA device; they serve the transposed map, too."""
 
-    def __init__(self, status: Tensor):
-        self.in_place, self.out_place = 1, 2
+    def __init__(self, status: Tensor, is_transposed: bool):
+        self.is_transposed = is_transposed  # the map that was asked
         self.host = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
         self.host.copy_(status, non_blocking=True)
         self._event: Any = torch.cuda.Event()
         self._event.record(torch.cuda.current_stream(status.device))
-
-    def transposed(self) -> _Status:
-        """The same numbers, for the map with the sides exchanged."""
-        other = copy.copy(self)
-        other.in_place, other.out_place = self.out_place, self.in_place
-        return other
 
     def arrived(self, wait: bool) -> bool:
         if torch.cuda.is_current_stream_capturing():
@@ -151,7 +144,9 @@ class KernelMap:
     _ready: dict[object, Any] = dataclasses.field(default_factory=dict)  # of passes.py
 
     def __getstate__(self) -> dict[str, object]:
-        """For pickle and copy: without what is on its way from a device."""
+        """For pickle and copy: what is on its way from a device is waited for, as a copy would
+        never hear of it and take every row for one that may repeat."""
+        self.settle(wait=True)
         return {**vars(self), "_status": None}
 
     @property
@@ -249,7 +244,8 @@ class KernelMap:
         if not self.neighbours.is_cuda or torch.compiler.is_compiling():
             return self
         if not torch.cuda.is_current_stream_capturing():
-            self._status = _Status(call(ops._map_status.default, self.tensors(), self.layer()))
+            status = call(ops._map_status.default, self.tensors(), self.layer())
+            self._status = _Status(status, self.is_transposed)
         return self
 
     def settle(self, wait: bool) -> None:
@@ -261,14 +257,18 @@ class KernelMap:
         if status is None or torch.compiler.is_compiling() or not status.arrived(wait):
             return
         self._status = None
-        numbers = status.host.tolist()
-        if numbers[0] < 0:
+        pairs, *repeats = status.host.tolist()
+        if pairs < 0:
             self.pairs  # noqa: B018  raises with the reason
-        if numbers[status.in_place] == 0:
+        if self.is_transposed != status.is_transposed:
+            repeats.reverse()
+        if repeats[0] == 0:
             self.in_first = self.in_first[:0]
-        if numbers[status.out_place] == 0:
+        if repeats[1] == 0:
             self.out_first = self.out_first[:0]
         self._ready.clear()
+        if self._transposed is not None:
+            self._transposed.settle(wait)
 
     def transposed(self) -> KernelMap:
         """The same pairs with the sides exchanged: for inverse convolutions and gradients."""
@@ -288,7 +288,7 @@ class KernelMap:
                 symmetric=self.symmetric,
                 is_transposed=not self.is_transposed,
                 _transposed=dataclasses.replace(self, **views),
-                _status=self._status and self._status.transposed(),
+                _status=self._status,
             )
         return self._transposed
 

@@ -459,6 +459,8 @@ pytree.register_pytree_node(
     from_dumpable_context=_context_of,
     flatten_with_keys_fn=_flatten_with_keys,
 )
+# As maps are: files of exported programs hold example arguments.
+torch.serialization.add_safe_globals([SparseTensor, MapCache, CoordinateSet])
 
 
 def _shape(tensor: Tensor) -> str:

@@ -341,11 +341,13 @@ def test_side_streams_and_captured_graphs(layer, device):
         pytest.skip("streams and graphs are CUDA's")
     feats, coords, shape, weight, bias = layer(200, c_in=16, c_out=16)
     leaves = [t.requires_grad_() for t in (feats, weight, bias)]
-    _, cache = sparse_submanifold_conv3d(feats, coords, shape, weight, bias)
+    cache = SubMConv3dFunction._compute_neighbor_cache(coords, shape, (3,) * 3, (1,) * 3)
 
     def train():
         out, _ = sparse_submanifold_conv3d(feats, coords, shape, weight, bias, cache)
-        return out, *torch.autograd.grad(out.square().sum(), leaves)
+        # Detached: a graph of derivatives that lives keeps the leaves' part of the next one on the
+        # stream that it was made on, which torch then makes the captured stream wait for.
+        return out.detach(), *torch.autograd.grad(out.square().sum(), leaves)
 
     expected = train()
     stream = torch.cuda.Stream()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -138,7 +139,9 @@ def test_a_module_of_sparse_tensors(inputs, device):
         for tensor in (traced, traced, eager):
             assert_same(run(leaves, features_of, fast, tensor), expected)
         assert len(traced.maps.sets) == 2
-    assert counter.frame_count == 2, "one for tensors without maps, one for those with"
+    # One for tensors without maps, one for those with maps that a graph made, which know no better
+    # on a GPU than that voxels may repeat, and there one for those that eager's backward settled.
+    assert counter.frame_count == (2 if device.type == "cpu" else 3)
 
 
 def test_a_map_that_comes_again(inputs, layer):
@@ -147,7 +150,8 @@ def test_a_map_that_comes_again(inputs, layer):
     _, weight, _, map = layer(coords, 4, 6, torch.float32, DOWN, vg.output_coords(coords, DOWN))
     weight.requires_grad_()
     fast, counter = compiled(conv3d)
-    expected = run([x, weight], conv3d, x, weight, None, copy.copy(map))
+    # The copy shares what is on its way from a GPU: the map is traced while it is.
+    expected = run([x, weight], conv3d, x, weight, None, dataclasses.replace(map))
     for _ in range(4):
         assert_same(run([x, weight], fast, x, weight, None, map), expected)
     assert counter.frame_count <= 2
@@ -177,10 +181,11 @@ def test_batch_norm_behind_a_strided_layer(train, inputs, device):
 
 def test_batch_norm_of_any_number_of_rows(device):
     """More, one, none: as in eager, whose rule for one row is the class's own."""
-    norms = [BatchNorm(3).to(device) for _ in range(2)]
+    # In double: the gradient of two rows' squares is a difference of nearly equal numbers.
+    norms = [BatchNorm(3).to(device, torch.float64) for _ in range(2)]
     fast, _ = compiled(norms[1])
     for rows in (5, 1, 0, 2):
-        x = torch.randn(rows, 3, device=device, requires_grad=True)
+        x = torch.randn(rows, 3, device=device, dtype=torch.float64, requires_grad=True)
         expected, found = (run([x], f, x) for f in (norms[0], fast))
         torch.testing.assert_close(found, expected)
         for name in ("running_mean", "running_var"):

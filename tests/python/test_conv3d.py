@@ -217,6 +217,25 @@ def test_repeated_voxels(clouds, layer):
     assert math.isclose(float(direct), float((dx * x).sum()), rel_tol=0, abs_tol=bound)
 
 
+@pytest.mark.parametrize("dtype", vg.functional.DTYPES, ids=str)
+def test_rows_of_padding_take_no_part(dtype, clouds, dense, layer, against):
+    """Wherever they stand, and though another batch number would make them voxels that repeat."""
+    coords, more = clouds.random(80), 7
+    geometry = Geometry.submanifold((3, 3, 3), (1, 1, 1))
+    x, weight, bias, _ = layer(coords, 4, 6, dtype, geometry)
+    padding = coords[:more].clone()
+    padding[:, 0] = vg.PADDING_BATCH
+    order = torch.randperm(80 + more, generator=torch.Generator().manual_seed(6)).to(coords.device)
+    voxels = order.argsort()[:80]
+    map = vg.build_map(torch.cat([coords, padding])[order], 3)
+    against(
+        lambda x, w, b: conv3d(torch.cat([x, x[-more:]])[order], w, b, map)[voxels],
+        lambda x, w, b: dense.conv(x, w, b, geometry, (coords, coords)),
+        (x, weight, bias),
+        terms_of(geometry, 6, 80),
+    )
+
+
 def bound_of_dot(x, weight, dy):
     """Rounding of <conv(x), dy> and <dx, x> together, every product counted at its largest."""
     taps, terms = weight[0, ..., 0].numel(), x.numel() * weight.numel()

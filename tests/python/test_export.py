@@ -17,6 +17,12 @@ from voxgemm.unet import UNet
 DOWN = vg.Geometry((2, 2, 2), (2, 2, 2))
 
 
+def settled(map: vg.KernelMap) -> vg.KernelMap:
+    """That no voxel repeats is part of a graph; of a CUDA map it is known when the device says."""
+    map.settle(wait=True)
+    return map
+
+
 class Inside(nn.Module):
     """Tensors in and out; the maps are built in between."""
 
@@ -62,7 +68,7 @@ class Given(nn.Module):
     @staticmethod
     def arguments(features, coords):
         down = vg.functional.strided_map(coords, vg.output_coords(coords, DOWN), DOWN)
-        return features, vg.build_map(coords, 3), down
+        return features, settled(vg.build_map(coords, 3)), settled(down)
 
     @staticmethod
     def sizes(rows):
@@ -84,7 +90,7 @@ class Tables(nn.Module):
 
     @staticmethod
     def arguments(features, coords):
-        return features, *vg.build_map(coords, 3).tensors()
+        return features, *settled(vg.build_map(coords, 3)).tensors()
 
     @staticmethod
     def sizes(rows):

@@ -151,13 +151,14 @@ def gradients(
 def exact(map: KernelMap) -> bool:
     """Whether transposing loses no pair: so it is of voxgemm's own maps, others are looked at once.
 
-    Waits for a CUDA device.
+    Entries are counted, not `pairs`: a CUDA device counts a pair where it writes one, and of two
+    with one place it writes both. Waits for the device.
     """
     if map.in_first.shape[0] or map.out_first.shape[0] or torch.compiler.is_compiling():
         return True  # voxgemm's own, or not to be known now
     known = vars(map).get("_exact")
     if known is None:
-        known = map.transposed().pairs == map.pairs
+        known = int((map.transposed().neighbours >= 0).sum()) == map.pairs
         map._exact = known
     return known
 
