@@ -105,6 +105,22 @@ def test_depthwise_gradcheck(pairs, randn):
         assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
+@mark.parametrize("algorithm", ["explicit", "implicit"])
+def test_depthwise_of_pairs_that_share_an_input(algorithm, randn, device):
+    """A tap's outputs may all read one row; gradients are the adjoint, to any order."""
+    ins, outs = torch.tensor([[1, 1, 1, 0, 1, 1, 4], [0, 1, 3, 2, 2, 0, 3]], device=device).int()
+    map = IntSearchResult(ins, outs, torch.tensor([0, 4, 7]))
+    leaves = [randn(5, 3, dtype=F64).requires_grad_(), randn(2, 3, dtype=F64).requires_grad_()]
+
+    def run(*leaves):
+        return spatially_sparse_depthwise_conv(
+            *leaves, map, 4, fwd_algo=algorithm, bwd_algo=algorithm
+        )
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
 @mark.parametrize("options", [{}, {"stride": 2}, {"generative": True}])
 def test_depthwise_modules(options, scene):
     x = scene(6)

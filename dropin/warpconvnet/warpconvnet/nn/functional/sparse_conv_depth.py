@@ -14,6 +14,7 @@ from torch import Tensor
 import voxgemm
 from voxgemm import ArgumentError, depthwise
 from voxgemm.kernel_map import KernelMap
+from voxgemm.segments import merged_rows
 
 from ... import _tuning, constants
 from ..._search import Candidate, Names, candidates, names_of
@@ -107,6 +108,16 @@ def _adjoint_by_tap(dy: Tensor, x: Tensor, weight: Tensor, map: KernelMap, wante
     return dx, dw
 
 
+def _grad_input_of_any(dy: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
+    """Also where several outputs of a tap read one row, of which a transposed map keeps one."""
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    dx = dy.new_zeros((map.n_in, dy.shape[1]), dtype=wide)
+    for tap in range(map.taps):
+        product = dy.to(wide) * weight[tap].to(wide)
+        dx = dx + merged_rows(product, map.neighbours[tap], map.n_in)
+    return dx.to(dy.dtype)
+
+
 def _gradients(
     name: str, dy: Tensor, x: Tensor, weight: Tensor, map: KernelMap, wanted: Any
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -164,19 +175,22 @@ class DepthwiseConvolution(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
+        dx = dw = None
+        if wanted[0] and not vars(ctx.map).get("_exact", True):
+            dx, wanted = _grad_input_of_any(dy, weight, ctx.map), (False, wanted[1])
 
         def run(name: str) -> Any:
             return _gradients(name, dy, x, weight, ctx.map, wanted)
 
         if torch.is_grad_enabled():
             # For a second derivative: the operators that have one.
-            dx = dw = None
             if wanted[0]:
                 dx = depthwise.depthwise_conv3d(dy, weight, None, ctx.map.transposed())
             if wanted[1]:
                 dw = _adjoint_by_tap(dy, x, weight, ctx.map, (False, True))[1]
             return dx, dw, None, None
-        return *run(_choice(ctx.names[1], 1, ctx.map, dy, run)), None, None
+        found = run(_choice(ctx.names[1], 1, ctx.map, dy, run))
+        return dx if found[0] is None else found[0], found[1], None, None
 
 
 def depthwise_on(x: Tensor, weight: Tensor, map: KernelMap, names: tuple[Names, Names]) -> Tensor:

@@ -104,10 +104,11 @@ class IntSearchResult:
             count = max(len(self), 1 + (self.identity_map_index or 0))
             table = self.in_maps.new_full((count, n_out), -1)
             taps = torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
+            taps = taps.to(self.device)
             for rows, most, name in ((self.in_maps, n_in, "in"), (self.out_maps, n_out, "out")):
                 if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < most:
                     raise ArgumentError(f"{name}_maps names rows outside the {most} there are")
-            table[taps.to(self.device), self.out_maps.long()] = self.in_maps
+            table[taps, self.out_maps.long()] = self.in_maps
             listed = int((table >= 0).sum())
             if listed != len(self.in_maps):
                 raise ArgumentError(
@@ -116,5 +117,7 @@ class IntSearchResult:
             if self.identity_map_index is not None:
                 rows = torch.arange(n_out, dtype=torch.int32, device=self.device)
                 table[self.identity_map_index] = torch.where(rows < n_in, rows, -1)
-            self._maps[key] = table_map(table, n_in, Geometry((count, 1, 1)))
+            map = self._maps[key] = table_map(table, n_in, Geometry((count, 1, 1)))
+            # Whether a transposed map has all pairs: no two of a tap have one input.
+            map._exact = len((taps * n_in + self.in_maps).unique()) == listed
         return self._maps[key]
