@@ -65,7 +65,11 @@ __all__ = [
 
 
 def info() -> dict[str, Any]:
-    """Versions, backends and engines that run here, threads, GPUs, places of library and cache."""
+    """Versions, backends and engines that run here, threads, GPUs, places of library and cache.
+
+    >>> sorted(vg.info())[:4]
+    ['backends', 'cache_dir', 'cpu', 'engines']
+    """
     version, kernels = _library.version_and_kernels()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {

@@ -18,7 +18,11 @@ Filters = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 # The order of these is that of the C++ enumerations.
 class Algorithm(str, enum.Enum):
-    """The search spaces of a layer's choice of kernels; without one, all of them."""
+    """The search spaces of a layer's choice of kernels; without one, all of them.
+
+    >>> vg.nn.SubmConv3d(4, 8, 3, algorithm=vg.Algorithm.masked_implicit_gemm).algorithm.value
+    'masked_implicit_gemm'
+    """
 
     explicit_gemm = "explicit_gemm"
     implicit_gemm = "implicit_gemm"
@@ -73,6 +77,9 @@ def filters_of(algorithm: object) -> Filters:
     """None | 'auto' | name | list of names | {pass: any of these}, 'backward' being both gradients.
 
     None, also of a pass that a dict leaves out: as VOXGEMM_ALGORITHM says, without it everything.
+
+    >>> vg.functional.filters_of({"forward": "explicit_gemm", "backward": ["auto"]})
+    ((0,), (), ())
     """
     if algorithm is None:
         return _FROM_ENVIRONMENT

@@ -11,7 +11,15 @@ from .tensor import SparseTensor
 
 
 class SparseModule(nn.Module):
-    """A module that takes a SparseTensor; derive from it what `Sequential` is to give one."""
+    """A module that takes a SparseTensor; derive from it what `Sequential` is to give one.
+
+    >>> class Double(vg.nn.SparseModule):
+    ...     def forward(self, x):
+    ...         return x + x
+    >>> x = vg.SparseTensor(torch.ones(1, 1), torch.zeros(1, 4, dtype=torch.int32))
+    >>> vg.nn.Sequential(Double(), torch.nn.Identity())(x).features
+    tensor([[2.]])
+    """
 
 
 class Sequential(SparseModule, nn.Sequential):
@@ -25,6 +33,7 @@ class Sequential(SparseModule, nn.Sequential):
     """
 
     def forward(self, x: SparseTensor | Tensor) -> SparseTensor | Tensor:
+        """Module after module; of a Tensor, as torch.nn.Sequential."""
         for module in self:
             if not isinstance(x, SparseTensor) or _takes_sparse(module):
                 x = module(x)

@@ -13,6 +13,11 @@ from .errors import ArgumentError
 from .functional import conv3d
 from .kernel_map import KernelMap
 
+__all__ = [
+    "depthwise_conv3d",
+    "grouped_conv3d",
+]
+
 
 def depthwise_conv3d(
     features: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap
@@ -23,6 +28,12 @@ def depthwise_conv3d(
     bias [c] or None; all of one dtype (under autocast: any). Sums are float32 (float64 for
     float64), rounded once. Differentiable in all three, any number of times. A map without rows
     gives none.
+
+    >>> map = vg.build_map(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.int32), 3)
+    >>> features = torch.tensor([[1.0, 10.0], [2.0, 20.0]])
+    >>> vg.depthwise.depthwise_conv3d(features, torch.ones(27, 2), None, map)
+    tensor([[ 3., 30.],
+            [ 3., 30.]])
     """
     if features.device != map.neighbours.device:
         raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
@@ -62,6 +73,11 @@ def grouped_conv3d(
     bias [c_out] or None. One group is `conv3d`, and so is every other group by itself: see there
     for `algorithm`, `precision` and dtypes. One input and one output channel a group are
     `depthwise_conv3d`, which has one algorithm.
+
+    >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 1)
+    >>> weight = torch.tensor([1.0, 1.0, 2.0, 0.0]).view(2, 1, 1, 1, 2)
+    >>> vg.depthwise.grouped_conv3d(torch.tensor([[1.0, 2, 3, 4]]), weight, None, map, groups=2)
+    tensor([[3., 6.]])
     """
     c_in, c_out = features.shape[-1], len(weight)
     if groups < 1 or c_in % groups or c_out % groups:
@@ -89,12 +105,14 @@ def forward_rows(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap)
 
 
 def input_gradient(dy: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
+    """Of depthwise_conv3d in the features; without a derivative."""
     map.settle(wait=True)
     maps = map.backward_tensors()
     return call(ops._depthwise_grad_input.default, dy, weight, *maps, map.layer())
 
 
 def weight_gradient(x: Tensor, dy: Tensor, map: KernelMap) -> Tensor:
+    """Of depthwise_conv3d in the weight [taps, c]; without a derivative."""
     map.settle(wait=False)
     return call(ops._depthwise_grad_weight.default, x, dy, map.tensors(), map.layer())
 

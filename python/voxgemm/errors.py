@@ -7,9 +7,18 @@ import re
 
 import torch
 
+__all__ = ["ArgumentError"]
+
 
 class ArgumentError(ValueError):
-    """An argument that cannot be used; the message says what came and what was expected."""
+    """An argument that cannot be used; the message says what came and what was expected.
+
+    >>> try:
+    ...     vg.build_map(torch.zeros(1, 3, dtype=torch.int32), 3)
+    ... except ValueError as error:
+    ...     print(type(error).__name__)
+    ArgumentError
+    """
 
 
 _TYPES = {

@@ -122,7 +122,7 @@ def inverse_conv3d(
     """Back through a strided convolution's map: [n_in, c_out] from features [n_out, c_in].
 
     The same as conv3d on `map.transposed()`: taps are those of the strided convolution, weight is
-    [c_out, Kx, Ky, Kz, c_in].
+    [c_out, Kx, Ky, Kz, c_in], bias [c_out] or None.
 
     >>> fine = torch.tensor([[0, 2, 2, 2], [0, 2, 2, 3]], dtype=torch.int32)
     >>> coarse = vg.output_coords(fine, vg.Geometry((2, 2, 2), (2, 2, 2)))
@@ -144,6 +144,8 @@ def explain(
 ) -> str:
     """By pass: the kernel that runs and who picked it; of every other its times or why it cannot.
 
+    Of a layer with c_in and c_out channels and operands of a dtype; nothing is computed.
+
     >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
     >>> vg.functional.explain(map, 64, 64, torch.bfloat16).partition(" (")[0]
     'forward bf16 subm3 64->64'
@@ -162,9 +164,10 @@ def explanations(
     algorithm: object = None,
     precision: str | None = None,
 ) -> list[dict[str, Any]]:
-    """What explain() says, a dict for each pass: problem, rows_in, rows_out, pairs, device, picked,
-    picked_by ('filter', 'store' of measured times, or 'model') and candidates, each with kernel,
-    predicted_ms, measured_ms and reason (why it cannot run); None where there is none.
+    """What explain() says of c_in, c_out and dtype, a dict for each pass: problem, rows_in,
+    rows_out, pairs, device, picked, picked_by ('filter', 'store' of measured times, or 'model') and
+    candidates, each with kernel, predicted_ms, measured_ms and reason (why it cannot run); None
+    where there is none.
 
     >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
     >>> vg.functional.explanations(map, 64, 64)[2]["problem"]

@@ -18,6 +18,13 @@ from .columns import as_bits, may_wait
 from .errors import ArgumentError
 from .kernel_map import Triple, triple
 
+__all__ = [
+    "HashMap",
+    "insert",
+    "lookup",
+    "make_table",
+    "voxel_keys",
+]
 DTYPES = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
@@ -27,7 +34,14 @@ def make_table(
     value_dtype: torch.dtype = torch.int64,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Empty keys [slots] and values [slots]."""
+    """Empty keys [slots] and values [slots] on a device.
+
+    key_dtype and value_dtype: int32, uint32, int64 or uint64; ArgumentError else.
+
+    >>> keys, values = vg.hashmap.make_table(8, torch.int32, torch.uint32)
+    >>> keys.shape, values.dtype
+    (torch.Size([8]), torch.uint32)
+    """
     columns = []
     for name, dtype in (("key_dtype", key_dtype), ("value_dtype", value_dtype)):
         index_in(DTYPES, dtype, name)
@@ -47,10 +61,16 @@ def insert(
 ) -> None:
     """Adds keys [n] with values [n], or with their row numbers, to the table, in place.
 
+    table_keys and table_values are `make_table`'s, or any two such columns.
     Dtypes are the table's (signed or not). Of equal keys the lowest row counts; a key that is there
     already gets the new value. More distinct keys than slots, or a key of all ones (passed over
     with `skip_empty`), leave the table as it was and are an `ArgumentError`; on CUDA that check
     waits for the device. Without `check`, or while a graph is captured or traced, there is none.
+
+    >>> keys, values = vg.hashmap.make_table(8)
+    >>> vg.hashmap.insert(keys, values, torch.tensor([5, 3]), torch.tensor([50, 30]))
+    >>> vg.hashmap.lookup(keys, values, torch.tensor([3, 5, 9]))
+    tensor([30, 50, -1])
     """
     _same_width("keys", keys, table_keys)
     if values is not None:
@@ -63,7 +83,15 @@ def insert(
 
 
 def lookup(table_keys: Tensor, table_values: Tensor, keys: Tensor) -> Tensor:
-    """The values [m] of keys [m], all ones where the table has no such key."""
+    """The values [m] of keys [m] in table_keys and table_values, all ones where there is no such
+    key.
+
+    ArgumentError where the keys are not of the table's width.
+
+    >>> keys, values = vg.hashmap.make_table(4, torch.int32, torch.int32)
+    >>> vg.hashmap.lookup(keys, values, torch.tensor([7], dtype=torch.int32))
+    tensor([-1], dtype=torch.int32)
+    """
     _same_width("keys", keys, table_keys)
     found = call(
         ops._hash_lookup.default, as_bits(table_keys), as_bits(table_values), as_bits(keys)
@@ -72,9 +100,14 @@ def lookup(table_keys: Tensor, table_values: Tensor, keys: Tensor) -> Tensor:
 
 
 def voxel_keys(coords: Tensor, spatial_shape: Triple, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Keys [n] of coords int32 [n, 4]: ((batch * X + x) * Y + y) * Z + z for a shape (X, Y, Z).
+    """Keys [n] of coords int32 [n, 4]: ((batch * X + x) * Y + y) * Z + z for a spatial_shape
+    (X, Y, Z).
 
     All ones outside the shape, and where the number does not fit the dtype.
+
+    >>> coords = torch.tensor([[1, 2, 3, 4], [0, 9, 0, 0]], dtype=torch.int32)
+    >>> vg.hashmap.voxel_keys(coords, (8, 8, 8))
+    tensor([668,  -1])
     """
     index_in(DTYPES, dtype, "dtype")
     shape = list(triple(spatial_shape, "spatial_shape"))
@@ -100,11 +133,11 @@ class HashMap:
         self.keys, self.values = make_table(slots, key_dtype, value_dtype, device)
 
     def insert(self, keys: Tensor, values: Tensor | None = None, **options: bool) -> None:
-        """See `insert`."""
+        """Adds keys [n] with values [n] or their row numbers: see `hashmap.insert`."""
         insert(self.keys, self.values, keys, values, **options)
 
     def lookup(self, keys: Tensor) -> Tensor:
-        """See `lookup`."""
+        """The values [m] of keys [m]: see `hashmap.lookup`."""
         return lookup(self.keys, self.values, keys)
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
 
 
 def union_add(*tensors: SparseTensor) -> SparseTensor:
-    """The sum on every voxel that any of them has; one that a tensor lacks counts as zero there.
+    """The sum of tensors on every voxel that any has; one that a tensor lacks counts as zero there.
 
     Rows are the first tensor's, then those that each of the others adds, repeated voxels merged;
     where nothing is added they stand on the first one's coordinates and share its maps.
@@ -60,7 +60,7 @@ def union_add(*tensors: SparseTensor) -> SparseTensor:
 
 
 def collate(tensors: Sequence[SparseTensor]) -> SparseTensor:
-    """One tensor with the batch items of all, numbered on from one tensor to the next.
+    """One tensor with the batch items of all tensors, numbered on from one tensor to the next.
 
     What iteration takes apart; made for DataLoader's collate_fn. The batch size of a tensor that
     was not given one is one more than its highest batch number. The spatial shape is the largest

@@ -50,6 +50,7 @@ class Geometry(NamedTuple):
         return Geometry(size, padding=padding, dilation=dilation)
 
     def numbers(self) -> list[int]:
+        """The twelve numbers, axis by axis, as C++ takes them."""
         return [*self.size, *self.stride, *self.padding, *self.dilation]
 
     def out_shape(self, shape: Triple) -> Triple:
@@ -73,7 +74,11 @@ PADDING_BATCH = -(2**31)
 
 
 class Asked(NamedTuple):
-    """A pass of a layer on a map, without the map."""
+    """A pass of a layer on a map, without the map.
+
+    >>> vg.functional.Asked(0, 4, 8, torch.float32, 0, ()).c_out
+    8
+    """
 
     number: int  # of PASSES
     c_in: int
@@ -84,13 +89,21 @@ class Asked(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What an operator of a pass takes beside its tensors and those of the map."""
+    """What an operator of a pass takes beside its tensors and those of the map.
+
+    >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 1)
+    >>> filter = vg.functional.filters_of("explicit_gemm")[0]
+    >>> asked = vg.functional.Asked(0, 4, 8, torch.float32, 0, filter)
+    >>> map.choice(asked).kernel.partition("_cpu")[0]
+    'explicit_gemm'
+    """
 
     schedule: list[Tensor]
     layer: list[int]
 
     @property
     def kernel(self) -> str:
+        """Its full name."""
         return bytes(self.layer[self.layer.index(-1) + 1 :]).decode()
 
 
@@ -151,10 +164,12 @@ class KernelMap:
 
     @property
     def n_out(self) -> int:
+        """Output rows."""
         return self.neighbours.shape[1]
 
     @property
     def taps(self) -> int:
+        """Of the kernel: the product of its sizes."""
         return self.neighbours.shape[0]
 
     @property
@@ -340,6 +355,12 @@ torch.serialization.add_safe_globals([KernelMap, Geometry, Asked, Choice])
 
 
 class UniqueCoords(NamedTuple):
+    """What `unique` finds.
+
+    >>> vg.unique(torch.zeros(2, 4, dtype=torch.int32)).inverse
+    tensor([0, 0], dtype=torch.int32)
+    """
+
     coords: Tensor  # int32 [m, 4], in order of first appearance
     first_row: Tensor  # int32 [m]: the lowest row of each
     inverse: Tensor  # int32 [n]: which of the m each row became
@@ -368,7 +389,7 @@ def output_coords(
 ) -> Tensor:
     """The output voxels, int32 [m, 4], of a strided convolution on coords, int32 [n, 4].
 
-    'reached': every voxel some input reaches through some tap, inside
+    By output_rule, 'reached': every voxel some input reaches through some tap, inside
     `geometry.out_shape(spatial_shape)` if a shape is given. 'floor': floor(in / stride). In
     ascending order, none twice. n may be 0.
 
@@ -396,7 +417,8 @@ def generated_coords(
 ) -> Tensor:
     """The output voxels, int32 [m, 4], of a transposed convolution on coords, int32 [n, 4].
 
-    Every coords * stride - padding + tap * dilation, inside spatial_shape if one is given. In
+    Every coords * stride - padding + tap * dilation of the geometry, inside spatial_shape if one
+    is given. In
     ascending order, none twice. Waits for the device; n may be 0.
 
     >>> coords = torch.tensor([[0, 4, 5, 6]], dtype=torch.int32)
@@ -462,6 +484,15 @@ def build_map(
 
 
 def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
+    """The map of coords int32 [n, 4] to themselves, by a geometry of `Geometry.submanifold`.
+
+    >>> geometry = vg.Geometry.submanifold((3, 1, 1), (1, 1, 1))
+    >>> coords = torch.tensor([[0, 4, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> vg.functional.submanifold_map(coords, geometry).neighbours.tolist()
+    [[-1, 0], [0, 1], [1, -1]]
+
+    Raises ArgumentError: as build_map.
+    """
     table, pairs, first, masks = call(ops._submanifold_map.default, coords, geometry.numbers())
     odd = all(k % 2 == 1 for k in geometry.size)
     parts = (table, pairs, first, first.detach())  # not one tensor twice, as in transposed()
@@ -469,6 +500,16 @@ def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
+    """The map from coords int32 [n, 4] to out_coords int32 [m, 4] by a geometry.
+
+    >>> coords = torch.tensor([[0, 4, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> half = torch.tensor([[0, 2, 0, 0]], dtype=torch.int32)
+    >>> geometry = vg.Geometry((2, 1, 1), (2, 1, 1))
+    >>> vg.functional.strided_map(coords, half, geometry).neighbours.tolist()
+    [[0], [1]]
+
+    Raises ArgumentError: as build_map.
+    """
     table, pairs, first, out_first, masks = call(
         ops._kernel_map.default, coords, out_coords, geometry.numbers()
     )

@@ -11,20 +11,31 @@ from torch import Tensor, nn
 
 from . import functional
 from .algorithms import OUTPUT_RULES, filters_of, index_in
-from .containers import Sequential as Sequential
-from .containers import SparseModule as SparseModule
+from .containers import Sequential, SparseModule
 from .depthwise import grouped_conv3d
 from .errors import ArgumentError
 from .kernel_map import Geometry, KernelMap, Triple, triple
 from .map_cache import way_back
-from .norm import BatchNorm as BatchNorm
-from .norm import SyncBatchNorm as SyncBatchNorm
-from .pool_layers import SparseAvgPool3d as SparseAvgPool3d
-from .pool_layers import SparseGlobalPool as SparseGlobalPool
-from .pool_layers import SparseMaxPool3d as SparseMaxPool3d
-from .pool_layers import SparseUnpool3d as SparseUnpool3d
+from .norm import BatchNorm, SyncBatchNorm
+from .pool_layers import SparseAvgPool3d, SparseGlobalPool, SparseMaxPool3d, SparseUnpool3d
 from .tensor import SparseTensor
 
+__all__ = [
+    "BatchNorm",
+    "Sequential",
+    "SparseAvgPool3d",
+    "SparseConv3d",
+    "SparseConvTranspose3d",
+    "SparseGlobalPool",
+    "SparseInverseConv3d",
+    "SparseMaxPool3d",
+    "SparseModule",
+    "SparseUnpool3d",
+    "SubmConv3d",
+    "SyncBatchNorm",
+    "explain",
+    "explanations",
+]
 Device = torch.device | str | int | None
 _Layer = TypeVar("_Layer", bound="_Conv3d")
 
@@ -42,12 +53,11 @@ class _Conv3d(SparseModule):
         in_channels: int,
         out_channels: int,
         kernel_size: int | Triple,
-        *,
-        groups: int,
-        bias: bool,
-        algorithm: object,
-        device: Device,
-        dtype: torch.dtype | None,
+        groups: int = 1,
+        bias: bool = True,
+        algorithm: object = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if groups < 1 or in_channels % groups or out_channels % groups:
@@ -224,16 +234,8 @@ class SubmConv3d(_Conv3d):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            groups=groups,
-            bias=bias,
-            algorithm=algorithm,
-            device=device,
-            dtype=dtype,
-        )
+        shared = (groups, bias, algorithm, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, *shared)
         self.dilation = triple(dilation, "dilation")
         self.geometry = Geometry.submanifold(self.kernel_size, self.dilation)
         if triple(stride, "stride") != (1, 1, 1):
@@ -294,16 +296,8 @@ class SparseConv3d(_Conv3d):
         dtype: torch.dtype | None = None,
         max_voxels: int | None = None,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            groups=groups,
-            bias=bias,
-            algorithm=algorithm,
-            device=device,
-            dtype=dtype,
-        )
+        shared = (groups, bias, algorithm, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, *shared)
         self.stride = triple(stride, "stride")
         self.padding = triple(padding, "padding")
         self.dilation = triple(dilation, "dilation")
@@ -346,16 +340,8 @@ class SparseInverseConv3d(_Conv3d):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            groups=groups,
-            bias=bias,
-            algorithm=algorithm,
-            device=device,
-            dtype=dtype,
-        )
+        shared = (groups, bias, algorithm, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, *shared)
         self.asked = way_back(kernel_size, stride, padding, dilation)
 
     def target(self, x: SparseTensor) -> tuple[int, KernelMap]:
@@ -400,16 +386,8 @@ class SparseConvTranspose3d(_Conv3d):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            groups=groups,
-            bias=bias,
-            algorithm=algorithm,
-            device=device,
-            dtype=dtype,
-        )
+        shared = (groups, bias, algorithm, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, *shared)
         self.stride = triple(stride, "stride")
         self.padding = triple(padding, "padding")
         self.output_padding = triple(output_padding, "output_padding")
@@ -434,7 +412,8 @@ class SparseConvTranspose3d(_Conv3d):
 
 
 def explain(layer: _Conv3d, x: SparseTensor) -> str:
-    """By pass: the kernel that runs on x and who picked it; of every other its times or why not.
+    """By pass: the kernel that runs a layer on x and who picked it; of every other its times or why
+    not.
 
     >>> x = vg.SparseTensor(torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.int32))
     >>> vg.explain(vg.nn.SubmConv3d(4, 8, 3), x).partition(" (")[0]
@@ -445,6 +424,11 @@ def explain(layer: _Conv3d, x: SparseTensor) -> str:
 
 
 def explanations(layer: _Conv3d, x: SparseTensor) -> list[dict[str, Any]]:
-    """What explain() says, a dict for each pass: see `functional.explanations`."""
+    """What explain() says of a layer, a dict for each pass: see `functional.explanations`.
+
+    >>> x = vg.SparseTensor(torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.int32))
+    >>> [each["problem"] for each in vg.explanations(vg.nn.SubmConv3d(4, 8, 3), x)][1]
+    'grad_input f32 subm3 4->8'
+    """
     _, map = layer.target(x)
     return functional.explanations(map, *layer.group_channels, layer.weight.dtype, layer.algorithm)

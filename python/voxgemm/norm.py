@@ -41,9 +41,14 @@ class BatchNorm(nn.BatchNorm1d):
     parameters do get a gradient, of zeros. Torch's own raises an error there. In a graph
     (`torch.compile`, `torch.export`) n may be a number that only the device knows. Parameters of
     16 bits, as FSDP's mixed precision makes them, go with running statistics of 32.
+
+    >>> norm = vg.nn.BatchNorm(2)
+    >>> norm(torch.tensor([[3.0, 5.0]])).tolist()
+    [[3.0, 5.0]]
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, channels], normalised by channel; of one row in training, that row."""
         statistics = self.running_mean
         mixed = statistics is not None and self.affine and self.weight.dtype != statistics.dtype
         if torch.compiler.is_compiling() or mixed or (self.training and x.shape[0] == 1):
@@ -55,9 +60,14 @@ class SyncBatchNorm(BatchNorm):
     """BatchNorm over the rows of all processes of the default group, on CPUs and GPUs.
 
     A process may have no row, but takes part: every process must run the layer equally often.
+
+    >>> net = vg.nn.SyncBatchNorm.convert(torch.nn.Sequential(torch.nn.BatchNorm1d(4)))
+    >>> type(net[0]).__name__
+    'SyncBatchNorm'
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, channels], normalised by the statistics of all processes."""
         return without_branches(self, x, _joined if self.training else _alone)
 
     @staticmethod

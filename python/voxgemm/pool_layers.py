@@ -103,6 +103,7 @@ class SparseUnpool3d(SparseModule):
         self.asked = way_back(kernel_size, stride, padding, dilation)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        """[n, channels] on the rows from which the pool came."""
         number, map = x.maps.inverse(x.number, self.asked)
         return x.replace(pool(x.features, map, "sum"), number)
 
@@ -129,6 +130,7 @@ class SparseGlobalPool(SparseModule):
         self.reduction = reduction
 
     def forward(self, x: SparseTensor) -> Tensor:
+        """A Tensor [batch size, channels]."""
         return global_pool(x.features, x.coords, x.batch_size, self.reduction)
 
     def extra_repr(self) -> str:

@@ -14,15 +14,29 @@ from .errors import ArgumentError
 from .kernel_map import KernelMap
 from .sampling import weighted_sum
 
+__all__ = [
+    "REDUCTIONS",
+    "global_pool",
+    "max_pool_rows",
+    "pool",
+    "segment_reduce",
+    "unpool",
+]
 REDUCTIONS = ("max", "min", "sum", "mean")
 
 
 def pool(features: Tensor, map: KernelMap, reduction: str = "max") -> Tensor:
     """y [n_out, c]: features [n_in, c] reduced over the taps of each output row, by channel.
 
-    'max', 'min', 'sum' or 'mean' (of the rows that are there). A row without inputs is 0; in max
-    and min a NaN wins. Sums are float32 (float64 for float64), rounded once. The gradient of max
-    and min goes to the winner of the lowest tap. Differentiable, any order.
+    The reduction is 'max', 'min', 'sum' or 'mean' (of the rows that are there). A row without
+    inputs is 0; in max and min a NaN wins. Sums are float32 (float64 for float64), rounded once.
+    The gradient of max and min goes to the winner of the lowest tap. Differentiable, any order.
+
+    >>> fine = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1], [0, 4, 0, 0]], dtype=torch.int32)
+    >>> coarse = vg.output_coords(fine, vg.Geometry((2, 2, 2), (2, 2, 2)))
+    >>> map = vg.build_map(fine, 2, out_coords=coarse, stride=2)
+    >>> vg.pooling.pool(torch.tensor([[1.0], [3.0], [-2.0]]), map, "max").tolist()
+    [[3.0], [-2.0]]
     """
     return max_pool_rows(features, map, reduction)[0]
 
@@ -30,9 +44,13 @@ def pool(features: Tensor, map: KernelMap, reduction: str = "max") -> Tensor:
 def max_pool_rows(
     features: Tensor, map: KernelMap, reduction: str = "max"
 ) -> tuple[Tensor, Tensor]:
-    """`pool` and the input row that won each element: int32 [n_out, c], -1 where there was none.
+    """`pool` of features, and by the same reduction the input rows that won.
 
-    Of sums and means the rows are empty.
+    They are int32 [n_out, c], -1 where there was none; of sums and means they are empty.
+
+    >>> map = vg.build_map(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.int32), 3)
+    >>> vg.pooling.max_pool_rows(torch.tensor([[1.0], [3.0]]), map)[1].tolist()
+    [[1], [1]]
     """
     if features.device != map.neighbours.device:
         raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
@@ -45,7 +63,14 @@ def max_pool_rows(
 def unpool(features: Tensor, map: KernelMap, reduction: str = "sum") -> Tensor:
     """[n_in, c] from features [n_out, c]: `pool` back through a map.
 
-    Where the kernel is as large as its stride, each row gets its parent's features.
+    By a reduction of `pool`'s. Where the kernel is as large as its stride, each row gets its
+    parent's features.
+
+    >>> fine = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1]], dtype=torch.int32)
+    >>> coarse = vg.output_coords(fine, vg.Geometry((2, 2, 2), (2, 2, 2)))
+    >>> map = vg.build_map(fine, 2, out_coords=coarse, stride=2)
+    >>> vg.pooling.unpool(torch.tensor([[5.0]]), map).tolist()
+    [[5.0], [5.0]]
     """
     return pool(features, map.transposed(), reduction)
 
@@ -55,9 +80,13 @@ def segment_reduce(
 ) -> Tensor:
     """y [count, c]: the rows of features [n, c] with segments [n] == s, reduced, for every s.
 
-    Segments are whole numbers in any order; rows with a number outside [0, count) are left out. A
-    segment without rows is 0. Differentiable; the gradient of max and min goes to the lowest row of
-    equals.
+    The reduction is one of `pool`'s. Segments are whole numbers in any order; rows with a number
+    outside [0, count) are left out. A segment without rows is 0. Differentiable; the gradient of
+    max and min goes to the lowest row of equals.
+
+    >>> rows = torch.tensor([[1.0], [2.0], [4.0]])
+    >>> vg.pooling.segment_reduce(rows, torch.tensor([2, 0, 2]), 3).tolist()
+    [[2.0], [0.0], [5.0]]
     """
     number = index_in(REDUCTIONS, reduction, "reduction")
     return _Segments.apply(features, as_bits(segments).to(torch.int32), count, number)
@@ -66,7 +95,15 @@ def segment_reduce(
 def global_pool(
     features: Tensor, coords: Tensor, batch_size: int, reduction: str = "mean"
 ) -> Tensor:
-    """y [batch_size, c]: features [n, c] reduced by the batch of coords int32 [n, 4]."""
+    """y [batch_size, c]: features [n, c] reduced by the batch of coords int32 [n, 4].
+
+    The reduction is 'max', 'min', 'sum' or 'mean', as in `segment_reduce`; an item without rows is
+    0.
+
+    >>> coords = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [1, 2, 2, 2]], dtype=torch.int32)
+    >>> vg.pooling.global_pool(torch.tensor([[1.0], [2.0], [4.0]]), coords, 2).tolist()
+    [[1.0], [3.0]]
+    """
     return segment_reduce(features, coords[:, 0], batch_size, reduction)
 
 

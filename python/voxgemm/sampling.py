@@ -19,12 +19,27 @@ from .columns import as_bits
 from .errors import ArgumentError
 from .kernel_map import Triple, triple
 
+__all__ = [
+    "MODES",
+    "ROUNDINGS",
+    "SampleMap",
+    "sample",
+    "sample_map",
+    "weighted_sum",
+    "weighted_sum_grad_features",
+]
 MODES = ("nearest", "trilinear")
 ROUNDINGS = ("floor", "truncate")
 
 
 class SampleMap(NamedTuple):
-    """Which rows each point reads, and how much of each."""
+    """Which rows each point reads, and how much of each.
+
+    >>> coords = torch.zeros(1, 4, dtype=torch.int32)
+    >>> map = vg.sampling.sample_map(coords, torch.tensor([[0.5, 0.5, 0.5]]), "nearest")
+    >>> map.rows.tolist(), map.weights.tolist()
+    ([[0]], [[1.0]])
+    """
 
     rows: Tensor  # int32 [m, 8 or 1], -1 where there is no voxel
     weights: Tensor  # float32 or float64 [m, 8 or 1]
@@ -44,14 +59,19 @@ def sample_map(
     points is [m, 3] with `batch` int32 [m] (without: all in batch 0), or [b, l, 3], whose first
     index is the batch (m = b * l); float32 or float64, other floats become float32.
 
-    'trilinear': corner c of a point is the voxel at floor(point - 0.5) plus (c & 1, c >> 1 & 1,
-    c >> 2) and counts with the product of 1 - |point - centre| over the axes; the weights of the
-    corners that are there are divided by their sum (at least 1e-12). 'nearest': the voxel at
-    floor(point), or with rounding 'truncate' the one towards zero, with weight 1. With a spatial
-    shape, voxels outside it do not count. Of repeated voxels the lowest row is read. A point
-    without voxels, or one that is not finite, has rows -1 and weights 0. Weights are
+    In the mode 'trilinear', corner c of a point is the voxel at floor(point - 0.5) plus
+    (c & 1, c >> 1 & 1, c >> 2) and counts with the product of 1 - |point - centre| over the axes;
+    the weights of the corners that are there are divided by their sum (at least 1e-12). 'nearest':
+    the voxel at floor(point), or with rounding 'truncate' the one towards zero, with weight 1. With
+    a spatial_shape, voxels outside it do not count. Of repeated voxels the lowest row is read. A
+    point without voxels, or one that is not finite, has rows -1 and weights 0. Weights are
     differentiable in trilinear points. On CUDA, where nothing waits, coordinates too wide for an
     index give weights of NaN.
+
+    >>> coords = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.int32)
+    >>> map = vg.sampling.sample_map(coords, torch.tensor([[1.25, 0.5, 0.5]]))
+    >>> map.rows[0, :2].tolist(), map.weights[0, :2].tolist()
+    ([0, 1], [0.25, 0.75])
     """
     if points.ndim not in (2, 3) or points.shape[-1] != 3 or not points.is_floating_point():
         raise ArgumentError(
@@ -86,11 +106,18 @@ def sample(
     spatial_shape: Triple | None = None,
     rounding: str = "floor",
 ) -> Tensor:
-    """Features [n, c] on coords int32 [n, 4] at points: [m, c] of points [m, 3], [b, l, c] of
-    [b, l, 3].
+    """Features [n, c] on coords int32 [n, 4] at points: [m, c] of points [m, 3] and
+    [b, l, c] of [b, l, 3].
 
-    What a point reads is `sample_map`'s; the result is the `weighted_sum`, 0 where there is no
-    voxel. Differentiable in features (any order) and in trilinear points (first order).
+    What a point reads is `sample_map`'s, with its mode, batch, spatial_shape and rounding; the
+    result is the `weighted_sum`, 0 where there is no voxel. Differentiable in features (any order)
+    and in trilinear points (first order).
+
+    >>> coords = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.int32)
+    >>> features = torch.tensor([[1.0], [3.0]])
+    >>> vg.sampling.sample(features, coords, torch.tensor([[1.0, 0.5, 0.5], [9.0, 9.0, 9.0]]))
+    tensor([[2.],
+            [0.]])
     """
     if len(features) != len(coords):
         raise ArgumentError(f"features has {len(features)} rows, coords {len(coords)}")
@@ -107,6 +134,10 @@ def weighted_sum(features: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     outside [0, n), as -1 or the largest uint32, is absent and nothing is read for it. Sums are
     float32 (float64 for float64 features), rounded once to the features' dtype. Differentiable in
     features and weights, any order.
+
+    >>> rows, weights = torch.tensor([[0, 1], [1, -1]]), torch.tensor([[1.0, 2.0], [3.0, 9.0]])
+    >>> vg.sampling.weighted_sum(torch.tensor([[1.0], [10.0]]), rows, weights).tolist()
+    [[21.0], [30.0]]
     """
     return _Sum.apply(features, weights.to(_sum_dtype(features)), _numbers(rows))
 
@@ -115,6 +146,10 @@ def weighted_sum_grad_features(dy: Tensor, rows: Tensor, weights: Tensor, n: int
     """dx [n, c] = sum over the places (i, k) with rows[i, k] = r of weights[i, k] * dy[i].
 
     The adjoint of `weighted_sum` in its features, differentiable itself.
+
+    >>> rows, weights = torch.tensor([[0, 1], [1, -1]]), torch.tensor([[1.0, 2.0], [3.0, 9.0]])
+    >>> vg.sampling.weighted_sum_grad_features(torch.ones(2, 1), rows, weights, 2).tolist()
+    [[1.0], [5.0]]
     """
     return _GradFeatures.apply(dy, weights.to(_sum_dtype(dy)), _numbers(rows), n)
 

@@ -14,6 +14,17 @@ from .columns import as_bits, may_wait
 from .errors import ArgumentError
 from .kernel_map import Triple, triple
 
+__all__ = [
+    "AXES",
+    "CURVES",
+    "CodeBits",
+    "CurveOrder",
+    "code_bits",
+    "curve_order",
+    "decode",
+    "encode",
+    "sort_codes",
+]
 CURVES = ("z_order", "hilbert", "rows")
 AXES = ("xyz", "xzy", "yxz", "yzx", "zxy", "zyx")
 DTYPES = (torch.int32, torch.int64)
@@ -21,13 +32,18 @@ _MOST_BITS = (10, 21)  # of an axis, by dtype
 
 
 class CodeBits(NamedTuple):
-    """How many bits an axis and the batch take."""
+    """How many bits an axis and the batch take.
+
+    >>> vg.serialization.CodeBits(10, 2).total, vg.serialization.CodeBits(10).dtype
+    (32, torch.int32)
+    """
 
     bits: int
     batch_bits: int = 0
 
     @property
     def total(self) -> int:
+        """Of a code: three axes and the batch."""
         return 3 * self.bits + self.batch_bits
 
     @property
@@ -37,15 +53,25 @@ class CodeBits(NamedTuple):
 
 
 class CurveOrder(NamedTuple):
+    """Rows along a curve.
+
+    >>> order = vg.serialization.curve_order(torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]]).int())
+    >>> order.codes.tolist(), order.permutation.tolist(), order.inverse.tolist()
+    ([4, 1], [1, 0], [1, 0])
+    """
+
     codes: Tensor  # int64 [n]
     permutation: Tensor  # int64 [n]: rows by ascending code, ties by row
     inverse: Tensor  # int64 [n]: permutation[inverse] = 0, 1, 2, ...
 
 
 def code_bits(spatial_shape: Triple, batch_size: int = 1) -> CodeBits:
-    """The bits that every voxel of a shape (X, Y, Z) and of a batch needs.
+    """The bits that every voxel of a spatial_shape (X, Y, Z) and a batch_size needs.
 
     All axes have as many as the longest; more than 63 in all are an `ArgumentError`.
+
+    >>> vg.serialization.code_bits((100, 256, 30), batch_size=4)
+    CodeBits(bits=8, batch_bits=2)
     """
     shape = triple(spatial_shape, "spatial_shape")
     bits = CodeBits(max(max(shape) - 1, 0).bit_length(), max(batch_size - 1, 0).bit_length())
@@ -89,6 +115,10 @@ def encode(
     With `check`, coordinates outside [0, 2^bits) or a batch that does not fit are an
     `ArgumentError` that names the row (on CUDA this waits for the device); without, or while a
     graph is captured or traced, bits that do not fit are dropped. No rows give no codes.
+
+    >>> coords = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.int32)
+    >>> vg.serialization.encode(coords, 1)
+    tensor([ 4, 11])
     """
     width = _bits_of(bits)
     if dtype is None:
@@ -108,12 +138,22 @@ def encode(
 def decode(
     codes: Tensor, bits: int | CodeBits, *, curve: str = "z_order", axes: str = "xyz"
 ) -> Tensor:
-    """The coordinates int32 [n, 4] of codes [n] (int32 or int64, read as unsigned) of `encode`."""
+    """The coordinates int32 [n, 4] of codes [n] (int32 or int64, read as unsigned) of `encode`.
+
+    bits, curve and axes are those that it was given.
+
+    >>> vg.serialization.decode(torch.tensor([4, 11]), 1).tolist()
+    [[0, 1, 0, 0], [1, 0, 1, 1]]
+    """
     return call(ops._curve_decode.default, as_bits(codes), _curve(curve, axes, _bits_of(bits)))
 
 
 def sort_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows by ascending code [n] (unsigned, ties by row) and the inverse, both int64 [n]."""
+    """Rows by ascending code [n] (unsigned, ties by row) and the inverse, both int64 [n].
+
+    >>> vg.serialization.sort_codes(torch.tensor([7, 3, 5]))
+    (tensor([1, 2, 0]), tensor([2, 0, 1]))
+    """
     return call(ops._sort_codes.default, as_bits(codes))
 
 
@@ -124,10 +164,15 @@ def curve_order(
     curve: str = "z_order",
     axes: str = "xyz",
 ) -> CurveOrder:
-    """Rows of coords int32 [n, 4] in the order of a curve, batch by batch.
+    """Rows of coords int32 [n, 4] in the order of a curve, batch by batch; axes as in
+    `encode`.
 
     Without `bits` the curve fills the coordinates' own box, which may be anywhere (this waits for
     a CUDA device); one that needs more than 63 bits with the batch is an `ArgumentError`.
+
+    >>> coords = torch.tensor([[0, -5, 7, 0], [0, -6, 7, 0]], dtype=torch.int32)
+    >>> vg.serialization.curve_order(coords, curve="hilbert").permutation
+    tensor([1, 0])
     """
     if bits is not None:
         codes = encode(coords, bits, curve=curve, axes=axes, dtype=torch.int64)

@@ -153,6 +153,7 @@ class SparseTensor:
 
     @property
     def channels(self) -> int:
+        """Of each row of features."""
         return self.features.shape[1]
 
     @property
@@ -162,6 +163,7 @@ class SparseTensor:
 
     @property
     def device(self) -> torch.device:
+        """Of the features."""
         return self.features.device
 
     def replace(self, features: Tensor, number: int | None = None) -> SparseTensor:
@@ -347,21 +349,27 @@ class SparseTensor:
         return self._on(features, there)
 
     def cpu(self) -> SparseTensor:
+        """As `to("cpu")`."""
         return self.to("cpu")
 
     def cuda(self, device: int | torch.device | None = None) -> SparseTensor:
+        """As `to(device)`, of a CUDA device."""
         return self.to("cuda" if device is None else device)
 
     def float(self) -> SparseTensor:
+        """Features as torch.float32; the maps are shared."""
         return self.to(torch.float32)
 
     def double(self) -> SparseTensor:
+        """Features as torch.float64; the maps are shared."""
         return self.to(torch.float64)
 
     def half(self) -> SparseTensor:
+        """Features as torch.float16; the maps are shared."""
         return self.to(torch.float16)
 
     def bfloat16(self) -> SparseTensor:
+        """Features as torch.bfloat16; the maps are shared."""
         return self.to(torch.bfloat16)
 
     def detach(self) -> SparseTensor:

@@ -21,6 +21,18 @@ from .algorithms import DTYPES, PASSES, Filters, index_in
 from .errors import ArgumentError
 from .kernel_map import Asked, KernelMap
 
+__all__ = [
+    "Measured",
+    "TimesFile",
+    "calibrate",
+    "clear_times",
+    "export_times",
+    "import_times",
+    "plot",
+    "times_files",
+    "tune",
+]
+
 
 class Layer(NamedTuple):
     """What a convolution was asked for."""
@@ -63,7 +75,12 @@ def _numbers(asked: Asked) -> list[int]:
 
 
 class Measured(NamedTuple):
-    """What tuning a pass of a layer found."""
+    """What tuning a pass of a layer found.
+
+    >>> measured = vg.tuning.Measured("forward f32 subm3 4->8", 5, 0.25, "implicit_gemm_cpu/f32/v4")
+    >>> str(measured)
+    'forward f32 subm3 4->8: 5 measured in 0.25 s, implicit_gemm_cpu/f32/v4'
+    """
 
     problem: str
     candidates: int  # that were measured now
@@ -168,15 +185,21 @@ def tune(
 ) -> list[Measured]:
     """Measures the kernels of a model's convolutions on these inputs, and keeps the times.
 
-    The model runs once, in evaluation mode and without gradients, to see its layers; then each
-    pass of each distinct layer is timed on random operands: the candidates that the cost model may
-    have misjudged or, exhaustively, all inside the layer's filter. Only what is missing is measured
-    unless `again`. The budget is of the whole model and shared evenly; each pass gets at least the
-    time of the model's favourite.
+    The model runs once, in evaluation mode and without gradients, to see its layers; then each pass
+    of each distinct layer is timed on random operands: the candidates that the cost model may have
+    misjudged or, if exhaustive, all inside the layer's filter. Only what is missing is measured
+    unless `again`. budget_seconds are of the whole model and shared evenly; each pass gets at least
+    the time of the model's favourite.
 
     inputs: the model's argument or a tuple of them. passes: 'forward' alone for inference.
-    all_ranks: every rank of a torch.distributed job calls it; rank 0 of the group measures, and all
-    use its times from then on. Without, a rank measures for itself.
+    show_progress: with tqdm, where it is installed. all_ranks: every rank of a torch.distributed
+    job calls it; rank 0 of the group measures, and all use its times from then on. Without, a rank
+    measures for itself.
+
+    >>> x = vg.SparseTensor(torch.ones(1, 2), torch.zeros(1, 4, dtype=torch.int32))
+    >>> found = vg.tune(vg.nn.SubmConv3d(2, 2, 1), x, 0.01, show_progress=False)
+    >>> [each.problem for each in found]
+    ['forward f32 subm1 2->2', 'grad_input f32 subm1 2->2', 'grad_weight f32 subm1 2->2']
     """
     numbers = [index_in(PASSES, name, "a pass of passes") for name in passes]
     if budget_seconds <= 0:
@@ -204,14 +227,25 @@ def tune(
 
 
 def calibrate(device: torch.device | str = "cpu", budget_seconds: float = 20.0) -> Measured:
-    """Corrects the cost models of a device by what its kernels take on small made-up problems."""
+    """Corrects the cost models of a device by what its kernels take on small made-up problems.
+
+    device: 'cpu' or a CUDA device. At least one problem is measured, however few budget_seconds
+    there are. What is found is kept as `tune`'s.
+
+    >>> vg.calibrate("cpu", budget_seconds=0.001).problem
+    'calibration of cpu'
+    """
     on = torch.empty(0, device=device)
     found = call(ops._calibrate.default, on, round(1e6 * budget_seconds))
     return _measured(text_of(found), f"calibration of {device}", "")
 
 
 class TimesFile(NamedTuple):
-    """A file of the cache folder."""
+    """A file of the cache folder.
+
+    >>> vg.tuning.TimesFile("h200.jsonl", "NVIDIA H200", 12, 3, 0, 0).problems
+    3
+    """
 
     path: str
     device: str  # '' if it has records of several
@@ -222,28 +256,54 @@ class TimesFile(NamedTuple):
 
 
 def times_files() -> list[TimesFile]:
+    """The files of the cache folder.
+
+    >>> all(file.records >= 0 for file in vg.tuning.times_files())
+    True
+    """
     lines = text_of(call(ops._times_files.default)).splitlines()
     parts = [line.split("\t", 5) for line in lines]
     return [TimesFile(path, device, *map(int, counts)) for device, *counts, path in parts]
 
 
 def export_times(device: str = "") -> str:
-    """The records of all devices, or of one, as lines of JSON."""
+    """The records of all devices, or of one, as lines of JSON.
+
+    >>> len(vg.tuning.export_times("no such device"))
+    0
+    """
     return text_of(call(ops._export_times.default, text_tensor(device)))
 
 
 def import_times(text: str) -> int:
-    """Adds records to the cache folder, for processes that start from now on; their number."""
+    """Adds the records of a text, as `export_times` gives it, to the cache folder, for processes
+    that start from now on; their number.
+
+    >>> vg.tuning.import_times("")
+    0
+    """
     return call(ops._import_times.default, text_tensor(text)).item()
 
 
 def clear_times() -> int:
-    """Removes the cache folder's files; their number."""
+    """Removes the cache folder's files; their number.
+
+    >>> vg.tuning.clear_times() >= 0
+    True
+    """
     return call(ops._clear_times.default).item()
 
 
 def plot(explanations: Sequence[dict[str, Any]], path: str | pathlib.Path) -> None:
-    """Every candidate that can run, predicted and measured, a panel for each pass."""
+    """A picture at path: every candidate of the explanations that can run, predicted and measured.
+
+    >>> import tempfile
+    >>> x = vg.SparseTensor(torch.ones(1, 2), torch.zeros(1, 4, dtype=torch.int32))
+    >>> explanations = vg.explanations(vg.nn.SubmConv3d(2, 2, 1), x)
+    >>> vg.tuning.plot(explanations, tempfile.mkdtemp() + "/kernels.png")
+
+    Needs matplotlib.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

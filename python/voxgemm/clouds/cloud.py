@@ -9,11 +9,27 @@ import numpy as np
 
 
 class InputError(ValueError):
-    """A file, option or cloud that cannot be used; the message is one sentence with both values."""
+    """A file, option or cloud that cannot be used; the message is one sentence with both values.
+
+    >>> from voxgemm import clouds
+    >>> try:
+    ...     clouds.cloud("cube:8")
+    ... except clouds.InputError as error:
+    ...     print(str(error)[:15])
+    cloud is 'cube:
+    """
 
 
 @dataclass
 class PointCloud:
+    """Points and what each of them has.
+
+    >>> import numpy as np
+    >>> from voxgemm import clouds
+    >>> clouds.voxelize(clouds.PointCloud(np.eye(3)), 0.5).coords.tolist()
+    [[0, 0, 2], [0, 2, 0], [2, 0, 0]]
+    """
+
     points: np.ndarray  # [n, 3] float64, in the file's unit
     color: np.ndarray | None = None  # [n, 3] uint8 of 0..255 or float of 0..1
     normal: np.ndarray | None = None  # [n, 3]
@@ -28,6 +44,15 @@ class PointCloud:
 
 @dataclass
 class Mesh:
+    """Triangles.
+
+    >>> import numpy as np
+    >>> from voxgemm import clouds
+    >>> mesh = clouds.Mesh(np.eye(3), np.array([[0, 1, 2]]))
+    >>> clouds.voxelize(mesh, "8grid").coords.shape[1]
+    3
+    """
+
     vertices: np.ndarray  # [n, 3] float64, in file order
     faces: np.ndarray  # [m, 3] int64, in file order
     color: np.ndarray | None = None  # [n, 3] uint8 of 0..255 or float of 0..1

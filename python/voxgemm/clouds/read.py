@@ -22,6 +22,13 @@ def read(path: str | os.PathLike[str], columns: int | None = None) -> PointCloud
 
     Order and values are the file's: float64 of what is stored, nothing merged or reordered.
     `columns` is the number of float32 per point of a .bin: 4 (default), 5 or 6.
+
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> path = os.path.join(tempfile.mkdtemp(), "scan.bin")
+    >>> np.zeros((2, 4), np.float32).tofile(path)
+    >>> clouds.read(path).points.shape
+    (2, 3)
     """
     path = Path(path)
     suffix = path.suffix.lower()

@@ -31,7 +31,11 @@ _MAX_EXTENT = 1 << 21
 
 
 def cloud(spec: str, seed: int = 0) -> np.ndarray:
-    """The coordinates that a spec (one of FORMS) names; `seed` is for street and random."""
+    """The coordinates int32 [n, 4] that a spec (one of FORMS) names, with a seed where it draws.
+
+    >>> clouds.cloud("full:2").shape
+    (8, 4)
+    """
     kind, _, rest = spec.partition(":")
     values = rest.split(":") if rest else []
     if kind == "file" and rest:

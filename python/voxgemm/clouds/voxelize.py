@@ -31,6 +31,12 @@ _INT64_END = 2**63
 
 @dataclass
 class Voxels:
+    """What `voxelize` gives.
+
+    >>> clouds.voxelize(clouds.street(beams=4, azimuths=16), 2.0).size
+    2.0
+    """
+
     coords: np.ndarray  # [n, 3] int32, distinct, sorted by x, then y, then z
     size: float  # edge of a voxel
     origin: np.ndarray  # [3] float64, the corner of voxel (0, 0, 0)
@@ -43,12 +49,17 @@ class Voxels:
 
 
 def voxelize(item: PointCloud | Mesh, voxel: str | float, bytes_per_voxel: int = 0) -> Voxels:
-    """Voxels of a cloud or a mesh.
+    """Voxels of an item, a cloud or a mesh.
 
     `voxel` is a size in the file's unit (0.05) or a grid ("256grid": cells along the longest axis);
     for a mesh a bare integer of 8 or more is a grid as well. A size s of a mesh is the grid of
     ceil(longest / s) cells, but of exactly that size. `bytes_per_voxel` is what the caller needs
     afterwards: voxels that cannot fit in free memory are refused before it allocates anything.
+
+    >>> import numpy as np
+    >>> points = np.array([[0.0, 0, 0], [0.1, 0, 0], [1, 0, 0]])
+    >>> clouds.voxelize(clouds.PointCloud(points), 0.5).samples
+    array([2, 1])
     """
     mesh = isinstance(item, Mesh)
     corners = item.vertices if mesh else item.points
