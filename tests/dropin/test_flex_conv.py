@@ -145,13 +145,18 @@ def test_output_coords_of_both_ways(values, way, layer):
     assert torch.equal(found, expected)
 
 
-@mark.parametrize("extent", [2**11 - 1, 2**14, 2**20])
-def test_huge_boxes_stay_lexicographic(extent, device):
-    """Volumes just below 2^33 and far above it."""
-    far = torch.tensor([[0, extent - 1, 0, 5], [1, 0, extent - 1, 1], [0, 3, 3, 3]])
+@mark.parametrize("way", [0, 1])
+@mark.parametrize("stride", [1, 2])
+@mark.parametrize("extent", [1400, 2**11 - 1, 2**14, 2**20])
+def test_huge_boxes_stay_lexicographic(extent, stride, way, device):
+    """Volumes between 2^31 and 2^32, just below 2^33, and far above."""
+    spconv.OUT_COORD_ALGO = way
+    batch = 1 if extent == 1400 else 2
+    assert extent > 1400 or 2**31 < batch * extent**3 < 2**32
+    far = torch.tensor([[0, extent - 1, 0, 5], [batch - 1, 0, extent - 1, 1], [0, 3, 3, 3]])
     coords = far.int().to(device)
-    shape = (2, 1, extent, extent, extent)
-    geometry = [triple(value) for value in (3, 2, 1, 1)]
+    shape = (batch, 1, extent, extent, extent)
+    geometry = [triple(value) for value in (3, stride, 1, 1)]
     found = SparseConv3dFunction._get_output_coords(coords, shape, *geometry)
     expected = SparseConv3dFunction._get_output_coords_torch(coords, shape, *geometry)
     assert torch.equal(found, expected)
@@ -322,7 +327,7 @@ def test_few_rows(rows, layer, algorithm):
     assert cache.gray_code.shape == (rows,) and cache.sorted_idx.shape == (rows,)
 
 
-def test_no_outputs_asked_for(layer, device):
+def test_no_outputs_asked_for(layer, device, algorithm):
     feats, coords, shape, weight, bias = layer(20)
     nowhere = torch.empty(0, 4, dtype=torch.int32, device=device)
     leaves = [t.requires_grad_() for t in (feats, weight, bias)]
@@ -332,7 +337,7 @@ def test_no_outputs_asked_for(layer, device):
         assert int(gradient.count_nonzero()) == 0
 
 
-def test_an_empty_sample(layer, reference, against, terms):
+def test_an_empty_sample(layer, algorithm, reference, against, terms):
     feats, coords, shape, weight, bias = layer(30)
     coords[:, 0] *= 2
     shape = torch.Size((3, *shape[1:]))

@@ -177,9 +177,10 @@ class SparseConv3dFunction(torch.autograd.Function):
         dilation=(1, 1, 1),
     ):
         tensors = cast(feats, weight, bias)
+        how = how_of(tensors[0])
         place, geometry = (coords, shape, out_coords), (stride, padding, dilation)
         cache, out_coords, map = _prepared(tensors, place, neighbor_cache, geometry)
-        out = keep(ctx, tensors, cache, map, how_of(tensors[0]))
+        out = keep(ctx, tensors, cache, map, how)
         return out, out_coords.view_as(out_coords), cache
 
     @staticmethod
@@ -249,6 +250,7 @@ def sparse_conv3d(
     """
     expect_tensors(feats, weight)
     tensors = cast(feats, weight, bias)
+    how = how_of(tensors[0], algorithm)
     place, geometry = (coords, shape, out_coords), (stride, padding, dilation)
     cache, out_coords, map = _prepared(tensors, place, neighbor_cache, geometry)
-    return Convolution.apply(*tensors, map, how_of(tensors[0], algorithm)), out_coords, cache
+    return Convolution.apply(*tensors, map, how), out_coords, cache

@@ -134,8 +134,9 @@ class SubMConv3dFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feats, coords, shape, neighbor_cache, weight, bias=None, dilation=(1, 1, 1)):
         tensors = cast(feats, weight, bias)
+        how = how_of(tensors[0])
         cache, map = _prepared(tensors, coords, shape, neighbor_cache, dilation)
-        return keep(ctx, tensors, cache, map, how_of(tensors[0])), cache
+        return keep(ctx, tensors, cache, map, how), cache
 
     @staticmethod
     def backward(ctx, grad_output, _):
@@ -278,7 +279,7 @@ def sparse_submanifold_conv3d(
     expect_tensors(feats, weight)
     feats, weight, bias = cast(feats, weight, bias)
     if algorithm is not None:
-        tensors = (feats, weight, bias)
+        tensors, how = (feats, weight, bias), how_of(feats, algorithm)
         cache, map = _prepared(tensors, coords, shape, neighbor_cache, dilation)
-        return Convolution.apply(*tensors, map, how_of(feats, algorithm)), cache
+        return Convolution.apply(*tensors, map, how), cache
     return SubMConv3dFunction.apply(feats, coords, shape, neighbor_cache, weight, bias, dilation)
