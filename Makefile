@@ -69,6 +69,7 @@ asan tsan: setup
 wheel: setup
 	rm -rf dist
 	$(python) -m pip wheel . --no-deps -w dist
+	@wc -c dist/*.whl
 
 # One file on the oldest torch that is supported and on the newest there is.
 wheel-test: wheel
