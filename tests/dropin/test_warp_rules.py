@@ -12,6 +12,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -342,3 +343,49 @@ def test_assigned_attributes_and_copies_of_modules(scene, device):
     with raises(vg.ArgumentError):
         conv.fwd_algo = "bogus"
         conv(x)
+
+
+@mark.usefixtures("warp_state")
+def test_nobody_waits_for_the_disk(scene, randn, monkeypatch):
+    """A folder that takes long is the writing thread's business."""
+    may_go_on = threading.Event()
+    real = os.makedirs
+
+    def slow(*arguments, **options):
+        assert may_go_on.wait(30)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(_tuning.os, "makedirs", slow)
+    x, weight = scene(8), randn(27, 8, 8)
+    for _ in range(3):
+        spatially_sparse_conv(x, weight, 3)
+    file = pathlib.Path(constants.WARPCONVNET_BENCHMARK_CACHE_DIR, _tuning.FILE)
+    assert _tuning.times.measured > 0 and not file.exists()
+    may_go_on.set()
+    _tuning.times.save()
+    assert file.is_file()
+
+
+@mark.usefixtures("warp_state")
+def test_what_cannot_run_is_left_out_or_an_error(scene, randn, monkeypatch, caplog):
+    """One warning where others remain; where none does, the reason, and no other algorithm."""
+    real = vg.KernelMap.choice
+    masked = ("masked_implicit_gemm", "masked_implicit_gemm_splitk")
+    numbers = {vg.functional.filters_of(name)[0][0] for name in masked}
+
+    def choice(self, asked):
+        if asked.filter and set(asked.filter) <= numbers:
+            raise NotImplementedError("this device has no such kernel")
+        return real(self, asked)
+
+    monkeypatch.setattr(vg.KernelMap, "choice", choice)
+    monkeypatch.setattr(_tuning, "BUDGET", 60.0)
+    monkeypatch.setattr(_tuning, "REPEATS", 1)
+    x, weight = scene(8), randn(27, 8, 8)
+    out = spatially_sparse_conv(x, weight, 3, fwd_algo=["cutlass_implicit_gemm", "implicit_gemm"])
+    assert bool(out.features.isfinite().all())
+    told = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
+    assert len(told) == 1 and "no such kernel" in told[0]
+    fresh = Voxels(x.coordinate_tensor.clone(), x.features, x.offsets)
+    with raises(NotImplementedError, match="no such kernel"):
+        spatially_sparse_conv(fresh, weight, 3, fwd_algo="cutlass_implicit_gemm")
