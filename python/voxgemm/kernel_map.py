@@ -266,7 +266,8 @@ class KernelMap:
     def settle(self, wait: bool) -> None:
         """Raises if a CUDA map could not be built; forgets the first rows if nothing repeats.
 
-        Unless it is to wait, only where the device has already answered.
+        Unless it is to wait, only where the device has already answered. `torch.export` makes the
+        number of first rows part of a graph: maps that are arguments of one are settled before.
         """
         status = self._status
         if status is None or torch.compiler.is_compiling() or not status.arrived(wait):
@@ -521,8 +522,8 @@ def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> Kerne
 def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:
     """The map that a table int32 [taps, n_out] of input rows in [0, n_in), -1 for none, describes.
 
-    Its gradients are exact where no two rows of a tap have the same input row. The values are not
-    looked at.
+    Its gradients are exact where no two rows of a tap have the same input row; of those the
+    transposed map keeps one, on a CUDA device any. The values are not looked at.
     """
     if neighbours.dtype != torch.int32 or neighbours.ndim != 2:
         shape = list(neighbours.shape)
