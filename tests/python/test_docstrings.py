@@ -32,6 +32,8 @@ def test_examples(name):
     except ImportError as error:
         assert error.name and not error.name.startswith("voxgemm")
         pytest.skip(f"{error.name} is not installed")
+    if name == "voxgemm.tuning":
+        pytest.importorskip("matplotlib")  # an example draws
     names = {"torch": torch, "vg": vg, "clouds": clouds}
     failed, _ = doctest.testmod(module, extraglobs=names)
     assert failed == 0
