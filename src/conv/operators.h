@@ -7,160 +7,57 @@
 #include "voxgemm/sampling.h"
 #include "voxgemm/serialize.h"
 
-// The public functions beside convolution, once per backend and without their argument checks.
-// Integer results are the same bits on both. Nothing here waits for a CUDA device unless it says
-// so.
+// The public functions beside convolution, once per backend and without their argument checks; what
+// they take and do is written where they are public. Integer results are the same bits on both.
+// Nothing here waits for a CUDA device unless it says so.
 namespace voxgemm {
 namespace cpu {
 
-void curve_encode(const Context& ctx,
-                  const MatrixRef& coords,
-                  const CurveOptions& options,
-                  const MatrixRef& codes);
-void curve_decode(const Context& ctx,
-                  const MatrixRef& codes,
-                  const CurveOptions& options,
-                  const MatrixRef& coords);
-SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes);
-
-Matrix hash_insert(const Context& ctx, const HashTableRef& table, const HashInsert& insert);
-void hash_lookup(const Context& ctx,
-                 const HashTableRef& table,
-                 const MatrixRef& keys,
-                 const MatrixRef& values);
-void voxel_keys(const Context& ctx,
-                const MatrixRef& coords,
-                const Int3& shape,
-                const MatrixRef& keys);
-
+decltype(voxgemm::curve_encode) curve_encode;
+decltype(voxgemm::curve_decode) curve_decode;
+decltype(voxgemm::sort_codes) sort_codes;
+decltype(voxgemm::hash_insert) hash_insert;
+decltype(voxgemm::hash_lookup) hash_lookup;
+decltype(voxgemm::voxel_keys) voxel_keys;
 SampleMap sample_map(const Context& ctx,
                      const VoxelIndex::State& index,
                      const PointsRef& points,
                      const SampleOptions& options);
-void sample_map_grad(const Context& ctx,
-                     const MatrixRef& points,
-                     const SampleMap& map,
-                     const MatrixRef& dweights,
-                     const MatrixRef& dpoints);
-void weighted_sum(const Context& ctx,
-                  const MatrixRef& x,
-                  const RowWeights& sums,
-                  const MatrixRef& y);
-void weighted_sum_grad_input(const Context& ctx,
-                             const MatrixRef& dy,
-                             const RowWeights& sums,
-                             const MatrixRef& dx);
-void weighted_sum_grad_weights(const Context& ctx,
-                               const MatrixRef& x,
-                               const MatrixRef& dy,
-                               const RowWeights& sums);
-
+decltype(voxgemm::sample_map_grad) sample_map_grad;
+decltype(voxgemm::weighted_sum) weighted_sum;
+decltype(voxgemm::weighted_sum_grad_input) weighted_sum_grad_input;
+decltype(voxgemm::weighted_sum_grad_weights) weighted_sum_grad_weights;
 // For the gradients here `transposed` is given (the map itself where it is symmetric), dy has its
 // repeated rows merged, and dx of repeated rows is left to the caller.
-void pool(const Context& ctx,
-          const KernelMap& map,
-          const MatrixRef& x,
-          Reduction reduction,
-          const Reduced& result);
-void pool_grad(const Context& ctx,
-               const KernelMap& map,
-               Reduction reduction,
-               const PoolGrad& grad,
-               const MatrixRef& dx);
-void segment_reduce(const Context& ctx,
-                    const MatrixRef& x,
-                    const MatrixRef& segments,
-                    Reduction reduction,
-                    const Reduced& result);
-void depthwise_forward(const Context& ctx,
-                       const KernelMap& map,
-                       const DepthwiseForward& operands,
-                       const MatrixRef& y);
-void depthwise_grad_input(const Context& ctx,
-                          const KernelMap& map,
-                          const DepthwiseGradInput& operands,
-                          const MatrixRef& dx);
-void depthwise_grad_weight(const Context& ctx,
-                           const KernelMap& map,
-                           const MatrixRef& x,
-                           const MatrixRef& dy,
-                           const MatrixRef& dw);
+decltype(voxgemm::pool) pool;
+decltype(voxgemm::pool_grad) pool_grad;
+decltype(voxgemm::segment_reduce) segment_reduce;
+decltype(voxgemm::depthwise_forward) depthwise_forward;
+decltype(voxgemm::depthwise_grad_input) depthwise_grad_input;
+decltype(voxgemm::depthwise_grad_weight) depthwise_grad_weight;
 
 }  // namespace cpu
 namespace cuda {
 
-void curve_encode(const Context& ctx,
-                  const MatrixRef& coords,
-                  const CurveOptions& options,
-                  const MatrixRef& codes);
-void curve_decode(const Context& ctx,
-                  const MatrixRef& codes,
-                  const CurveOptions& options,
-                  const MatrixRef& coords);
-SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes);
-
-Matrix hash_insert(const Context& ctx, const HashTableRef& table, const HashInsert& insert);
+decltype(cpu::curve_encode) curve_encode;
+decltype(cpu::curve_decode) curve_decode;
+decltype(cpu::sort_codes) sort_codes;
+decltype(cpu::hash_insert) hash_insert;
+decltype(cpu::hash_lookup) hash_lookup;
+decltype(cpu::voxel_keys) voxel_keys;
+decltype(cpu::sample_map) sample_map;
+decltype(cpu::sample_map_grad) sample_map_grad;
+decltype(cpu::weighted_sum) weighted_sum;
+decltype(cpu::weighted_sum_grad_input) weighted_sum_grad_input;
+decltype(cpu::weighted_sum_grad_weights) weighted_sum_grad_weights;
+decltype(cpu::pool) pool;
+decltype(cpu::pool_grad) pool_grad;
+decltype(cpu::segment_reduce) segment_reduce;
+decltype(cpu::depthwise_forward) depthwise_forward;
+decltype(cpu::depthwise_grad_input) depthwise_grad_input;
+decltype(cpu::depthwise_grad_weight) depthwise_grad_weight;
 // Waits for the device.
 std::array<int64_t, 2> read_hash_status(const Context& ctx, const MatrixRef& status);
-void hash_lookup(const Context& ctx,
-                 const HashTableRef& table,
-                 const MatrixRef& keys,
-                 const MatrixRef& values);
-void voxel_keys(const Context& ctx,
-                const MatrixRef& coords,
-                const Int3& shape,
-                const MatrixRef& keys);
-
-SampleMap sample_map(const Context& ctx,
-                     const VoxelIndex::State& index,
-                     const PointsRef& points,
-                     const SampleOptions& options);
-void sample_map_grad(const Context& ctx,
-                     const MatrixRef& points,
-                     const SampleMap& map,
-                     const MatrixRef& dweights,
-                     const MatrixRef& dpoints);
-void weighted_sum(const Context& ctx,
-                  const MatrixRef& x,
-                  const RowWeights& sums,
-                  const MatrixRef& y);
-void weighted_sum_grad_input(const Context& ctx,
-                             const MatrixRef& dy,
-                             const RowWeights& sums,
-                             const MatrixRef& dx);
-void weighted_sum_grad_weights(const Context& ctx,
-                               const MatrixRef& x,
-                               const MatrixRef& dy,
-                               const RowWeights& sums);
-
-void pool(const Context& ctx,
-          const KernelMap& map,
-          const MatrixRef& x,
-          Reduction reduction,
-          const Reduced& result);
-void pool_grad(const Context& ctx,
-               const KernelMap& map,
-               Reduction reduction,
-               const PoolGrad& grad,
-               const MatrixRef& dx);
-void segment_reduce(const Context& ctx,
-                    const MatrixRef& x,
-                    const MatrixRef& segments,
-                    Reduction reduction,
-                    const Reduced& result);
-void depthwise_forward(const Context& ctx,
-                       const KernelMap& map,
-                       const DepthwiseForward& operands,
-                       const MatrixRef& y);
-void depthwise_grad_input(const Context& ctx,
-                          const KernelMap& map,
-                          const DepthwiseGradInput& operands,
-                          const MatrixRef& dx);
-void depthwise_grad_weight(const Context& ctx,
-                           const KernelMap& map,
-                           const MatrixRef& x,
-                           const MatrixRef& dy,
-                           const MatrixRef& dw);
 
 }  // namespace cuda
 }  // namespace voxgemm

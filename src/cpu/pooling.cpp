@@ -67,7 +67,14 @@ struct Row {
   }
 };
 
-bool is_row(int32_t row, int64_t count) { return RowLists::is_row(row, count); }
+// take(row) for the rows of the input side that feed row r, in the order of the taps.
+template <class Take>
+void for_taps(const KernelMap& map, int64_t r, const Take& take) {
+  for (int tap = 0; tap < map.taps(); ++tap) {
+    const int32_t in = map.neighbours.row<int32_t>(tap)[r];
+    if (RowLists::is_row(in, map.n_in)) take(in);
+  }
+}
 
 }  // namespace
 
@@ -81,10 +88,7 @@ void pool(const Context& ctx,
       Row<Sum<T>> row(x.cols);
       for (int64_t r = first; r < last; ++r) {
         row.clear();
-        for (int tap = 0; tap < map.taps(); ++tap) {
-          const int32_t in = map.neighbours.row<int32_t>(tap)[r];
-          if (is_row(in, map.n_in)) row.add(x.row<const T>(in), in, reduction);
-        }
+        for_taps(map, r, [&](int32_t in) { row.add(x.row<const T>(in), in, reduction); });
         row.template write<T>(r, reduction, result);
       }
     });
@@ -97,9 +101,8 @@ void pool_grad(const Context& ctx,
                const PoolGrad& grad,
                const MatrixRef& dx) {
   std::vector<int32_t> counts(reduction == Reduction::mean ? map.n_out : 0, 0);
-  for (int tap = 0; tap < map.taps() && !counts.empty(); ++tap) {
-    const auto* in = map.neighbours.row<int32_t>(tap);
-    for (int64_t r = 0; r < map.n_out; ++r) counts[r] += is_row(in[r], map.n_in) ? 1 : 0;
+  for (size_t r = 0; r < counts.size(); ++r) {
+    for_taps(map, static_cast<int64_t>(r), [&](int32_t) { ++counts[r]; });
   }
   const KernelMap& back = *grad.transposed;
   dispatch_float(dx.dtype, [&]<class T>(Type<T>) {
@@ -107,18 +110,16 @@ void pool_grad(const Context& ctx,
       std::vector<Sum<T>> sum(static_cast<size_t>(dx.cols));
       for (int64_t r = first; r < last; ++r) {
         std::fill(sum.begin(), sum.end(), Sum<T>{0});
-        for (int tap = 0; tap < back.taps(); ++tap) {
-          const int32_t out = back.neighbours.row<int32_t>(tap)[r];
-          if (!is_row(out, back.n_in)) continue;
+        for_taps(back, r, [&](int32_t out) {
           const T* dy = grad.dy.row<const T>(out);
           const int32_t* won = grad.winners ? grad.winners->row<int32_t>(out) : nullptr;
           const Sum<T> count = counts.empty() ? 1 : static_cast<Sum<T>>(counts[out]);
           if (won == nullptr) {
             for (int64_t c = 0; c < dx.cols; ++c) sum[c] += widen(dy[c]) / count;
-            continue;
+            return;
           }
           for (int64_t c = 0; c < dx.cols; ++c) sum[c] += won[c] == r ? widen(dy[c]) : 0;
-        }
+        });
         for (int64_t c = 0; c < dx.cols; ++c) store(sum[c], dx.row<T>(r)[c]);
       }
     });
