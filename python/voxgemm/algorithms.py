@@ -80,6 +80,8 @@ def filters_of(algorithm: object) -> Filters:
 
     >>> vg.functional.filters_of({"forward": "explicit_gemm", "backward": ["auto"]})
     ((0,), (), ())
+
+    Raises ArgumentError: a name, type or pass that is not one of these.
     """
     if algorithm is None:
         return _FROM_ENVIRONMENT

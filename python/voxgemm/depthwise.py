@@ -34,6 +34,8 @@ def depthwise_conv3d(
     >>> vg.depthwise.depthwise_conv3d(features, torch.ones(27, 2), None, map)
     tensor([[ 3., 30.],
             [ 3., 30.]])
+
+    Raises ArgumentError: shapes, dtypes or devices that do not fit.
     """
     if features.device != map.neighbours.device:
         raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
@@ -78,6 +80,8 @@ def grouped_conv3d(
     >>> weight = torch.tensor([1.0, 1.0, 2.0, 0.0]).view(2, 1, 1, 1, 2)
     >>> vg.depthwise.grouped_conv3d(torch.tensor([[1.0, 2, 3, 4]]), weight, None, map, groups=2)
     tensor([[3., 6.]])
+
+    Raises ArgumentError: as conv3d, and groups that do not divide both numbers of channels.
     """
     c_in, c_out = features.shape[-1], len(weight)
     if groups < 1 or c_in % groups or c_out % groups:

@@ -130,6 +130,8 @@ def inverse_conv3d(
     >>> x, weight = torch.ones(1, 1), torch.arange(8.0).view(1, 2, 2, 2, 1)
     >>> vg.functional.inverse_conv3d(x, weight, None, map).tolist()
     [[0.0], [1.0]]
+
+    Dtypes and errors are those of conv3d.
     """
     return conv3d(features, weight, bias, map.transposed(), algorithm, precision)
 
@@ -149,6 +151,8 @@ def explain(
     >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
     >>> vg.functional.explain(map, 64, 64, torch.bfloat16).partition(" (")[0]
     'forward bf16 subm3 64->64'
+
+    Raises ArgumentError: another dtype than conv3d takes, an unknown algorithm or precision.
     """
     index_in(DTYPES, dtype, "dtype")
     number = precision_of(precision, map.neighbours.new_empty(0, dtype=dtype))
@@ -172,6 +176,8 @@ def explanations(
     >>> map = vg.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
     >>> vg.functional.explanations(map, 64, 64)[2]["problem"]
     'grad_weight f32 subm3 64->64'
+
+    Raises ArgumentError: as explain.
     """
     index_in(DTYPES, dtype, "dtype")
     number = precision_of(precision, map.neighbours.new_empty(0, dtype=dtype))

@@ -61,11 +61,12 @@ def insert(
 ) -> None:
     """Adds keys [n] with values [n], or with their row numbers, to the table, in place.
 
-    table_keys and table_values are `make_table`'s, or any two such columns.
-    Dtypes are the table's (signed or not). Of equal keys the lowest row counts; a key that is there
-    already gets the new value. More distinct keys than slots, or a key of all ones (passed over
-    with `skip_empty`), leave the table as it was and are an `ArgumentError`; on CUDA that check
-    waits for the device. Without `check`, or while a graph is captured or traced, there is none.
+    table_keys and table_values are `make_table`'s, or any two such columns; keys and values have
+    their dtypes, int32 or int64 (signed or not). Of equal keys the lowest row counts; a key that is
+    there already gets the new value. More distinct keys than slots, or a key of all ones (passed
+    over with `skip_empty`), leave the table as it was and are an `ArgumentError`; on CUDA that
+    check waits for the device. Without `check`, or while a graph is captured or traced, there is
+    none.
 
     >>> keys, values = vg.hashmap.make_table(8)
     >>> vg.hashmap.insert(keys, values, torch.tensor([5, 3]), torch.tensor([50, 30]))
@@ -86,7 +87,7 @@ def lookup(table_keys: Tensor, table_values: Tensor, keys: Tensor) -> Tensor:
     """The values [m] of keys [m] in table_keys and table_values, all ones where there is no such
     key.
 
-    ArgumentError where the keys are not of the table's width.
+    ArgumentError where the keys' dtype, int32 or int64 (signed or not), has not the table's width.
 
     >>> keys, values = vg.hashmap.make_table(4, torch.int32, torch.int32)
     >>> vg.hashmap.lookup(keys, values, torch.tensor([7], dtype=torch.int32))
@@ -108,6 +109,8 @@ def voxel_keys(coords: Tensor, spatial_shape: Triple, dtype: torch.dtype = torch
     >>> coords = torch.tensor([[1, 2, 3, 4], [0, 9, 0, 0]], dtype=torch.int32)
     >>> vg.hashmap.voxel_keys(coords, (8, 8, 8))
     tensor([668,  -1])
+
+    Raises ArgumentError: coordinates or a dtype of another kind.
     """
     index_in(DTYPES, dtype, "dtype")
     shape = list(triple(spatial_shape, "spatial_shape"))

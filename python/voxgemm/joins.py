@@ -17,6 +17,8 @@ from .tensor import SparseTensor, check_shared
 def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
     """The channels of tensors on the same coordinates side by side: [n, c1 + c2 + ...].
 
+    In the dtype that all promote to.
+
     Raises ArgumentError where the coordinates are not the same set.
 
     >>> x = vg.SparseTensor(torch.ones(2, 3), torch.arange(8, dtype=torch.int32).view(2, 4))
@@ -29,8 +31,9 @@ def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
 
 
 def union_add(*tensors: SparseTensor) -> SparseTensor:
-    """The sum of tensors on every voxel that any has; one that a tensor lacks counts as zero there.
+    """The sum of tensors on every voxel that any has; one that a tensor lacks is zero there.
 
+    Features are [n, channels], in the dtype that those of all promote to.
     Rows are the first tensor's, then those that each of the others adds, repeated voxels merged;
     where nothing is added they stand on the first one's coordinates and share its maps.
     Waits for the device, except where all share their coordinates.
@@ -60,8 +63,9 @@ def union_add(*tensors: SparseTensor) -> SparseTensor:
 
 
 def collate(tensors: Sequence[SparseTensor]) -> SparseTensor:
-    """One tensor with the batch items of all tensors, numbered on from one tensor to the next.
+    """One tensor with the batch items of all tensors, numbered on from one to the next.
 
+    Features are [n, channels], in the dtype that those of all promote to.
     What iteration takes apart; made for DataLoader's collate_fn. The batch size of a tensor that
     was not given one is one more than its highest batch number. The spatial shape is the largest
     per axis, or none where one has none. Raises ArgumentError: other strides or channels.

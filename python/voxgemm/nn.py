@@ -418,6 +418,9 @@ def explain(layer: _Conv3d, x: SparseTensor) -> str:
     >>> x = vg.SparseTensor(torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.int32))
     >>> vg.explain(vg.nn.SubmConv3d(4, 8, 3), x).partition(" (")[0]
     'forward f32 subm3 4->8'
+
+    x is a SparseTensor, features [n, in_channels] in the dtype of the layer.
+    Raises ArgumentError: as the layer does.
     """
     _, map = layer.target(x)
     return functional.explain(map, *layer.group_channels, layer.weight.dtype, layer.algorithm)
@@ -429,6 +432,8 @@ def explanations(layer: _Conv3d, x: SparseTensor) -> list[dict[str, Any]]:
     >>> x = vg.SparseTensor(torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.int32))
     >>> [each["problem"] for each in vg.explanations(vg.nn.SubmConv3d(4, 8, 3), x)][1]
     'grad_input f32 subm3 4->8'
+
+    Arguments, shape [n, in_channels], dtype and errors are those of explain.
     """
     _, map = layer.target(x)
     return functional.explanations(map, *layer.group_channels, layer.weight.dtype, layer.algorithm)

@@ -37,6 +37,8 @@ def pool(features: Tensor, map: KernelMap, reduction: str = "max") -> Tensor:
     >>> map = vg.build_map(fine, 2, out_coords=coarse, stride=2)
     >>> vg.pooling.pool(torch.tensor([[1.0], [3.0], [-2.0]]), map, "max").tolist()
     [[3.0], [-2.0]]
+
+    Raises ArgumentError: an unknown reduction, features that do not fit the map.
     """
     return max_pool_rows(features, map, reduction)[0]
 
@@ -51,6 +53,8 @@ def max_pool_rows(
     >>> map = vg.build_map(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.int32), 3)
     >>> vg.pooling.max_pool_rows(torch.tensor([[1.0], [3.0]]), map)[1].tolist()
     [[1], [1]]
+
+    Raises ArgumentError: as pool.
     """
     if features.device != map.neighbours.device:
         raise ArgumentError(f"features is on {features.device}, the map on {map.neighbours.device}")
@@ -71,6 +75,8 @@ def unpool(features: Tensor, map: KernelMap, reduction: str = "sum") -> Tensor:
     >>> map = vg.build_map(fine, 2, out_coords=coarse, stride=2)
     >>> vg.pooling.unpool(torch.tensor([[5.0]]), map).tolist()
     [[5.0], [5.0]]
+
+    Dtypes and errors are those of pool; raises ArgumentError.
     """
     return pool(features, map.transposed(), reduction)
 
@@ -87,6 +93,8 @@ def segment_reduce(
     >>> rows = torch.tensor([[1.0], [2.0], [4.0]])
     >>> vg.pooling.segment_reduce(rows, torch.tensor([2, 0, 2]), 3).tolist()
     [[2.0], [0.0], [5.0]]
+
+    Raises ArgumentError: an unknown reduction, another number of segments than of rows.
     """
     number = index_in(REDUCTIONS, reduction, "reduction")
     return _Segments.apply(features, as_bits(segments).to(torch.int32), count, number)
@@ -103,6 +111,8 @@ def global_pool(
     >>> coords = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [1, 2, 2, 2]], dtype=torch.int32)
     >>> vg.pooling.global_pool(torch.tensor([[1.0], [2.0], [4.0]]), coords, 2).tolist()
     [[1.0], [3.0]]
+
+    Raises ArgumentError: as segment_reduce.
     """
     return segment_reduce(features, coords[:, 0], batch_size, reduction)
 

@@ -72,6 +72,8 @@ def sample_map(
     >>> map = vg.sampling.sample_map(coords, torch.tensor([[1.25, 0.5, 0.5]]))
     >>> map.rows[0, :2].tolist(), map.weights[0, :2].tolist()
     ([0, 1], [0.25, 0.75])
+
+    Raises ArgumentError: shapes, dtypes or devices that do not fit, an unknown mode or rounding.
     """
     if points.ndim not in (2, 3) or points.shape[-1] != 3 or not points.is_floating_point():
         raise ArgumentError(
@@ -118,6 +120,8 @@ def sample(
     >>> vg.sampling.sample(features, coords, torch.tensor([[1.0, 0.5, 0.5], [9.0, 9.0, 9.0]]))
     tensor([[2.],
             [0.]])
+
+    Raises ArgumentError: as sample_map, and another number of features than of coords.
     """
     if len(features) != len(coords):
         raise ArgumentError(f"features has {len(features)} rows, coords {len(coords)}")
@@ -138,6 +142,8 @@ def weighted_sum(features: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     >>> rows, weights = torch.tensor([[0, 1], [1, -1]]), torch.tensor([[1.0, 2.0], [3.0, 9.0]])
     >>> vg.sampling.weighted_sum(torch.tensor([[1.0], [10.0]]), rows, weights).tolist()
     [[21.0], [30.0]]
+
+    Raises ArgumentError: rows that are no whole numbers [m, k], weights of another shape.
     """
     return _Sum.apply(features, weights.to(_sum_dtype(features)), _numbers(rows))
 
@@ -150,6 +156,8 @@ def weighted_sum_grad_features(dy: Tensor, rows: Tensor, weights: Tensor, n: int
     >>> rows, weights = torch.tensor([[0, 1], [1, -1]]), torch.tensor([[1.0, 2.0], [3.0, 9.0]])
     >>> vg.sampling.weighted_sum_grad_features(torch.ones(2, 1), rows, weights, 2).tolist()
     [[1.0], [5.0]]
+
+    Dtypes and errors are those of weighted_sum; raises ArgumentError.
     """
     return _GradFeatures.apply(dy, weights.to(_sum_dtype(dy)), _numbers(rows), n)
 

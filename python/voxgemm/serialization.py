@@ -144,6 +144,8 @@ def decode(
 
     >>> vg.serialization.decode(torch.tensor([4, 11]), 1).tolist()
     [[0, 1, 0, 0], [1, 0, 1, 1]]
+
+    Raises ArgumentError: an unknown curve or axes, too many bits.
     """
     return call(ops._curve_decode.default, as_bits(codes), _curve(curve, axes, _bits_of(bits)))
 
@@ -153,6 +155,8 @@ def sort_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
 
     >>> vg.serialization.sort_codes(torch.tensor([7, 3, 5]))
     (tensor([1, 2, 0]), tensor([2, 0, 1]))
+
+    Raises ArgumentError: codes that are not int32 or int64 [n].
     """
     return call(ops._sort_codes.default, as_bits(codes))
 

@@ -200,6 +200,8 @@ def tune(
     >>> found = vg.tune(vg.nn.SubmConv3d(2, 2, 1), x, 0.01, show_progress=False)
     >>> [each.problem for each in found]
     ['forward f32 subm1 2->2', 'grad_input f32 subm1 2->2', 'grad_weight f32 subm1 2->2']
+
+    Raises ArgumentError: an unknown pass, no budget. Warns of kernels whose results are wrong.
     """
     numbers = [index_in(PASSES, name, "a pass of passes") for name in passes]
     if budget_seconds <= 0:

@@ -7,6 +7,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -76,3 +77,23 @@ def test_every_argument_of_a_function_is_named(name):
     function = described()[name]
     for argument in inspect.signature(function).parameters:
         assert argument in SAID_ONCE or argument in function.__doc__, argument
+
+
+# They take nothing that could be wrong, or text and folders only.
+WITHOUT_ERRORS = {
+    *("voxgemm.info", "voxgemm.calibrate", "voxgemm.tuning.clear_times", "voxgemm.tuning.plot"),
+    *("voxgemm.tuning.export_times", "voxgemm.tuning.import_times", "voxgemm.tuning.times_files"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_say_shapes_dtypes_and_errors(name):
+    function = described()[name]
+    paragraphs = inspect.getdoc(function).split("\n\n")
+    text = "\n".join(part for part in paragraphs if not part.startswith(">>>"))
+    if "Tensor" in str(inspect.signature(function)):
+        assert re.search(r"\[\w+", text), "no shape"
+        assert re.search(r"int32|int64|float|bool|dtype|whole numbers", text, re.I), "no dtype"
+    if name not in WITHOUT_ERRORS:
+        said = r"ArgumentError|InputError|is an error|errors are those of|are an error"
+        assert re.search(said, text), "no errors"

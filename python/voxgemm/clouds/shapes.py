@@ -35,6 +35,8 @@ def cloud(spec: str, seed: int = 0) -> np.ndarray:
 
     >>> clouds.cloud("full:2").shape
     (8, 4)
+
+    Raises InputError: a spec that is none.
     """
     kind, _, rest = spec.partition(":")
     values = rest.split(":") if rest else []

@@ -150,6 +150,8 @@ def street(seed: int = 0, beams: int = 64, azimuths: int = 2048) -> PointCloud:
 
     >>> clouds.street(beams=4, azimuths=16).points.shape[1]
     3
+
+    Raises InputError: too many beams or azimuths.
     """
     if not (1 <= beams <= 1024 and 8 <= azimuths <= 1 << 16):
         raise InputError(
