@@ -18,7 +18,7 @@ struct ScheduleOptions {
     natural,  // rows as they are
     by_mask,  // inside a chunk sorted by the part of their tap mask that lies in the group (then by
               // row)
-    by_tap,   // one tap per group, rows without the tap left out: pair lists
+    by_tap,   // one tap per group, rows without the tap left out: pair lists; CPU only
   };
   Order order = Order::natural;
   int groups = 1;        // by_mask: at most 32 taps a group; by_tap: taps
@@ -59,8 +59,8 @@ struct ScheduleParts {
 // by_mask and by_tap leave out the index blocks of taps that no row of the tile has; natural
 // executes all. A natural schedule stores nothing: its index blocks are pieces of the map's
 // neighbour table. A schedule of a CUDA map lives on the device; only rows(), taps(), options() and
-// parts() of it may be called. Building it does not wait, except by_tap, whose size depends on the
-// data.
+// parts() of it may be called. Building it does not wait, except, outside of captures, one with room
+// for more than 32 MiB of index entries: it waits once, to have no more than it needs.
 class VOXGEMM_EXPORT Schedule {
  public:
   // map.neighbours must outlive the schedule.

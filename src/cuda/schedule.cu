@@ -35,7 +35,25 @@ namespace {
 constexpr unsigned all_lanes = 0xffffffff;
 constexpr uint32_t slab_tiles = 32;
 
-using Order = ScheduleOptions::Order;
+constexpr int piece_rows = 64;  // of a tile, with a mask of their own
+
+// ScheduleParts for kernels.
+struct Arrays {
+  const int32_t* order;
+  int64_t* chunk_tiles;
+  int4* tiles;  // first, first_block, rows, group
+  uint32_t* masks;
+  int32_t* block_taps;
+  int32_t* indices;
+
+  explicit Arrays(const ScheduleParts& parts)
+      : order(parts.order.as<int32_t>()),
+        chunk_tiles(parts.chunk_tiles.as<int64_t>()),
+        tiles(parts.tiles.as<int4>()),
+        masks(parts.masks.as<uint32_t>()),
+        block_taps(parts.block_taps.as<int32_t>()),
+        indices(parts.indices.as<int32_t>()) {}
+};
 
 __device__ uint32_t gray_mask(uint32_t rank) { return rank ^ (rank >> 1); }
 
@@ -50,7 +68,7 @@ struct Notes {
   TileNote* tiles;        // [tiles], in segment order
   uint32_t* masks;        // [tiles, pieces]
   uint32_t* counts;       // [segments][bins][slabs], or nothing where segments are one slab
-  uint32_t* slab_blocks;  // [slabs]
+  uint32_t* slab_blocks;  // [slabs + 1]: the last one is the sum
   uint32_t* done;         // blocks of threads that have ended; zero before
   uint32_t bins;          // numbers of index blocks that a tile may have
   uint32_t pieces;
@@ -66,10 +84,10 @@ struct Notes {
 constexpr int measure_threads = 512;
 constexpr int measure_blocks = 2;  // of a multiprocessor, for the registers
 
-// Exclusive, in place, by the threads of a block together.
-__device__ void scan_in_block(uint32_t* list, uint32_t count) {
+// Exclusive, in place, by the threads of a block together; the sum of all.
+__device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
   __shared__ uint32_t warp_sums[measure_threads / 32];
-  constexpr uint32_t run = 8;  // of a thread
+  constexpr uint32_t run = 16;  // of a thread
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t warp = threadIdx.x / 32;
   uint32_t carry = 0;
@@ -101,6 +119,7 @@ __device__ void scan_in_block(uint32_t* list, uint32_t count) {
       before += values[i];
     }
   }
+  return carry;
 }
 
 __device__ uint32_t or_of_warp(uint32_t bits) {
@@ -203,7 +222,8 @@ __global__ void __launch_bounds__(measure_threads, measure_blocks)
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  scan_in_block(notes.slab_blocks, gridDim.x);
+  const uint32_t blocks = scan_in_block(notes.slab_blocks, gridDim.x);
+  if (threadIdx.x == 0) notes.slab_blocks[gridDim.x] = blocks;
   if (notes.slab.whole > 1) scan_in_block(notes.counts, gridDim.x * notes.bins);
 }
 
@@ -318,17 +338,41 @@ __global__ void __launch_bounds__(write_threads)
   }
 }
 
-ScheduleParts build_by_mask(const Context& ctx,
-                            const KernelMap& map,
-                            const ScheduleOptions& options) {
+// Of index entries: where there may be more, about half of it is worth a wait.
+constexpr int64_t small_room = (int64_t{32} << 20) / sizeof(int32_t);
+
+}  // namespace
+
+ScheduleParts build_schedule(const Context& ctx,
+                             const KernelMap& map,
+                             const ScheduleOptions& options) {
+  check(options.order == ScheduleOptions::Order::by_mask, ErrorCode::unsupported,
+        "schedules by tap are made on the CPU only");
+  const DeviceGuard guard(ctx.device);
   const Cut cut(map, options);
   const Grain tile = cut.grain(cut.tile_rows);
   const Grain slab = cut.grain(int64_t{slab_tiles} * cut.tile_rows);
   const int64_t tiles = cut.items(tile);
+  const int64_t positions = map.n_out * options.groups;
   // A tile of a group has room for all of its taps; together the groups have all taps.
-  ScheduleParts parts = allocate_parts(
-      ctx, options, {map.n_out * options.groups, tiles, tiles / options.groups * map.taps()});
+  int64_t blocks = tiles / options.groups * map.taps();
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(positions <= most && blocks <= most, "the schedule has ", positions, " positions and ",
+        blocks, " index blocks, expected at most ", most, " of each");
+  ScheduleParts parts;
+  parts.order = make_matrix(ctx, 1, positions, Dtype::i32);
   parts.chunk_tiles = make_matrix(ctx, 1, cut.chunks() + 1, Dtype::i64);
+  parts.tiles = make_matrix(ctx, tiles, 4, Dtype::i32);
+  parts.masks = make_matrix(ctx, tiles, options.tile_rows / piece_rows, Dtype::i32);
+  const auto allocate_blocks = [&] {
+    parts.block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
+    parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
+  };
+  if (map.n_out == 0) {
+    allocate_blocks();
+    fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
+    return parts;
+  }
   const Neighbours neighbours(map);
   const SortedRows sorted = sort_rows(ctx, cut, neighbours, parts.order.as<uint32_t>());
 
@@ -339,7 +383,7 @@ ScheduleParts build_by_mask(const Context& ctx,
   const size_t notes_at = layout.add<TileNote>(tiles);
   const size_t masks_at = layout.add<uint32_t>(tiles * pieces);
   const size_t counts_at = layout.add<uint32_t>(slab.whole > 1 ? slabs * bins : 0);
-  const size_t slab_blocks_at = layout.add<uint32_t>(slabs);
+  const size_t slab_blocks_at = layout.add<uint32_t>(slabs + 1);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
   const Notes notes = {.tiles = Layout::at<TileNote>(memory, notes_at),
                        .masks = Layout::at<uint32_t>(memory, masks_at),
@@ -352,45 +396,15 @@ ScheduleParts build_by_mask(const Context& ctx,
                        .slab = slab};
   launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, cut, sorted.ranks,
          notes);
+  if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
+    blocks = read_back(ctx, notes.slab_blocks + slabs);
+  }
+  allocate_blocks();
   const Grain batch = cut.grain(int64_t{batch_tiles} * cut.tile_rows);
   const Grid grid = {
       .blocks = cut.chunks() * batch.whole, .columns = map.taps(), .threads = write_threads};
-  launch(ctx, grid, write_tiles, cut, batch, neighbours, notes, arrays_of(parts));
+  launch(ctx, grid, write_tiles, cut, batch, neighbours, notes, Arrays(parts));
   return parts;
-}
-
-}  // namespace
-
-ScheduleParts allocate_parts(const Context& ctx, const ScheduleOptions& options, const Room& room) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  check(room.positions <= most && room.blocks <= most, "the schedule has ", room.positions,
-        " positions and ", room.blocks, " index blocks, expected at most ", most, " of each");
-  ScheduleParts parts;
-  parts.order = make_matrix(ctx, 1, room.positions, Dtype::i32);
-  parts.tiles = make_matrix(ctx, room.tiles, 4, Dtype::i32);
-  parts.masks = make_matrix(ctx, room.tiles, options.tile_rows / piece_rows, Dtype::i32);
-  parts.block_taps = make_matrix(ctx, 1, room.blocks, Dtype::i32);
-  parts.indices = make_matrix(ctx, room.blocks, options.tile_rows, Dtype::i32);
-  return parts;
-}
-
-Arrays arrays_of(const ScheduleParts& parts) {
-  return {parts.order.as<int32_t>(),  parts.chunk_tiles.as<int64_t>(), parts.tiles.as<int4>(),
-          parts.masks.as<uint32_t>(), parts.block_taps.as<int32_t>(),  parts.indices.as<int32_t>()};
-}
-
-ScheduleParts build_schedule(const Context& ctx,
-                             const KernelMap& map,
-                             const ScheduleOptions& options) {
-  const DeviceGuard guard(ctx.device);
-  if (map.n_out == 0) {
-    ScheduleParts parts = allocate_parts(ctx, options, {});
-    parts.chunk_tiles = make_matrix(ctx, 1, 1, Dtype::i64);
-    fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
-    return parts;
-  }
-  return options.order == Order::by_tap ? build_by_tap(ctx, map, options)
-                                        : build_by_mask(ctx, map, options);
 }
 
 }  // namespace voxgemm::cuda

@@ -24,32 +24,6 @@ struct Neighbours {
   }
 };
 
-constexpr int piece_rows = 64;  // of a tile, with a mask of their own
-
-// ScheduleParts for kernels.
-struct Arrays {
-  int32_t* order;
-  int64_t* chunk_tiles;
-  int4* tiles;  // first, first_block, rows, group
-  uint32_t* masks;
-  int32_t* block_taps;
-  int32_t* indices;
-};
-
-struct Room {
-  int64_t positions;
-  int64_t tiles;
-  int64_t blocks;
-};
-
-// All parts but chunk_tiles.
-ScheduleParts allocate_parts(const Context& ctx, const ScheduleOptions& options, const Room& room);
-Arrays arrays_of(const ScheduleParts& parts);
-// Waits for the device.
-ScheduleParts build_by_tap(const Context& ctx,
-                           const KernelMap& map,
-                           const ScheduleOptions& options);
-
 // Segments cut into items of equally many rows, the last ones of a segment shorter.
 struct Grain {
   uint32_t rows;
@@ -77,7 +51,7 @@ struct Cut {
 
   Cut(const KernelMap& map, const ScheduleOptions& options)
       : rows(static_cast<uint32_t>(map.n_out)),
-        chunk_rows(static_cast<uint32_t>(std::min<int64_t>(options.chunk_rows, map.n_out))),
+        chunk_rows(static_cast<uint32_t>(std::clamp<int64_t>(map.n_out, 1, options.chunk_rows))),
         tile_rows(options.tile_rows),
         groups(options.groups),
         taps(map.taps()) {}

@@ -89,7 +89,7 @@ __device__ uint32_t find_mask(const Neighbours& neighbours,
   return mask;
 }
 
-constexpr int rank_threads = 256;
+constexpr int rank_threads = 512;
 constexpr uint32_t ranks_at_once = 4;  // of a thread
 
 struct Ranks {
@@ -360,9 +360,9 @@ SortedRows sort_rows(const Context& ctx,
                         Layout::at<uint32_t>(result.memory, ranks_at[1])};
   uint32_t* spare = Layout::at<uint32_t>(result.memory, rows_at);
   uint32_t* counts = counted ? Layout::at<uint32_t>(result.memory, counts_at) : nullptr;
-  // Rows of a block of threads: enough blocks to fill the device, and no more counting than that.
-  const int64_t rows_each = ceil_div(cut.rows, int64_t{rank_threads} * 8 * multiprocessors(ctx));
-  const Grain strip = cut.grain(rank_threads * std::clamp<int64_t>(rows_each, 1, 8));
+  // Rows of a block of threads: two blocks a multiprocessor, as each clears and adds up its counts.
+  const int64_t rows_each = ceil_div(cut.rows, int64_t{rank_threads} * 2 * multiprocessors(ctx));
+  const Grain strip = cut.grain(rank_threads * std::clamp<int64_t>(rows_each, ranks_at_once, 16));
   const Grid strips = {
       .blocks = cut.chunks() * strip.whole, .columns = cut.groups, .threads = rank_threads};
   launch(ctx, strips, write_ranks, cut, strip, digits, neighbours, Ranks{ranks[0], counts});

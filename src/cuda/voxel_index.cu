@@ -78,9 +78,8 @@ __device__ uint32_t max_of_warp(uint32_t value) {
 #endif
 }
 
-// Whether a row stands behind the one before it, or is padding.
+// Whether a row that is no padding stands behind the one before it.
 __device__ bool ascends(const int4& before, const int4& c) {
-  if (is_padding(c)) return true;
   if (is_padding(before) || before.x != c.x) return !is_padding(before) && before.x < c.x;
   if (before.y != c.y) return before.y < c.y;
   return before.z != c.z ? before.z < c.z : before.w < c.w;
@@ -90,19 +89,28 @@ template <bool distinct_will_do>
 __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
   int4 high = make_int4(INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN);
   int4 low = make_int4(INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX);
-#pragma unroll 4
-  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
-    const int4 c = coords[row];
-    if (distinct_will_do && row > 0 && !ascends(coords[row - 1], c)) {
-      set.head->counters.unsorted = 1;
-      __threadfence();
+  // Loads on their way at once: one a thread takes 12 us for 1.03 M rows.
+  constexpr int batch = 4;
+  for (int64_t first = thread_index(); first < coords.rows; first += batch * thread_count()) {
+    int4 rows[batch];
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      const int64_t row = first + i * thread_count();
+      rows[i] = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
     }
-    // A batch number that is padding raises no maximum.
-    const bool used = !is_padding(c);
-    high = make_int4(max(high.x, c.x), max(high.y, used ? c.y : INT32_MIN),
-                     max(high.z, used ? c.z : INT32_MIN), max(high.w, used ? c.w : INT32_MIN));
-    low = make_int4(min(low.x, used ? c.x : INT32_MAX), min(low.y, used ? c.y : INT32_MAX),
-                    min(low.z, used ? c.z : INT32_MAX), min(low.w, used ? c.w : INT32_MAX));
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      const int4 c = rows[i];
+      // A batch number that is padding raises no maximum.
+      if (is_padding(c)) continue;
+      const int64_t row = first + i * thread_count();
+      if (distinct_will_do && row > 0 && !ascends(coords[row - 1], c)) {
+        set.head->counters.unsorted = 1;
+        __threadfence();
+      }
+      high = make_int4(max(high.x, c.x), max(high.y, c.y), max(high.z, c.z), max(high.w, c.w));
+      low = make_int4(min(low.x, c.x), min(low.y, c.y), min(low.z, c.z), min(low.w, c.w));
+    }
   }
   uint32_t largest[8] = {ordered_bits(high.x), ordered_bits(high.y), ordered_bits(high.z),
                          ordered_bits(high.w), ~ordered_bits(low.x), ~ordered_bits(low.y),

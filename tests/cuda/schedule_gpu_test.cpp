@@ -11,22 +11,19 @@ namespace {
 using Order = ScheduleOptions::Order;
 
 std::string text(const ScheduleOptions& o) {
-  return join(o.order == Order::by_tap ? "by tap, " : "by mask, ", o.groups, " groups, ",
-              o.tile_rows, " tile rows, ", o.chunk_rows, " chunk rows");
+  return join(o.groups, " groups, ", o.tile_rows, " tile rows, ", o.chunk_rows, " chunk rows");
 }
 
-// Every order; one and several groups, tiles a chunk, chunks, slabs of 32 tiles.
+// One and several groups, tiles a chunk, chunks, slabs of 32 tiles.
 std::vector<ScheduleOptions> all_options(int taps) {
   std::vector<ScheduleOptions> list;
   for (const int tile_rows : {64, 128, 192}) {
     for (const int chunk_rows : {tile_rows, 3 * tile_rows, 40 * tile_rows, 70 * tile_rows}) {
-      list.push_back({Order::by_tap, taps, tile_rows, chunk_rows});
       for (int groups = (taps + 31) / 32; groups <= taps; groups = groups * 2 + 1) {
         list.push_back({Order::by_mask, groups, tile_rows, chunk_rows});
       }
     }
   }
-  list.push_back({Order::by_tap, taps, 128, one_chunk});
   list.push_back({Order::by_mask, taps, 64, one_chunk});
   list.push_back({Order::by_mask, (taps + 31) / 32, 128, one_chunk});
   return list;
@@ -117,10 +114,6 @@ TEST_P(ScheduledClouds, AreTheCpus) {
   }
   ASSERT_NO_FATAL_FAILURE(expect_same_schedule(map, device, {Order::by_mask, 2, 64, one_chunk}));
   ASSERT_NO_FATAL_FAILURE(expect_same_schedule(map, device, {Order::by_mask, 3, 256, 2560}));
-  for (const int chunk_rows : {1024, 65536, one_chunk}) {
-    ASSERT_NO_FATAL_FAILURE(
-        expect_same_schedule(map, device, {Order::by_tap, 27, 128, chunk_rows}));
-  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -163,9 +156,24 @@ TEST_F(Schedules, OfRandomTables) {
     const KernelMap device = on_device(map);
     ASSERT_NO_FATAL_FAILURE(
         expect_same_schedule(map, device, {Order::by_mask, groups, tile_rows, chunk_rows}));
-    ASSERT_NO_FATAL_FAILURE(
-        expect_same_schedule(map, device, {Order::by_tap, 27, tile_rows, chunk_rows}));
   });
+}
+
+// Outside of captures, where there would be room for more than 32 MiB.
+TEST_F(Schedules, TakeNoMoreThanTheyNeed) {
+  for (const char* cloud : {"shell:180", "shell:330"}) {
+    const KernelMap map = submanifold(cloud, {3, 3, 3});
+    const KernelMap device = on_device(map);
+    for (const int groups : {1, 3}) {
+      const ScheduleOptions options = {Order::by_mask, groups, 128, 65536};
+      const Schedule expected = Schedule::build(context(), map, options);
+      const Schedule built = Schedule::build(*gpu(), device, options);
+      ASSERT_NO_FATAL_FAILURE(expect_same_parts(built.parts(), expected.parts()));
+      const int64_t room = built.parts().tiles.rows / groups * 27;
+      EXPECT_EQ(built.parts().indices.rows == expected.parts().indices.rows,
+                room * 128 * int64_t{sizeof(int32_t)} > int64_t{32} << 20);
+    }
+  }
 }
 
 // A map that could not be built has no pairs; its schedule is valid and does nothing.
@@ -178,7 +186,6 @@ TEST_F(Schedules, OfAMapThatCouldNotBeBuilt) {
   host.neighbours = to_host(*gpu(), map.neighbours);
   for (const int32_t row : fetched<int32_t>(context(), host.neighbours)) ASSERT_EQ(row, -1);
   ASSERT_NO_FATAL_FAILURE(expect_same_schedule(host, map, {Order::by_mask, 3, 128, one_chunk}));
-  ASSERT_NO_FATAL_FAILURE(expect_same_schedule(host, map, {Order::by_tap, 27, 128, one_chunk}));
 }
 
 TEST_F(Schedules, ReplayFromAGraphWithOtherCoordinates) {
@@ -196,7 +203,6 @@ TEST_F(Schedules, ReplayFromAGraphWithOtherCoordinates) {
   const KernelMap map = build_submanifold_map(ctx, coords, geometry);
   std::vector<Schedule> schedules;
   for (const ScheduleOptions& o : options) schedules.push_back(Schedule::build(ctx, map, o));
-  EXPECT_THROW(Schedule::build(ctx, map, {Order::by_tap, 27, 128, one_chunk}), Error);
   cudaGraph_t graph = nullptr;
   cuda::check_cuda(cudaStreamEndCapture(stream, &graph), "end");
   cudaGraphExec_t replay = nullptr;
