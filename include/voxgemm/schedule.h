@@ -59,8 +59,8 @@ struct ScheduleParts {
 // by_mask and by_tap leave out the index blocks of taps that no row of the tile has; natural
 // executes all. A natural schedule stores nothing: its index blocks are pieces of the map's
 // neighbour table. A schedule of a CUDA map lives on the device; only rows(), taps(), options() and
-// parts() of it may be called. Building it does not wait, except, outside of captures, one with room
-// for more than 32 MiB of index entries: it waits once, to have no more than it needs.
+// parts() of it may be called. Building it does not wait; but outside of captures one with room for
+// more than 32 MiB of index entries waits once, to have no more room than it needs.
 class VOXGEMM_EXPORT Schedule {
  public:
   // map.neighbours must outlive the schedule.

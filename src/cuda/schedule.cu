@@ -18,7 +18,7 @@
 //                  gathered entry takes 32 bytes, and 8 neighbouring ones belong to different
 //                  tiles. Those of a group's first tap write the tiles' entries too.
 //
-// One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 14 of the
+// One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 8 of the
 // map's masks (43 of its table), three digits 55, measure_tiles 14, write_tiles 93, which is 13.4 M
 // gathered entries at 32 bytes each, all that L2 gives. Lost, 20 us for measure_tiles: slabs of 128
 // tiles, which leave most multiprocessors without one.
@@ -87,7 +87,7 @@ constexpr int measure_blocks = 2;  // of a multiprocessor, for the registers
 // Exclusive, in place, by the threads of a block together; the sum of all.
 __device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
   __shared__ uint32_t warp_sums[measure_threads / 32];
-  constexpr uint32_t run = 16;  // of a thread
+  constexpr uint32_t run = 8;  // of a thread
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t warp = threadIdx.x / 32;
   uint32_t carry = 0;
