@@ -54,7 +54,7 @@ def voxelize(item: PointCloud | Mesh, voxel: str | float, bytes_per_voxel: int =
     `voxel` is a size in the file's unit (0.05) or a grid ("256grid": cells along the longest axis);
     for a mesh a bare integer of 8 or more is a grid as well. A size s of a mesh is the grid of
     ceil(longest / s) cells, but of exactly that size. `bytes_per_voxel` is what the caller needs
-    afterwards: voxels that cannot fit in free memory are an InputError before it allocates anything.
+    afterwards: voxels that do not fit in free memory are an InputError before it allocates any.
 
     >>> import numpy as np
     >>> points = np.array([[0.0, 0, 0], [0.1, 0, 0], [1, 0, 0]])

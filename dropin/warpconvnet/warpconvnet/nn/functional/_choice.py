@@ -142,13 +142,18 @@ def how_of(
     x: Tensor,
     channels: tuple[int, int],
     run: Callable[[passes.How], Any],
+    precision: int | None = None,
 ) -> passes.How:
     """How a pass runs: by a measured choice if it may be measured, else the model's in the space.
 
-    run(how) runs the pass; what was found is kept with the map.
+    run(how) runs the pass. What was found for good is kept with the map; the precision is torch's
+    own unless given.
     """
-    memo = _memo(map)
-    precision = precision_of(None, x)
+    memo = map.__dict__.get("_warpconvnet")
+    if memo is None:
+        memo = map.__dict__["_warpconvnet"] = {}
+    if precision is None:
+        precision = precision_of(None, x)
     key = (search, number, channels, x.dtype, precision)
     known = memo.get(key)
     if known is not None:
@@ -162,40 +167,29 @@ def how_of(
     return how
 
 
+Backward = tuple[Search, tuple[bool, bool], tuple[int, int], torch.dtype, int]
+
+
 def how_of_backward(
-    search: Search,
-    map: KernelMap,
-    dy: Tensor,
-    channels: tuple[int, int],
-    wanted: tuple[bool, bool],
-    run: Callable[[passes.How, bool, bool], Any],
+    what: Backward, map: KernelMap, dy: Tensor, run: Callable[[passes.How, bool, bool], Any]
 ) -> passes.How:
-    """Of both gradients, each searched by itself: run(how, of the input, of the weight)."""
-    memo = _memo(map)
-    precision = precision_of(None, dy)
-    key = (search, wanted, channels, dy.dtype, precision)
-    known = memo.get(key)
-    if known is not None:
-        return known
+    """Of both gradients, each searched by itself: run(how, of the input, of the weight).
+
+    what: the search, which gradients are wanted, channels, dtype and precision; what was found for
+    good is kept with the map under it.
+    """
+    search, wanted, channels, _, precision = what
     filters = [(), (), ()]
     for number in (1, 2):
         if wanted[number - 1]:
             alone = functools.partial(run, of_x=number == 1, of_weight=number == 2)
-            how = how_of(search, number, map, dy, channels, alone)
+            how = how_of(search, number, map, dy, channels, alone, precision)
             filters[number] = how.filters[number]
     both = passes.How(tuple(filters), precision)
-    final = all(not w or (search, n + 1, *key[2:]) in memo for n, w in enumerate(wanted))
-    if final:
-        memo[key] = both
+    memo = map.__dict__["_warpconvnet"]
+    if all(not w or (search, n + 1, *what[2:]) in memo for n, w in enumerate(wanted)):
+        memo[what] = both
     return both
-
-
-def _memo(map: KernelMap) -> dict[Hashable, passes.How]:
-    """What is known for good, kept with the map."""
-    memo = map.__dict__.get("_warpconvnet")
-    if memo is None:
-        memo = map.__dict__["_warpconvnet"] = {}
-    return memo
 
 
 def _filter_of(

@@ -291,7 +291,9 @@ class Convolution(torch.autograd.Function):
         def run(how: passes.How) -> Tensor:
             return passes.run_forward(x, kernel, bias, map, how)
 
-        return run(how_of(layer.search, 0, map, x, channels, run))
+        how = how_of(layer.search, 0, map, x, channels, run)
+        ctx.precision = how.precision
+        return passes.run_forward(x, kernel, bias, map, how)
 
     @staticmethod
     def backward(ctx, dy):
@@ -303,7 +305,8 @@ class Convolution(torch.autograd.Function):
         def run(how: passes.How, of_x: bool, of_weight: bool) -> Any:
             return passes.gradients(dy, x, kernel, map, how, (of_x, of_weight, False))
 
-        how = how_of_backward(layer.search, map, dy, ctx.channels, wanted[:2], run)
+        what = (layer.search, wanted[:2], ctx.channels, dy.dtype, ctx.precision)
+        how = map.__dict__["_warpconvnet"].get(what) or how_of_backward(what, map, dy, run)
         dx, dw, db = passes.gradients(dy, x, kernel, map, how, wanted)
         if dw is not None:
             taps, c_in, _ = weight.shape
