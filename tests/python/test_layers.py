@@ -6,6 +6,7 @@ Values are small integers in float64, so that every sum is exact and results are
 
 from __future__ import annotations
 
+import collections
 import copy
 import io
 import pickle
@@ -291,6 +292,45 @@ def test_copies_and_state(kind):
         for name, value in layer.state_dict().items():
             assert torch.equal(copied.state_dict()[name], value)
             assert copied.state_dict()[name].data_ptr() != value.data_ptr()
+
+
+def test_networks_are_copied_and_stored(x, tmp_path):
+    """A Sequential of every layer and of plain modules, whole and as a state."""
+    nn = vg.nn
+
+    def made():
+        return nn.Sequential(
+            collections.OrderedDict(
+                stem=nn.SubmConv3d(x.channels, 8, 3),
+                norm=torch.nn.BatchNorm1d(8),
+                down=nn.Sequential(nn.SparseConv3d(8, 8, 2, stride=2), nn.BatchNorm(8)),
+                act=torch.nn.ReLU(),
+                up=nn.SparseInverseConv3d(8, 8, 2),
+                pool=nn.SparseMaxPool3d(2),
+                back=nn.SparseUnpool3d(2),
+                drop=torch.nn.Dropout(0.5),
+                grow=nn.SparseConvTranspose3d(8, 4, 2, stride=2),
+                all=nn.SparseGlobalPool("max"),
+            )
+        ).to(x.device, x.dtype)
+
+    net = made()
+    net(x)  # running statistics that are not those of a new network
+    net.eval()
+    expected = net(x)
+    torch.save(net, tmp_path / "net.pt")
+    torch.save(net.state_dict(), tmp_path / "state.pt")
+    other = made().eval()
+    assert not torch.equal(other(x), expected)
+    assert not other.load_state_dict(torch.load(tmp_path / "state.pt")).missing_keys
+    loaded = torch.load(tmp_path / "net.pt", weights_only=False)
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), loaded, other):
+        assert repr(copied) == repr(net) and torch.equal(copied(x), expected)
+    assert type(net[1:3]) is nn.Sequential and list(net[1:3]._modules) == ["norm", "down"]
+    assert torch.equal(net[3:](net[:3](x)), expected)
+    narrow = copy.deepcopy(net).half()
+    assert narrow(x.replace(x.features.half())).dtype == torch.float16
+    assert {t.dtype for t in narrow.state_dict().values()} == {torch.float16, torch.int64}
 
 
 @pytest.mark.parametrize("kind", LAYERS)
