@@ -62,6 +62,9 @@ class VOXGEMM_EXPORT Plan {
   // The kernel that a pass runs.
   const Kernel& kernel(const Context& ctx, Pass pass);
   Problem problem(const Context& ctx, Pass pass) const;
+  // The most bytes of the context's memory that a pass held at once when it last ran, all of which
+  // it gave back: 0 before. Maps and schedules, which a plan keeps, are not among them.
+  int64_t workspace_bytes(Pass pass) const;
 
   struct State;
 

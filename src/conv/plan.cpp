@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "voxgemm/plan.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "conv/kernel.h"
 #include "conv/passes.h"
 #include "conv/validate.h"
@@ -14,6 +17,7 @@ struct Plan::State {
   std::optional<KernelMap> transposed;               // made for grad_input unless one was given
   std::array<const Kernel*, 3> kernels = {};         // by Pass
   std::array<std::optional<Schedule>, 3> schedules;  // by Pass
+  std::array<int64_t, 3> workspace_bytes = {};       // by Pass
 
   // The map that grad_input runs on as a forward convolution. Symmetric: the map itself with
   // mirrored taps.
@@ -48,6 +52,32 @@ struct Plan::State {
 };
 
 namespace {
+
+// A pass's context, whose memory is counted: the most bytes it had at once go to `most` when it
+// ends. Everything that it gave out has come back by then. Not for several threads.
+class Metered {
+ public:
+  Metered(const Context& ctx, int64_t* most) : context_(ctx), most_(most) {
+    context_.allocate = [this, &ctx](size_t bytes) {
+      std::shared_ptr<void> memory = ctx.allocate(bytes);
+      const auto size = static_cast<int64_t>(bytes);
+      peak_ = std::max(peak_, held_ += size);
+      void* const place = memory.get();
+      return std::shared_ptr<void>(
+          place, [this, size, kept = std::move(memory)](void*) { held_ -= size; });
+    };
+  }
+  ~Metered() { *most_ = peak_; }
+  Metered(const Metered&) = delete;
+  Metered& operator=(const Metered&) = delete;
+  const Context& context() const { return context_; }
+
+ private:
+  Context context_;
+  int64_t* most_;
+  int64_t held_ = 0;
+  int64_t peak_ = 0;
+};
 
 WeightsRef seen_transposed(WeightsRef w) {
   std::swap(w.c_in, w.c_out);
@@ -93,6 +123,10 @@ const Kernel& Plan::kernel(const Context& ctx, Pass pass) {
   return state_->kernel(ctx, problem(ctx, pass));
 }
 
+int64_t Plan::workspace_bytes(Pass pass) const {
+  return state_->workspace_bytes[static_cast<size_t>(pass)];
+}
+
 void Plan::forward(const Context& ctx,
                    const MatrixRef& x,
                    const WeightsRef& w,
@@ -112,7 +146,8 @@ void Plan::forward(const Context& ctx,
   const Problem asked = problem(ctx, Pass::forward);
   const Kernel& picked = state_->kernel(ctx, asked);
   const Schedule& schedule = state_->schedule(ctx, map, asked);
-  picked.launch(picked, ctx, Pass::forward,
+  const Metered metered(ctx, &state_->workspace_bytes[0]);
+  picked.launch(picked, metered.context(), Pass::forward,
                 {.schedule = &schedule,
                  .map = &map,
                  .x = x,
@@ -137,12 +172,14 @@ void Plan::grad_input(const Context& ctx,
   const Kernel& picked = state_->kernel(ctx, asked);
   const KernelMap& backward = state_->backward_map(ctx);
   const Schedule& schedule = state_->schedule(ctx, backward, asked);
+  const Metered metered(ctx, &state_->workspace_bytes[1]);
+  const Context& within = metered.context();
   Matrix merged;
   if (!map.out_first.empty()) {
-    merged = on_device(ctx) ? cuda::merge_repeated(ctx, dy, map.out_first)
-                            : cpu::merge_repeated(ctx, dy, map.out_first);
+    merged = on_device(ctx) ? cuda::merge_repeated(within, dy, map.out_first)
+                            : cpu::merge_repeated(within, dy, map.out_first);
   }
-  picked.launch(picked, ctx, Pass::grad_input,
+  picked.launch(picked, within, Pass::grad_input,
                 {.schedule = &schedule,
                  .map = &backward,
                  .x = map.out_first.empty() ? dy : static_cast<const MatrixRef&>(merged),
@@ -150,8 +187,8 @@ void Plan::grad_input(const Context& ctx,
                  .y = dx,
                  .mirror_taps = map.symmetric});
   if (map.in_first.empty()) return;
-  on_device(ctx) ? cuda::zero_repeated(ctx, dx, map.in_first)
-                 : cpu::zero_repeated(ctx, dx, map.in_first);
+  on_device(ctx) ? cuda::zero_repeated(within, dx, map.in_first)
+                 : cpu::zero_repeated(within, dx, map.in_first);
 }
 
 void Plan::grad_weight(const Context& ctx,
@@ -171,7 +208,8 @@ void Plan::grad_weight(const Context& ctx,
   const Problem asked = problem(ctx, Pass::grad_weight);
   const Kernel& picked = state_->kernel(ctx, asked);
   const Schedule& schedule = state_->schedule(ctx, map, asked);
-  picked.launch(picked, ctx, Pass::grad_weight,
+  const Metered metered(ctx, &state_->workspace_bytes[2]);
+  picked.launch(picked, metered.context(), Pass::grad_weight,
                 {.schedule = &schedule, .map = &map, .x = x, .w = dw, .y = dy});
 }
 

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <functional>
+#include <memory>
+#include <utility>
 
 #include "support/brute_force.h"
 
@@ -531,6 +534,42 @@ TEST(GradBias, ChecksItsArguments) {
   wrong = dy.ref();
   wrong.stride = 6;
   EXPECT_EQ(message(wrong, db.ref()), "dy has rows 6 elements apart, expected at least 7");
+}
+
+// Counts what a context gives out and gets back, beside the plan.
+struct Ledger {
+  explicit Ledger(Context from) : ctx(std::move(from)) {
+    ctx.allocate = [this, allocate = ctx.allocate](size_t bytes) {
+      std::shared_ptr<void> memory = allocate(bytes);
+      const auto size = static_cast<int64_t>(bytes);
+      most = std::max(most, held += size);
+      void* const place = memory.get();
+      return std::shared_ptr<void>(place, [this, size, memory](void*) { held -= size; });
+    };
+  }
+  Ledger(const Ledger&) = delete;
+  Ledger& operator=(const Ledger&) = delete;
+
+  Context ctx;
+  int64_t held = 0;
+  int64_t most = 0;
+};
+
+TEST_F(Arguments, APlanKnowsItsWorkspace) {
+  Ledger ledger(context());
+  EXPECT_EQ(plan.workspace_bytes(Pass::forward), 0);
+  const auto expect_counted = [&](Pass pass, const std::function<void()>& run) {
+    run();  // makes the schedule and the transposed map, which stay
+    const int64_t kept = ledger.held;
+    ledger.most = kept;
+    run();
+    EXPECT_EQ(ledger.held, kept);
+    EXPECT_EQ(plan.workspace_bytes(pass), ledger.most - kept);
+    EXPECT_GT(plan.workspace_bytes(pass), 0);
+  };
+  expect_counted(Pass::forward, [&] { plan.forward(ledger.ctx, x, w, bias, y); });
+  expect_counted(Pass::grad_input, [&] { plan.grad_input(ledger.ctx, dy, w, dx); });
+  expect_counted(Pass::grad_weight, [&] { plan.grad_weight(ledger.ctx, x, dy, dw); });
 }
 
 }  // namespace
