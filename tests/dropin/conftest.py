@@ -128,7 +128,7 @@ def warp_state(tmp_path, monkeypatch):
     monkeypatch.setattr(warpconvnet.constants, "WARPCONVNET_BENCHMARK_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(_tuning, "times", _tuning.Times())
     monkeypatch.setattr(_tuning, "BUDGET", 0.0)
-    monkeypatch.setattr(_tuning, "_LEFT_OUT", set())
+    monkeypatch.setattr(_tuning, "_LEFT_OUT", {})
     yield
     _tuning.times.save()
 

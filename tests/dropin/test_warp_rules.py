@@ -250,7 +250,7 @@ def test_another_device_model_is_another_configuration(scene, randn, monkeypatch
 def test_every_set_of_parameters_is_repeatable(place, scene, randn, threads, device, monkeypatch):
     """One candidate of each pass's grid after the other; within rounding they agree."""
 
-    def pick(key, space, run, device):
+    def pick(key, space, *rest):
         return space[place % len(space)], True
 
     monkeypatch.setattr(_tuning, "fastest", pick)
@@ -389,3 +389,30 @@ def test_what_cannot_run_is_left_out_or_an_error(scene, randn, monkeypatch, capl
     fresh = Voxels(x.coordinate_tensor.clone(), x.features, x.offsets)
     with raises(NotImplementedError, match="no such kernel"):
         spatially_sparse_conv(fresh, weight, 3, fwd_algo="cutlass_implicit_gemm")
+
+
+@mark.usefixtures("warp_state")
+@mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_wrong_candidate_is_never_picked(dtype, scene, randn, monkeypatch, caplog):
+    """Off by a hundredth, it is left out with a warning; where nothing else may run, an error."""
+    from warpconvnet.nn.functional import sparse_conv
+
+    real = sparse_conv.passes.run_forward
+    wrong = vg.functional.filters_of("implicit_gemm")[0]
+
+    def run_forward(x, weight, bias, map, how):
+        out = real(x, weight, bias, map, how)
+        return out * 1.05 if how.filters[0] == wrong else out
+
+    monkeypatch.setattr(sparse_conv.passes, "run_forward", run_forward)
+    monkeypatch.setattr(_tuning, "BUDGET", 60.0)
+    monkeypatch.setattr(_tuning, "REPEATS", 1)
+    x, weight = scene(8, dtype=dtype).to("cpu"), randn(27, 8, 8, dtype=dtype).cpu()
+    found = spatially_sparse_conv(x, weight, 3, fwd_algo=["implicit_gemm", "explicit_gemm"])
+    told = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
+    assert len(told) == 1 and "implicit_gemm fwd_block_size" in told[0]
+    fresh = Voxels(x.coordinate_tensor.clone(), x.features, x.offsets)
+    same = spatially_sparse_conv(fresh, weight, 3, fwd_algo="explicit_gemm")
+    assert torch.equal(found.features, same.features)
+    with raises(RuntimeError, match="not those of explicit_gemm"):
+        spatially_sparse_conv(fresh, weight, 3, fwd_algo="implicit_gemm")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import constants
 from ._search import Candidate
@@ -116,8 +117,7 @@ def may_measure() -> bool:
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
-    """The best of a few runs, after one that does not count."""
-    run()
+    """The best of a few runs; one that does not count went before."""
     best = float("inf")
     for _ in range(REPEATS):
         if device.type == "cuda":
@@ -134,7 +134,9 @@ def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
     return best
 
 
-_LEFT_OUT: set[Hashable] = set()
+WRONG = "its results are not those of explicit_gemm"
+# By configuration and candidate, and once by algorithm, why.
+_LEFT_OUT: dict[tuple[str, str], str] = {}
 
 
 def fastest(
@@ -142,11 +144,13 @@ def fastest(
     space: Sequence[Candidate],
     run: Callable[[Candidate], tuple[Hashable, Callable[[], Any]]],
     device: torch.device,
+    agrees: Callable[[Any], bool],
 ) -> tuple[Candidate | None, bool]:
     """The fastest known candidate of a space, and whether the whole space is known.
 
     What is not known is measured first, for BUDGET seconds at most; the rest by later calls. Each
     run(candidate) gives what it runs and a call of it: candidates that run the same share a time.
+    One whose result does not agree with what is expected can never be picked.
     """
     known = times.of(key)
     missing = [c for c in space if c.text not in known and (key, c.text) not in _LEFT_OUT]
@@ -160,22 +164,68 @@ def fastest(
                 if found and time.perf_counter() > end:
                     continue
                 try:
-                    shared[what] = seconds_of(action, device)
+                    right = agrees(action())
                 except NotImplementedError as error:
-                    _leave_out(key, candidate, error)
+                    _leave_out(key, candidate, str(error).partition("\n")[0])
                     continue
+                if not right:
+                    _leave_out(key, candidate, WRONG)
+                    continue
+                shared[what] = seconds_of(action, device)
             found[candidate.text] = shared[what]
         if found:
             times.add(key, found)
     known = times.of(key)
     left = [c for c in space if c.text in known]
     complete = all(c.text in known or (key, c.text) in _LEFT_OUT for c in space)
+    if not left and any(_LEFT_OUT.get((key, c.text)) == WRONG for c in space):
+        raise RuntimeError(f"{space[0].text} and what else may be chosen: {WRONG} ({key})")
     return (min(left, key=lambda c: known[c.text]) if left else None), complete
 
 
-def _leave_out(key: str, candidate: Candidate, reason: Exception) -> None:
-    if candidate.algorithm not in {name for _, name in _LEFT_OUT}:
-        first = str(reason).partition("\n")[0]
-        LOG.warning("%s is left out: %s", candidate.text, first)
-        _LEFT_OUT.add(("", candidate.algorithm))
-    _LEFT_OUT.add((key, candidate.text))
+def _leave_out(key: str, candidate: Candidate, reason: str) -> None:
+    if candidate.algorithm not in {name for of, name in _LEFT_OUT if not of}:
+        LOG.warning("%s is left out: %s", candidate.text, reason)
+        _LEFT_OUT["", candidate.algorithm] = reason
+    _LEFT_OUT[key, candidate.text] = reason
+
+
+def agreement(
+    expected: Callable[[], Any], magnitude: Callable[[], Tensor], terms: int, precision: int
+) -> Callable[[Any], bool]:
+    """Whether results are the expected one within what rounding can do to sums of `terms` products.
+
+    magnitude() is at least the sum of each element's products without signs, or of its row's.
+    """
+    known: list[tuple[Tensor, Tensor] | None] = []
+
+    def agrees(result: Any) -> bool:
+        if not known:
+            try:
+                known.append((_one(expected()), magnitude()))
+            except NotImplementedError:  # nothing to compare with
+                known.append(None)
+        if known[0] is None:
+            return True
+        found, (wanted, most) = _one(result), known[0]
+        dtype = wanted.dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        # As many roundings as there are terms, one of the result, and of tf32's operands.
+        each = terms * torch.finfo(wide).eps / 2
+        each = each / (1 - each) if each < 0.5 else 1.0
+        each += 2.0**-10 if precision else 0.0
+        of_result = torch.finfo(dtype).eps / 2
+        found, wanted = found.double(), wanted.double()
+        bound = 2 * each * (1 + of_result) * most.double()
+        bound = bound + of_result * (found.abs() + wanted.abs()) + torch.finfo(dtype).tiny
+        # Of operands that are not finite nothing can be said.
+        return not bool(wanted.isfinite().all()) or bool(((found - wanted).abs() <= bound).all())
+
+    return agrees
+
+
+def _one(result: Any) -> Tensor:
+    """The tensor itself, or the one of several results that there is."""
+    if isinstance(result, Tensor):
+        return result
+    return next(part for part in result if part is not None)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,78 +135,72 @@ def _key(search: Search, number: int, map: KernelMap, channels: Hashable, x: Ten
     return " ".join(str(part) for part in (*parts, precision_of(None, x), rows))
 
 
-def how_of(
-    search: Search,
-    number: int,
-    map: KernelMap,
-    x: Tensor,
-    channels: tuple[int, int],
-    run: Callable[[passes.How], Any],
-    precision: int | None = None,
-) -> passes.How:
-    """How a pass runs: by a measured choice if it may be measured, else the model's in the space.
+# A search, the pass's number, channels, dtype and precision; of both gradients, for the number,
+# which of them are wanted.
+What = tuple[Search, Any, tuple[int, int], torch.dtype, int]
 
-    run(how) runs the pass. What was found for good is kept with the map; the precision is torch's
-    own unless given.
-    """
+
+class Now(NamedTuple):
+    """A pass that is about to run."""
+
+    x: Tensor  # or dy
+    run: Callable[[passes.How], Any]
+    magnitude: Callable[[], Tensor]  # of an element's products, or more
+    terms: int  # of its sums
+
+
+def memo_of(map: KernelMap) -> dict[What, passes.How]:
+    """What was found for good, kept with the map."""
     memo = map.__dict__.get("_warpconvnet")
     if memo is None:
         memo = map.__dict__["_warpconvnet"] = {}
-    if precision is None:
-        precision = precision_of(None, x)
-    key = (search, number, channels, x.dtype, precision)
-    known = memo.get(key)
-    if known is not None:
-        return known
-    filter, final = _filter_of(search, number, map, x, channels, run)
-    filters = [(), (), ()]
-    filters[number] = filter
-    how = passes.How(tuple(filters), precision)
+    return memo
+
+
+def how_of(what: What, map: KernelMap, now: Now) -> passes.How:
+    """How a pass runs: as measured if it may be measured, else as the model says in the space."""
+    memo = memo_of(map)
+    if what in memo:
+        return memo[what]
+    filter, final = _filter_of(what, map, now)
+    how = _how(what, filter)
     if final:
-        memo[key] = how
+        memo[what] = how
     return how
 
 
-Backward = tuple[Search, tuple[bool, bool], tuple[int, int], torch.dtype, int]
-
-
 def how_of_backward(
-    what: Backward, map: KernelMap, dy: Tensor, run: Callable[[passes.How, bool, bool], Any]
+    what: What, map: KernelMap, gradients: tuple[Now | None, Now | None]
 ) -> passes.How:
-    """Of both gradients, each searched by itself: run(how, of the input, of the weight).
-
-    what: the search, which gradients are wanted, channels, dtype and precision; what was found for
-    good is kept with the map under it.
-    """
-    search, wanted, channels, _, precision = what
-    filters = [(), (), ()]
-    for number in (1, 2):
-        if wanted[number - 1]:
-            alone = functools.partial(run, of_x=number == 1, of_weight=number == 2)
-            how = how_of(search, number, map, dy, channels, alone, precision)
-            filters[number] = how.filters[number]
-    both = passes.How(tuple(filters), precision)
-    memo = map.__dict__["_warpconvnet"]
-    if all(not w or (search, n + 1, *what[2:]) in memo for n, w in enumerate(wanted)):
-        memo[what] = both
+    """Of both gradients, each searched by itself; None of one that is not wanted."""
+    search, _, *rest = what
+    filters, final = [(), (), ()], True
+    for number, now in enumerate(gradients, 1):
+        if now is not None:
+            alone = (search, number, *rest)
+            filters[number] = how_of(alone, map, now).filters[number]
+            final = final and alone in memo_of(map)
+    both = passes.How(tuple(filters), what[4])
+    if final:
+        memo_of(map)[what] = both
     return both
 
 
-def _filter_of(
-    search: Search,
-    number: int,
-    map: KernelMap,
-    x: Tensor,
-    channels: tuple[int, int],
-    run: Callable[[passes.How], Any],
-) -> tuple[Any, bool]:
+def _how(what: What, filter: Any) -> passes.How:
+    filters = [(), (), ()]
+    filters[what[1]] = filter
+    return passes.How(tuple(filters), what[4])
+
+
+def _filter_of(what: What, map: KernelMap, now: Now) -> tuple[Any, bool]:
     """voxgemm's filter of a pass, and whether it stays."""
+    search, number, channels, _, precision = what
+    x = now.x
     names = search.names[number]
     spaces = [space for name in names for space in _SPACES[name]]
     anything = filters_of(list(dict.fromkeys(spaces)))[number]
     if torch.compiler.is_compiling() or not len(x):
         return anything, False
-    precision = precision_of(None, x)
 
     def asked(candidate: Candidate) -> Any:
         """The kernel that has the parameters; where it cannot run, those of its space that can."""
@@ -224,16 +218,23 @@ def _filter_of(
 
     def of(candidate: Candidate) -> tuple[Hashable, Callable[[], Any]]:
         filter = asked(candidate)
-        filters = [(), (), ()]
-        filters[number] = filter
-        how = passes.How(tuple(filters), precision)
-        return filter, lambda: run(how)
+        return filter, lambda: now.run(_how(what, filter))
 
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return anything, False
     map.settle(wait=True)
     text = _key(search, number, map, channels, x)
+
+    def expected() -> Any:
+        """Of explicit_gemm, which the map's record of what ran does not count."""
+        before = dict(map._choices)
+        result = now.run(_how(what, filters_of("explicit_gemm")[number]))
+        map._choices.clear()
+        map._choices.update(before)
+        return result
+
+    agrees = _tuning.agreement(expected, now.magnitude, now.terms, precision)
     with torch.no_grad():
-        best, complete = _tuning.fastest(text, candidates(names, number), of, x.device)
+        best, complete = _tuning.fastest(text, candidates(names, number), of, x.device, agrees)
     filter = anything if best is None else asked(best)
     return filter, complete or not _tuning.may_measure()

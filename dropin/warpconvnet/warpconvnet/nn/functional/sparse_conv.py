@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from voxgemm import ArgumentError, depthwise, kernel_map, passes
+from voxgemm.algorithms import precision_of
 from voxgemm.kernel_map import Geometry, KernelMap
 
 from ..._search import Names
@@ -24,7 +25,15 @@ from ...geometry.coords.search.search_results import IntSearchResult
 from ...geometry.coords.search.torch_discrete import identity_of
 from ...geometry.features.cat import CatFeatures
 from ...geometry.types.voxels import Voxels
-from ._choice import Search, environment, how_of, how_of_backward, names_by_pass
+from ._choice import (
+    Now,
+    Search,
+    environment,
+    how_of,
+    how_of_backward,
+    memo_of,
+    names_by_pass,
+)
 
 
 class _Mode(enum.Enum):
@@ -284,15 +293,10 @@ class Convolution(torch.autograd.Function):
     def forward(ctx, x, weight, bias, map, layer):
         ctx.save_for_backward(x, weight)
         kernel = _kernel(weight, layer.size)
-        channels = weight.shape[1:]
+        what = (layer.search, 0, weight.shape[1:], x.dtype, precision_of(None, x))
         # The view again in the backward, unless that one is recorded: weight itself is what counts.
-        ctx.map, ctx.layer, ctx.kernel, ctx.channels = map, layer, kernel, channels
-
-        def run(how: passes.How) -> Tensor:
-            return passes.run_forward(x, kernel, bias, map, how)
-
-        how = how_of(layer.search, 0, map, x, channels, run)
-        ctx.precision = how.precision
+        ctx.map, ctx.layer, ctx.kernel, ctx.what = map, layer, kernel, what
+        how = memo_of(map).get(what) or how_of(what, map, _forward_now(x, kernel, bias, map))
         return passes.run_forward(x, kernel, bias, map, how)
 
     @staticmethod
@@ -301,12 +305,11 @@ class Convolution(torch.autograd.Function):
         map, layer, wanted = ctx.map, ctx.layer, ctx.needs_input_grad
         recorded = torch.is_grad_enabled()
         kernel = _kernel(weight, layer.size) if recorded else ctx.kernel
-
-        def run(how: passes.How, of_x: bool, of_weight: bool) -> Any:
-            return passes.gradients(dy, x, kernel, map, how, (of_x, of_weight, False))
-
-        what = (layer.search, wanted[:2], ctx.channels, dy.dtype, ctx.precision)
-        how = map.__dict__["_warpconvnet"].get(what) or how_of_backward(what, map, dy, run)
+        search, _, channels, dtype, precision = ctx.what
+        what = (search, wanted[:2], channels, dtype, precision)
+        how = memo_of(map).get(what)
+        if how is None:
+            how = how_of_backward(what, map, _backward_now(dy, x, kernel, map, wanted))
         dx, dw, db = passes.gradients(dy, x, kernel, map, how, wanted)
         if dw is not None:
             taps, c_in, _ = weight.shape
@@ -315,6 +318,39 @@ class Convolution(torch.autograd.Function):
             else:
                 dw = dw.as_strided(weight.shape, (c_in, 1, taps * c_in))  # of [C_out, K, C_in]
         return dx, dw, db, None, None
+
+
+def _forward_now(x: Tensor, kernel: Tensor, bias: Tensor | None, map: KernelMap) -> Now:
+    def magnitude() -> Tensor:
+        sums = x.abs().max().double() * kernel.abs().double().sum((1, 2, 3, 4))
+        return sums if bias is None else sums + bias.abs()
+
+    def run(how: passes.How) -> Tensor:
+        return passes.run_forward(x, kernel, bias, map, how)
+
+    return Now(x, run, magnitude, map.taps * kernel.shape[4] + 1)
+
+
+def _backward_now(
+    dy: Tensor, x: Tensor, kernel: Tensor, map: KernelMap, wanted: tuple[bool, ...]
+) -> tuple[Now | None, Now | None]:
+    """The gradients of input and weight."""
+
+    def of_x() -> Tensor:
+        return dy.abs().max().double() * kernel.abs().double().sum((0, 1, 2, 3))
+
+    def of_weight() -> Tensor:
+        return x.abs().max().double() * dy.abs().max() * map.n_out
+
+    def run(how: passes.How, only: tuple[bool, bool, bool]) -> Any:
+        return passes.gradients(dy, x, kernel, map, how, only)
+
+    first = functools.partial(run, only=(True, False, False))
+    second = functools.partial(run, only=(False, True, False))
+    return (
+        Now(dy, first, of_x, map.taps * kernel.shape[0]) if wanted[0] else None,
+        Now(dy, second, of_weight, map.n_out) if wanted[1] else None,
+    )
 
 
 def _kernel(weight: Tensor, size: tuple[int, int, int]) -> Tensor:

@@ -127,7 +127,14 @@ def _gradients(
     return dx, depthwise.weight_gradient(x, dy, map) if wanted[1] else None
 
 
-def _choice(names: Names, way: int, map: KernelMap, x: Tensor, run: Callable[[str], Any]) -> str:
+def _choice(
+    names: Names,
+    way: int,
+    map: KernelMap,
+    x: Tensor,
+    run: Callable[[str], Any],
+    magnitude: Callable[[], Tensor],
+) -> str:
     """The fastest of the algorithms, by measured times where they may be measured."""
     memo = map.__dict__.get("_warpconvnet")
     if memo is None:
@@ -150,8 +157,10 @@ def _choice(names: Names, way: int, map: KernelMap, x: Tensor, run: Callable[[st
     rows = f"{map.n_in.bit_length()}>{map.n_out.bit_length()}"
     parts = (voxgemm.__version__, device, "depthwise", ("forward", "backward")[way])
     text = " ".join(map_ for map_ in (*parts, str(map.taps), str(x.shape[1]), str(x.dtype), rows))
+    terms = map.n_out if way else map.taps
+    agrees = _tuning.agreement(lambda: run("explicit"), magnitude, max(terms, map.taps), 0)
     with torch.no_grad():
-        best, complete = _tuning.fastest(text, candidates(names, 0), of, x.device)
+        best, complete = _tuning.fastest(text, candidates(names, 0), of, x.device, agrees)
     found = built_in if best is None else best.algorithm
     if complete or not _tuning.may_measure():
         memo[key] = found
@@ -169,7 +178,10 @@ class DepthwiseConvolution(torch.autograd.Function):
         def run(name: str) -> Tensor:
             return _run(name, x, weight, map)
 
-        return run(_choice(names[0], 0, map, x, run))
+        def magnitude() -> Tensor:
+            return x.abs().max().double() * weight.abs().double().sum(0)
+
+        return run(_choice(names[0], 0, map, x, run, magnitude))
 
     @staticmethod
     def backward(ctx, dy):
@@ -182,6 +194,12 @@ class DepthwiseConvolution(torch.autograd.Function):
         def run(name: str) -> Any:
             return _gradients(name, dy, x, weight, ctx.map, wanted)
 
+        def magnitude() -> Tensor:
+            most = dy.abs().max().double()
+            if wanted[0]:
+                return most * weight.abs().double().sum(0)
+            return most * x.abs().max() * ctx.map.n_out
+
         if torch.is_grad_enabled():
             # For a second derivative: the operators that have one.
             if wanted[0]:
@@ -189,7 +207,9 @@ class DepthwiseConvolution(torch.autograd.Function):
             if wanted[1]:
                 dw = _adjoint_by_tap(dy, x, weight, ctx.map, (False, True))[1]
             return dx, dw, None, None
-        found = run(_choice(ctx.names[1], 1, ctx.map, dy, run))
+        found = (None, None)
+        if any(wanted):
+            found = run(_choice(ctx.names[1], 1, ctx.map, dy, run, magnitude))
         return dx if found[0] is None else found[0], found[1], None, None
 
 
