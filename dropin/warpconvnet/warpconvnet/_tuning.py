@@ -213,7 +213,7 @@ def agreement(
         # As many roundings as there are terms, one of the result, and of tf32's operands.
         each = terms * torch.finfo(wide).eps / 2
         each = each / (1 - each) if each < 0.5 else 1.0
-        each += 2.0**-10 if precision else 0.0
+        each += (1 + 2.0**-11) ** 2 - 1 if precision else 0.0
         of_result = torch.finfo(dtype).eps / 2
         found, wanted = found.double(), wanted.double()
         bound = 2 * each * (1 + of_result) * most.double()
