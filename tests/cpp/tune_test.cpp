@@ -170,7 +170,7 @@ TEST_F(Tune, OtherProcessesTakeItsRecordsOver) {
 }
 
 TEST_F(Tune, CalibrationsCorrectPredictions) {
-  const Tuning found = calibrate(ctx, 0.5);
+  const Tuning found = calibrate(ctx, 5);
   EXPECT_GE(found.measured, 1);
   EXPECT_NE(export_times().find("calibration of forward"), std::string::npos);
   const Problem of = problem(Pass::forward, 20);
