@@ -419,3 +419,33 @@ def test_a_wrong_candidate_is_never_picked(dtype, scene, randn, monkeypatch, cap
     assert torch.equal(found.features, same.features)
     with raises(RuntimeError, match="not those of explicit_gemm"):
         spatially_sparse_conv(fresh, weight, 3, fwd_algo="implicit_gemm")
+
+
+@mark.usefixtures("warp_state")
+@mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_layers_compile_whole_where_maps_are_known(backend, scene, device):
+    """Forward and backward of two layers; of new coordinates with breaks. Whole numbers: exact."""
+    conv = modules.SparseConv3d(4, 4, 3).to(device)
+    down = modules.SparseConv3d(4, 6, 2, stride=2).to(device)
+    with torch.no_grad():
+        for parameter in (*conv.parameters(), *down.parameters()):
+            parameter.copy_((parameter * 20).round())
+    x = scene(4)
+    features = x.features.round().requires_grad_()
+    x = x.replace(batched_features=features)
+    leaves = (features, *conv.parameters(), *down.parameters())
+
+    def net(x):
+        return down(conv(x)).feature_tensor
+
+    expected = net(x)
+    wanted = torch.autograd.grad(expected.sum(), leaves)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    found = compiled(x)
+    assert torch.equal(found, expected)
+    for a, b in zip(torch.autograd.grad(found.sum(), leaves), wanted, strict=True):
+        assert torch.equal(a, b)
+    if backend == "aot_eager":
+        fresh = Voxels(x.coordinate_tensor.clone(), x.features, x.offsets)
+        assert torch.equal(torch.compile(net, backend=backend)(fresh), expected)

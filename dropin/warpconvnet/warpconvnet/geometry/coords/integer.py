@@ -57,6 +57,8 @@ class IntCoords:
     def rows(self) -> Tensor:
         """int32 [N, 4] (sample, x, y, z): one object as long as the coordinates are unchanged."""
         tensor = self.batched_tensor
+        if torch.compiler.is_compiling() and self._rows is not None:
+            return self._rows[2]  # a graph cannot ask for versions
         if self._rows is None or self._rows[0] is not tensor or self._rows[1] != tensor._version:
             made = to_rows(batch_indexed_coordinates(tensor, self.offsets))
             self._rows = (tensor, tensor._version, made)

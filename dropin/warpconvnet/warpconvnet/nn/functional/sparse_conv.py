@@ -294,8 +294,9 @@ class Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         kernel = _kernel(weight, layer.size)
         what = (layer.search, 0, weight.shape[1:], x.dtype, precision_of(None, x))
-        # The view again in the backward, unless that one is recorded: weight itself is what counts.
-        ctx.map, ctx.layer, ctx.kernel, ctx.what = map, layer, kernel, what
+        # The view again in the backward, unless that is recorded (weight itself counts) or traced.
+        ctx.kernel = None if torch.compiler.is_compiling() else kernel
+        ctx.map, ctx.layer, ctx.what = map, layer, what
         how = memo_of(map).get(what) or how_of(what, map, _forward_now(x, kernel, bias, map))
         return passes.run_forward(x, kernel, bias, map, how)
 
@@ -304,7 +305,9 @@ class Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         map, layer, wanted = ctx.map, ctx.layer, ctx.needs_input_grad
         recorded = torch.is_grad_enabled()
-        kernel = _kernel(weight, layer.size) if recorded else ctx.kernel
+        kernel = ctx.kernel
+        if recorded or kernel is None:
+            kernel = _kernel(weight, layer.size)
         search, _, channels, dtype, precision = ctx.what
         what = (search, wanted[:2], channels, dtype, precision)
         how = memo_of(map).get(what)
