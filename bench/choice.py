@@ -1,56 +1,288 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""How good the cost model's picks are: choice.py LINES.jsonl [PLOT.png]
+"""How good the cost model's picks are.
 
-LINES is what `voxgemm tune --suite SUITE --exhaustive --budget 5 --json LINES.jsonl` wrote. Prints
-the time of the model's pick over the fastest kernel's as a distribution, all and by pass, and the
-worst problems. A line counts if its kernels were all measured; of the others there are as many as
-it says.
+choice.py measure LINES.jsonl  times every kernel of a suite's problems, a line each; what the file
+                               already has is not measured again, so it can be interrupted
+choice.py show LINES.jsonl...  the time of the model's pick over the fastest kernel's, as a
+                               distribution, all and by pass, and the worst problems
+choice.py fit LINES.jsonl...   what corrects the cost model on that device, from the measured times
 """
 
+from __future__ import annotations
+
+import argparse
 import json
+import os
 import pathlib
+import random
 import sys
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Line = dict[str, Any]
 
 
-def share(values: list[float], part: float) -> float:
-    return values[min(int(part * len(values)), len(values) - 1)]
+def read(paths: Sequence[str]) -> list[Line]:
+    """Whole lines only: the last one of a run that was stopped may be torn."""
+    lines = []
+    for path in paths:
+        text = pathlib.Path(path).read_text() if pathlib.Path(path).exists() else ""
+        lines += [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    return lines
 
 
-def main(lines: str, plot: str | None = None) -> None:
-    rows = [json.loads(line) for line in pathlib.Path(lines).read_text().splitlines()]
-    known = [row for row in rows if row["model_over_best"] is not None]
-    whole = [row for row in known if row["known"] == row["able"]]
-    print(f"{len(rows)} problems, {len(whole)} with every kernel measured")
-    groups = {"all": whole}
-    for row in whole:
-        groups.setdefault(row["problem"].split()[0], []).append(row)
-    print("| | problems | median | p95 | worst |\n|---|---|---|---|---|")
-    for name, group in groups.items():
-        ratios = sorted(row["model_over_best"] for row in group)
-        if ratios:
-            numbers = (share(ratios, 0.5), share(ratios, 0.95), ratios[-1])
-            print(f"| {name} | {len(ratios)} |", " | ".join(f"{n:.3f}" for n in numbers), "|")
-    for row in sorted(whole, key=lambda row: -row["model_over_best"])[:10]:
-        print(
-            f"{row['model_over_best']:.2f}  {row['problem']}: {row['model']}, not {row['picked']}"
-        )
-    if plot:
-        draw(sorted(row["model_over_best"] for row in whole), plot)
+def problems_of(suite: str, device: str) -> list[str]:
+    """One pass each, in an order of which any beginning is a fair part."""
+    from voxgemm import bench, targets
+
+    texts = []
+    if suite in ("all", "targets"):
+        texts += targets.suite() if device == "cuda" else bench.suite()
+    if suite in ("all", "random"):
+        texts += bench.random_problems(200, device)
+    passes = [
+        f"{name} {text.split(' ', 1)[1]}" for text in texts for name in bench.parse(text).passes
+    ]
+    passes = list(dict.fromkeys(passes))
+    random.Random(0).shuffle(passes)
+    # It takes seconds to make its coordinates.
+    return sorted(passes, key=lambda text: text.endswith("shell:1024"))
 
 
-def draw(ratios: list[float], path: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def measured(options: argparse.Namespace, texts: Sequence[str]) -> Iterator[Line]:
+    import torch
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(ratios, [(k + 1) / len(ratios) for k in range(len(ratios))], drawstyle="steps-post")
-    axes.set(xlabel="model's pick over fastest kernel", ylabel="share of problems", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    figure.savefig(path)
+    from voxgemm import bench, machine, tuning
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    on_gpu = options.device == "cuda"
+    device = torch.cuda.get_device_name() if on_gpu else machine.cpu_name()
+    architecture = 10 * torch.cuda.get_device_capability()[0] if on_gpu else 0
+    coords: dict[str, torch.Tensor] = {}
+    for text in texts:
+        problem = bench.parse(text)
+        if problem.cloud not in coords:
+            coords[problem.cloud] = bench.coords_of(problem.cloud).to(options.device)
+        map = bench.build_map(problem, coords[problem.cloud])
+        asked = bench.asked_of(problem, bench.filters(None, None), problem.work)
+        before = tuning.explanation(map, asked)
+        found = tuning.measure(map, asked, options.budget, True, True)
+        records = [json.loads(line) for line in found.records.splitlines()]
+        yield {
+            "problem": text,
+            "rows_in": before["rows_in"],
+            "rows_out": before["rows_out"],
+            "pairs": map.pairs,
+            "device": device,
+            "architecture": architecture,
+            "threads": 0 if on_gpu else torch.get_num_threads(),
+            "able": {
+                c["kernel"]: c["predicted_ms"] for c in before["candidates"] if c["reason"] is None
+            },
+            "seconds": {record["kernel"]: record["seconds"] for record in records},
+        }
+
+
+def measure(options: argparse.Namespace) -> None:
+    # Times of a store are no part of what the model would pick.
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VOXGEMM_CACHE_DIR"] = folder
+        end = time.monotonic() + options.seconds
+        have = {line["problem"] for line in read([options.lines])}
+        every = problems_of(options.suite, options.device)
+        every = every[options.part :: options.parts]
+        texts = [text for text in every if text not in have]
+        with open(options.lines, "a", encoding="utf-8") as file:
+            for line in measured(options, texts):
+                print(json.dumps(line), file=file, flush=True)
+                have.add(line["problem"])
+                if time.monotonic() > end:
+                    break
+    print(f"{len(have)} of {len(every)} problems")
+
+
+def formulas(lines: Sequence[Line], program: str) -> list[dict[str, Any]]:
+    """What the library's formulas say of the lines' problems: sizes, and seconds by kernel."""
+    asked = []
+    for line in lines:
+        kind, pairs = ("cuda", -1) if line["architecture"] else ("cpu", line["pairs"])
+        words = (kind, line["architecture"], line["threads"], line["rows_in"], line["rows_out"])
+        asked.append(" ".join(map(str, (*words, pairs, line["problem"]))))
+    found = subprocess.run(
+        [program], input="\n".join(asked), stdout=subprocess.PIPE, text=True, check=True
+    )
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+class Times:
+    """Measured times beside the formulas' and what identifies their corrections, an entry each."""
+
+    def __init__(self, lines: Sequence[Line], said: Sequence[dict[str, Any]]):
+        self.lines = lines
+        entries = []
+        for place, (line, formula) in enumerate(zip(lines, said, strict=True)):
+            times = {k: s for k, s in line["seconds"].items() if s < 1e8 and k in formula["kernels"]}
+            for kernel, seconds in times.items():
+                entries.append((place, kernel, seconds, formula["kernels"][kernel]))
+        self.problem = np.array([entry[0] for entry in entries])
+        self.kernel = [entry[1] for entry in entries]
+        self.seconds = np.array([entry[2] for entry in entries])
+        self.formula = np.array([entry[3] for entry in entries])
+        self.sizes = np.array([formula["sizes"] for formula in said])[self.problem]
+        self.best = np.full(len(lines), np.inf)
+        np.minimum.at(self.best, self.problem, self.seconds)
+        passes = [line["problem"].split()[0] for line in lines]
+        of = ["grad_weight" if name == "grad_weight" else "forward" for name in passes]
+        self.group = [(of[p], k) for p, k in zip(self.problem, self.kernel, strict=True)]
+
+    def regret(self, predicted: np.ndarray) -> np.ndarray:
+        """By problem, the time of the one with the lowest prediction over the fastest's."""
+        ratios = np.full(len(self.lines), np.nan)
+        order = np.lexsort((predicted, self.problem))
+        first = np.ones(len(order), dtype=bool)
+        first[1:] = np.diff(self.problem[order]) != 0
+        chosen = order[first]
+        ratios[self.problem[chosen]] = self.seconds[chosen] / self.best[self.problem[chosen]]
+        return ratios
+
+
+# By how much a correction may differ, in doublings, from that of kernels like it: of all of a
+# family's, of one tile in other arithmetic, of its own; and of a problem's from all others', which
+# is no correction.
+_LEVELS = (3.0, 1.0, 0.5)
+_PROBLEM_LEVEL = 3.0
+# Of what sizes do to it, against what is constant.
+_SLOPE = 0.3
+
+
+def levels(group: tuple[str, str]) -> tuple[tuple[str, ...], ...]:
+    of_pass, kernel = group
+    family, *rest = kernel.split("/")
+    return (of_pass, family), (of_pass, family, *rest[1:]), (of_pass, family, *rest)
+
+
+def fit(times: Times, use: np.ndarray, noise: float) -> dict[tuple[str, str], np.ndarray]:
+    """Ridge regression of log2(measured / formula) on the sizes, the corrections of like kernels
+    being alike. Kernels near the fastest count most: the others need no more than to be known as
+    slow."""
+    terms = times.sizes.shape[1]
+    names: dict[tuple[Any, ...], int] = {}
+    places = []
+    for group in times.group:
+        places.append([names.setdefault((n, *key), len(names)) for n, key in enumerate(levels(group))])
+    at = np.array(places)  # [entries, levels]
+    corrections = len(names) * terms
+    entries = np.flatnonzero(use[times.problem])
+    width = corrections + len(times.lines)
+    a = np.zeros((len(entries), width))
+    for level, spread in enumerate(_LEVELS):
+        for term in range(terms):
+            scale = spread * (1.0 if term == 0 else _SLOPE)
+            column = at[entries, level] * terms + term
+            a[np.arange(len(entries)), column] = scale * times.sizes[entries, term]
+    a[np.arange(len(entries)), corrections + times.problem[entries]] = _PROBLEM_LEVEL
+    weight = times.best[times.problem[entries]] / times.seconds[entries]
+    target = np.log2(times.seconds[entries] / times.formula[entries])
+    rows = a * weight[:, None]
+    normal = rows.T @ rows + noise**2 * np.eye(width)
+    solved = np.linalg.solve(normal, rows.T @ (weight * target))
+    found = {}
+    for group in set(times.group):
+        total = np.zeros(terms)
+        for level, (key, spread) in enumerate(zip(levels(group), _LEVELS, strict=True)):
+            first = names.get((level, *key), -1) * terms
+            scale = spread * np.array([1.0] + [_SLOPE] * (terms - 1))
+            total += scale * solved[first : first + terms]
+        found[group] = total
+    return found
+
+
+def corrected(times: Times, found: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
+    powers = [found[group] @ sizes for group, sizes in zip(times.group, times.sizes, strict=True)]
+    return times.formula * np.exp2(powers)
+
+
+_FOLDS = 10
+
+
+def held_out(times: Times, noise: float) -> np.ndarray:
+    """The regret of each problem with corrections that were fitted without it and without the
+    other passes and dtypes of its layer."""
+    ratios = np.full(len(times.lines), np.nan)
+    layers = [line["problem"].split(" ", 2)[2] for line in times.lines]
+    number_of = {layer: number for number, layer in enumerate(dict.fromkeys(layers))}
+    folds = np.random.RandomState(0).permutation(len(number_of)) % _FOLDS
+    fold = folds[[number_of[layer] for layer in layers]]
+    for number in range(_FOLDS):
+        found = fit(times, fold != number, noise)
+        ratios[fold == number] = times.regret(corrected(times, found))[fold == number]
+    return ratios
+
+
+def row(name: str, ratios: np.ndarray) -> str:
+    numbers = (np.median(ratios), np.quantile(ratios, 0.95), ratios.max())
+    return f"| {name} | {len(ratios)} | " + " | ".join(f"{n:.3f}" for n in numbers) + " |"
+
+
+HEADER = "| | problems | median | p95 | worst |\n|---|---|---|---|---|"
+
+
+def whole(lines: Sequence[Line]) -> list[Line]:
+    """Those whose kernels were all timed, but for the reference and what was out of reach."""
+    return [line for line in lines if len(line["seconds"]) >= 2]
+
+
+def fit_command(options: argparse.Namespace) -> None:
+    lines = whole(read(options.lines))
+    times = Times(lines, formulas(lines, options.model))
+    noises = (0.1, 0.2, 0.4, 0.8)
+    out = {noise: held_out(times, noise) for noise in noises}
+    noise = min(noises, key=lambda n: np.mean(np.log(out[n])))
+    found = fit(times, np.ones(len(lines), dtype=bool), noise)
+    print(HEADER)
+    print(row("formulas alone", times.regret(times.formula)))
+    for n in noises:
+        print(row(f"fitted without the problem, noise {n}", out[n]))
+    print(row("fitted with all", times.regret(corrected(times, found))))
+    if options.out:
+        text = ""
+        for (of_pass, kernel), numbers in sorted(found.items()):
+            words = " ".join(f"{number:.3f}" for number in numbers)
+            text += f"{of_pass} {kernel} {words}\n"
+        pathlib.Path(options.out).write_text(text)
+
+
+def show(options: argparse.Namespace) -> None:
+    lines = whole(read(options.lines))
+    print(f"{len(lines)} problems")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("measure").add_argument
+    add("lines")
+    add("--device", default="cuda", choices=("cpu", "cuda"))
+    add("--suite", default="all", choices=("all", "targets", "random"))
+    add("--seconds", type=float, default=3600.0, help="after which no further problem is begun")
+    add("--budget", type=float, default=0.25, help="seconds for the kernels of a problem")
+    add("--threads", type=int, default=0, help="of the CPU; default: torch's")
+    add("--part", type=int, default=0)
+    add("--parts", type=int, default=1, help="of which this process measures one")
+    add = commands.add_parser("fit").add_argument
+    add("lines", nargs="+")
+    add("--model", default="build/bench/choice_model", help="the program")
+    add("--out", help="a file of src/conv/machines")
+    options = parser.parse_args()
+    {"measure": measure, "fit": fit_command}[options.command](options)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

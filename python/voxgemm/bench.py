@@ -121,18 +121,36 @@ def suite() -> list[str]:
     return problems
 
 
-def random_problems(count: int = 200) -> list[str]:
-    """The same ones each time, those of one cloud after each other."""
+# Clouds of random problems and about how many voxels they have.
+_CLOUDS = {
+    **{f"shell:{res}": round(3.9 * res**2) for res in (12, 24, 48, 96, 160, 256, 400)},
+    **{"street": 56_000, "street:0.05": 97_000, "room:128": 50_000, "room:400": 500_000},
+    **{"random:3000:24": 3000, "random:20000:64": 20_000, "random:200000:512": 200_000},
+    **{"full:20": 8000, "full:48": 111_000},
+}
+_OPERATIONS = (*("subm3",) * 5, "subm5", "subm3d2", "subm1")
+_OPERATIONS += ("conv3s2p1", "conv2s2", "inv2s2", "inv3s2p1")
+_WIDTHS = (3, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def random_problems(count: int = 200, device: str = "cuda") -> list[str]:
+    """The same ones each time, those of one cloud after each other, none of which takes long."""
     draw = random.Random(0)
-    clouds = ("street", *(f"shell:{res}" for res in (24, 48, 96, 160, 256)), "random:20000:64")
-    operations = ("subm3", "subm3", "subm3", "subm5", "conv3s2p1", "conv2s2", "inv2s2")
-    widths = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-    dtypes = ("f16", "bf16", "f32", "tf32", "bf16x3")
-    return [
-        f"{draw.choice(PASSES)} {draw.choice(dtypes)} {draw.choice(operations)} "
-        f"{draw.choice(widths)}->{draw.choice(widths)} {clouds[place * len(clouds) // count]}"
-        for place in range(count)
-    ]
+    dtypes = ("f16", "bf16", "f16", "bf16", "f32", "tf32", "bf16x3", "bf16x6")
+    most_flops = 1e12
+    if device == "cpu":
+        dtypes, most_flops = ("f32", "f32", "bf16", "f16"), 4e9
+    clouds = list(_CLOUDS)
+    problems: list[str] = []
+    while len(problems) < count:
+        where = clouds[len(problems) * len(clouds) // count]
+        operation, c_in, c_out = draw.choice(_OPERATIONS), draw.choice(_WIDTHS), draw.choice(_WIDTHS)
+        text = f"{draw.choice(PASSES)} {draw.choice(dtypes)} {operation} {c_in}->{c_out} {where}"
+        # Of a surface a row has 1.5 k^2 of k^3 taps.
+        pairs = 1.5 * int(operation.lstrip("submconvi")[0]) ** 2
+        if text not in problems and 2 * _CLOUDS[where] * pairs * c_in * c_out <= most_flops:
+            problems.append(text)
+    return problems
 
 
 def _target(problem: Problem) -> tuple[str, float] | None:

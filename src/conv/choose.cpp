@@ -49,7 +49,7 @@ Picked pick(const Problem& problem, const Filter& filter, const Known& known) {
   };
   for (const Kernel& kernel : registry(problem.device.kind)) {
     if (!can_run(kernel)) continue;
-    ranking.offer(&kernel, known.predicted(kernel, problem), kernel.reference);
+    ranking.offer(&kernel, known.predicted(kernel), kernel.reference);
   }
   if (ranking.empty()) return {};
   if (known.times()) {
@@ -63,7 +63,7 @@ Picked pick(const Problem& problem, const Filter& filter, const Known& known) {
 }
 
 Known known_of(const Problem& problem, const Filter& filter) {
-  return filter.measured && filter.kernel.empty() ? Known(problem) : Known();
+  return {problem, filter.measured && filter.kernel.empty()};
 }
 
 std::string device_text(const Problem& problem) {
@@ -93,7 +93,7 @@ std::string_view name(Chooser chooser) {
 }
 
 std::vector<Candidate> candidates(const Problem& problem, const Filter& filter) {
-  const Known known = filter.measured ? Known(problem) : Known();
+  const Known known(problem, filter.measured);
   const Picked picked = pick(problem, filter, known);
   std::vector<Candidate> list;
   for (const Kernel& kernel : registry(problem.device.kind)) {
@@ -101,7 +101,7 @@ std::vector<Candidate> candidates(const Problem& problem, const Filter& filter) 
     candidate.kernel = kernel.name;
     candidate.reason = reason_against(kernel, problem, filter);
     if (candidate.reason.empty()) {
-      candidate.seconds = known.predicted(kernel, problem);
+      candidate.seconds = known.predicted(kernel);
       candidate.measured = known.seconds(kernel);
     }
     candidate.picked = &kernel == picked.kernel;

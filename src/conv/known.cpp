@@ -111,7 +111,26 @@ std::string calibration_of(Pass pass) { return join("calibration of ", name(pass
 
 Store& store_of(const Device& device) { return model_of(device).store; }
 
-Known::Known(const Problem& problem) {
+double likely_pairs(const Problem& problem) {
+  if (problem.pairs >= 0) return static_cast<double>(problem.pairs);
+  const auto n_in = static_cast<double>(problem.n_in);
+  const auto n_out = static_cast<double>(problem.n_out);
+  const double taps = problem.geometry.taps();
+  const double all = taps * std::min(n_in, n_out);
+  if (problem.operation == Operation::submanifold) {
+    return std::min(all, 1.5 * n_out * std::pow(taps, 2.0 / 3));
+  }
+  const auto& stride = problem.geometry.stride;
+  const double cells = double(stride[0]) * stride[1] * stride[2];
+  const bool fine_is_in =
+      (problem.operation == Operation::strided) == (problem.pass != Pass::grad_input);
+  return std::min(taps * std::max(n_in, n_out), (fine_is_in ? n_in : n_out) * taps / cells);
+}
+
+Known::Known(const Problem& problem, bool measured)
+    : problem_(problem), sizes_(sizes_for_correction(problem)) {
+  problem_.pairs = std::llround(likely_pairs(problem));
+  if (!measured) return;
   Model& model = model_of(problem.device);
   if (model.store.empty()) return;
   times_ = model.store.known(size_class(problem));
@@ -126,12 +145,15 @@ double Known::seconds(const Kernel& kernel) const {
   return 0;
 }
 
-double Known::predicted(const Kernel& kernel, const Problem& problem) const {
-  const double seconds = kernel.cost(kernel, problem);
+double Known::predicted(const Kernel& kernel) const {
+  const Correction& correction = shipped_correction(kernel, problem_);
+  double power = 0;
+  for (int term = 0; term < correction_terms; ++term) power += correction[term] * sizes_[term];
+  const double seconds = std::exp2(power) * kernel.cost(kernel, problem_);
   if (!factors_) return seconds;
-  const std::vector<Kernel>& rows = registry(problem.device.kind);
+  const std::vector<Kernel>& rows = registry(problem_.device.kind);
   return seconds *
-         (*factors_)[static_cast<size_t>(problem.pass) * rows.size() + (&kernel - rows.data())];
+         (*factors_)[static_cast<size_t>(problem_.pass) * rows.size() + (&kernel - rows.data())];
 }
 
 }  // namespace voxgemm

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "conv/correction.h"
 #include "conv/kernel.h"
 #include "core/store.h"
 
@@ -20,21 +21,29 @@ std::string calibration_of(Pass pass);
 // The store of a device, of this process and its environment: one for all devices of a model.
 Store& store_of(const Device& device);
 
+// The pairs that a problem has, where they are known, or may be expected to have: a row of a
+// surface has 1.5 k^2 of k^3 taps, and a layer that makes its coarse voxels has every one with a
+// fine voxel below it.
+double likely_pairs(const Problem& problem);
+
 // What a choice knows beyond the cost models.
 class Known {
  public:
-  Known() = default;
-  explicit Known(const Problem& problem);
+  // With `measured` false only what comes with the library.
+  Known(const Problem& problem, bool measured);
 
   // What was measured of the problem's size class; null: nothing. Times of other revisions and of
   // kernels that this build lacks are among them.
   const Store::List& times() const { return times_; }
   // Of a kernel as it is now; 0: not measured.
   double seconds(const Kernel& kernel) const;
-  // The model's seconds, corrected by what `calibrate` found on this device.
-  double predicted(const Kernel& kernel, const Problem& problem) const;
+  // The model's seconds for the problem, corrected by what comes with the library and by what
+  // `calibrate` found on this device.
+  double predicted(const Kernel& kernel) const;
 
  private:
+  Problem problem_;  // with its pairs, as far as can be said
+  Correction sizes_;
   Store::List times_;
   // [passes, rows of the registry]; null: never calibrated.
   std::shared_ptr<const std::vector<double>> factors_;

@@ -12,8 +12,10 @@ namespace {
 constexpr double plausible = 2.0;
 constexpr size_t most_plausible = 8;
 constexpr size_t least_plausible = 3;
-// What is this far behind after three counted rounds will not come first.
+// What is this far behind after three counted rounds will not come first, nor what is so far behind
+// after one.
 constexpr double behind = 1.25;
+constexpr double far_behind = 2.0;
 
 }  // namespace
 
@@ -74,14 +76,14 @@ void Tuner::advance() {
     if (++turn_ < laps_.size()) continue;
     turn_ = 0;
     ++round_;
-    if (options_.keep_all || round_ < 4) continue;
+    if (round_ != 2 && round_ < 4) continue;
     double best = std::numeric_limits<double>::infinity();
     for (size_t c = 0; c < laps_.size(); ++c) {
       if (const double of = seconds(c); of > 0) best = std::min(best, of);
     }
     // The first stays: it is what the others are held against.
     for (size_t c = 1; c < laps_.size(); ++c) {
-      if (seconds(c) > behind * best) dropped_[c] = true;
+      if (seconds(c) > (round_ < 4 ? far_behind : behind) * best) dropped_[c] = true;
     }
   } while (round_ <= options_.rounds && dropped_[turn_]);
 }

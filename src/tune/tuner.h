@@ -27,13 +27,12 @@ std::vector<size_t> worth_timing(std::span<const Contender> contenders, const Wa
 // Rounds in which each contender is timed once. What changes a machine's speed meets all of a round
 // alike, so times are compared inside a round: with that of the first contender, the model's
 // favourite. The first round warms up and is not counted. Contenders that are clearly behind drop
-// out unless all are asked for.
+// out after some rounds, and keep their times.
 class Tuner {
  public:
   struct Options {
     int rounds = 7;
     double budget_seconds = 1;
-    bool keep_all = false;
   };
   Tuner(size_t contenders, const Options& options);
 
