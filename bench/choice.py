@@ -16,8 +16,8 @@ import json
 import os
 import pathlib
 import random
-import sys
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -128,7 +128,9 @@ class Times:
         self.lines = lines
         entries = []
         for place, (line, formula) in enumerate(zip(lines, said, strict=True)):
-            times = {k: s for k, s in line["seconds"].items() if s < 1e8 and k in formula["kernels"]}
+            times = {
+                k: s for k, s in line["seconds"].items() if s < 1e8 and k in formula["kernels"]
+            }
             for kernel, seconds in times.items():
                 entries.append((place, kernel, seconds, formula["kernels"][kernel]))
         self.problem = np.array([entry[0] for entry in entries])
@@ -176,7 +178,8 @@ def fit(times: Times, use: np.ndarray, noise: float) -> dict[tuple[str, str], np
     names: dict[tuple[Any, ...], int] = {}
     places = []
     for group in times.group:
-        places.append([names.setdefault((n, *key), len(names)) for n, key in enumerate(levels(group))])
+        keys = enumerate(levels(group))
+        places.append([names.setdefault((level, *key), len(names)) for level, key in keys])
     at = np.array(places)  # [entries, levels]
     corrections = len(names) * terms
     entries = np.flatnonzero(use[times.problem])
@@ -210,6 +213,8 @@ def corrected(times: Times, found: dict[tuple[str, str], np.ndarray]) -> np.ndar
 
 
 _FOLDS = 10
+# How far times are from any such rule: the one is taken that does best on what was held out.
+_NOISES = (0.1, 0.2, 0.4, 0.8)
 
 
 def held_out(times: Times, noise: float) -> np.ndarray:
@@ -226,42 +231,83 @@ def held_out(times: Times, noise: float) -> np.ndarray:
     return ratios
 
 
+_HEADER = "| | problems | median | p95 | worst |\n|---|---|---|---|---|"
+
+
 def row(name: str, ratios: np.ndarray) -> str:
     numbers = (np.median(ratios), np.quantile(ratios, 0.95), ratios.max())
     return f"| {name} | {len(ratios)} | " + " | ".join(f"{n:.3f}" for n in numbers) + " |"
 
 
-HEADER = "| | problems | median | p95 | worst |\n|---|---|---|---|---|"
-
-
-def whole(lines: Sequence[Line]) -> list[Line]:
-    """Those whose kernels were all timed, but for the reference and what was out of reach."""
-    return [line for line in lines if len(line["seconds"]) >= 2]
+def usable(paths: Sequence[str]) -> list[Line]:
+    """Without those of which too little was timed to compare anything."""
+    return [line for line in read(paths) if sum(s < 1e8 for s in line["seconds"].values()) > 1]
 
 
 def fit_command(options: argparse.Namespace) -> None:
-    lines = whole(read(options.lines))
+    lines = usable(options.lines)
     times = Times(lines, formulas(lines, options.model))
-    noises = (0.1, 0.2, 0.4, 0.8)
-    out = {noise: held_out(times, noise) for noise in noises}
-    noise = min(noises, key=lambda n: np.mean(np.log(out[n])))
+    out = {noise: held_out(times, noise) for noise in _NOISES}
+    noise = min(_NOISES, key=lambda n: np.mean(np.log(out[n])))
     found = fit(times, np.ones(len(lines), dtype=bool), noise)
-    print(HEADER)
+    print(_HEADER)
     print(row("formulas alone", times.regret(times.formula)))
-    for n in noises:
-        print(row(f"fitted without the problem, noise {n}", out[n]))
-    print(row("fitted with all", times.regret(corrected(times, found))))
+    for n in _NOISES:
+        print(row(f"corrections fitted without the layer, noise {n}", out[n]))
+    print(row("corrections fitted with all", times.regret(corrected(times, found))))
     if options.out:
         text = ""
         for (of_pass, kernel), numbers in sorted(found.items()):
             words = " ".join(f"{number:.3f}" for number in numbers)
             text += f"{of_pass} {kernel} {words}\n"
         pathlib.Path(options.out).write_text(text)
+    if options.plot:
+        curves = {
+            "formulas alone": times.regret(times.formula),
+            "with corrections, of layers they were not fitted to": out[noise],
+        }
+        draw(curves, options.plot)
 
 
-def show(options: argparse.Namespace) -> None:
-    lines = whole(read(options.lines))
-    print(f"{len(lines)} problems")
+def show_command(options: argparse.Namespace) -> None:
+    lines = usable(options.lines)
+    ratios = []
+    for line in lines:
+        # The reference, which is among those that can run, is never timed.
+        favourite = min(line["seconds"], key=lambda kernel: line["able"][kernel])
+        ratios.append(line["seconds"][favourite] / min(line["seconds"].values()))
+    groups: dict[str, list[float]] = {"all": ratios}
+    for line, ratio in zip(lines, ratios, strict=True):
+        first, dtype, _ = line["problem"].split(" ", 2)
+        for name in (first, dtype):
+            groups.setdefault(name, []).append(ratio)
+    print(_HEADER)
+    for name, group in groups.items():
+        print(row(name, np.array(group)))
+    for ratio, line in sorted(zip(ratios, lines, strict=True), key=lambda pair: -pair[0])[:10]:
+        fastest = min(line["seconds"], key=lambda kernel: line["seconds"][kernel])
+        favourite = min(line["seconds"], key=lambda kernel: line["able"][kernel])
+        print(f"{ratio:.2f}  {line['problem']}: {favourite}, not {fastest}")
+    if options.plot:
+        draw({"model's pick": np.array(ratios)}, options.plot)
+
+
+def draw(curves: dict[str, np.ndarray], path: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, ratios in curves.items():
+        share = np.arange(1, len(ratios) + 1) / len(ratios)
+        axes.plot(np.sort(ratios), share, drawstyle="steps-post", label=name)
+    most = max(float(np.quantile(ratios, 0.99)) for ratios in curves.values())
+    axes.set(xlabel="time of the model's pick over that of the fastest kernel", xlim=(1, most))
+    axes.set(ylabel="share of problems", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -280,8 +326,12 @@ def main() -> None:
     add("lines", nargs="+")
     add("--model", default="build/bench/choice_model", help="the program")
     add("--out", help="a file of src/conv/machines")
+    add("--plot", help="a picture of the distribution")
+    add = commands.add_parser("show").add_argument
+    add("lines", nargs="+")
+    add("--plot", help="a picture of the distribution")
     options = parser.parse_args()
-    {"measure": measure, "fit": fit_command}[options.command](options)
+    {"measure": measure, "fit": fit_command, "show": show_command}[options.command](options)
 
 
 if __name__ == "__main__":

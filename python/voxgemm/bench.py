@@ -124,9 +124,15 @@ def suite() -> list[str]:
 # Clouds of random problems and about how many voxels they have.
 _CLOUDS = {
     **{f"shell:{res}": round(3.9 * res**2) for res in (12, 24, 48, 96, 160, 256, 400)},
-    **{"street": 56_000, "street:0.05": 97_000, "room:128": 50_000, "room:400": 500_000},
-    **{"random:3000:24": 3000, "random:20000:64": 20_000, "random:200000:512": 200_000},
-    **{"full:20": 8000, "full:48": 111_000},
+    "street": 56_000,
+    "street:0.05": 97_000,
+    "room:128": 50_000,
+    "room:400": 500_000,
+    "random:3000:24": 3000,
+    "random:20000:64": 20_000,
+    "random:200000:512": 200_000,
+    "full:20": 8000,
+    "full:48": 111_000,
 }
 _OPERATIONS = (*("subm3",) * 5, "subm5", "subm3d2", "subm1")
 _OPERATIONS += ("conv3s2p1", "conv2s2", "inv2s2", "inv3s2p1")
@@ -144,7 +150,11 @@ def random_problems(count: int = 200, device: str = "cuda") -> list[str]:
     problems: list[str] = []
     while len(problems) < count:
         where = clouds[len(problems) * len(clouds) // count]
-        operation, c_in, c_out = draw.choice(_OPERATIONS), draw.choice(_WIDTHS), draw.choice(_WIDTHS)
+        operation, c_in, c_out = (
+            draw.choice(_OPERATIONS),
+            draw.choice(_WIDTHS),
+            draw.choice(_WIDTHS),
+        )
         text = f"{draw.choice(PASSES)} {draw.choice(dtypes)} {operation} {c_in}->{c_out} {where}"
         # Of a surface a row has 1.5 k^2 of k^3 taps.
         pairs = 1.5 * int(operation.lstrip("submconvi")[0]) ** 2

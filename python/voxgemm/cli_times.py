@@ -115,8 +115,11 @@ def _problems(arguments: argparse.Namespace) -> tuple[list[str], str]:
     device = arguments.device or ("cuda" if arguments.suite == "h200" else "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"device is {device!r}, but torch finds no GPU")
-    suites = {"cpu": bench.suite, "h200": targets.suite, "random": bench.random_problems}
-    texts = arguments.problems or suites[arguments.suite]()
+    texts = arguments.problems
+    if arguments.suite == "random":
+        texts = bench.random_problems(device=device)
+    elif arguments.suite:
+        texts = targets.suite() if arguments.suite == "h200" else bench.suite()
     return [text for text in texts if not text.startswith("map ")], device
 
 

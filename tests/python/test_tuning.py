@@ -149,6 +149,49 @@ def test_first_use(tune, wanted, tmp_path):
     assert len(list(tmp_path.iterdir())) == (wanted == "store")
 
 
+TRACED = """
+import torch, voxgemm as vg
+coords = torch.cartesian_prod(*[torch.arange(n) for n in (1, 6, 6, 6)]).int()
+map = vg.functional.build_map(coords, 3)
+weight = torch.randn(4, 3, 3, 3, 4)
+conv = torch.compile(lambda x: vg.functional.conv3d(x, weight, None, map), backend="aot_eager")
+conv(torch.randn(216, 4))
+x = vg.SparseTensor(torch.randn(216, 4), coords)
+print(vg.explanations(vg.nn.SubmConv3d(4, 4, 3), x)[0]["picked_by"])
+"""
+
+
+def test_nothing_is_measured_in_a_compiled_layer(tmp_path):
+    result = run_python(TRACED, VOXGEMM_CACHE_DIR=str(tmp_path), VOXGEMM_TUNE="first_use")
+    assert result.stdout == "model\n", result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_nothing_is_measured_in_a_capture(monkeypatch):
+    monkeypatch.setattr(vg.kernel_map, "_TUNES_AT_FIRST_USE", True)
+    coords = torch.cartesian_prod(*[torch.arange(n) for n in (1, 7, 7, 7)]).int().cuda()
+    map = vg.functional.build_map(coords, 3)
+    weight = torch.randn(16, 3, 3, 3, 16, device="cuda")
+    x = torch.randn(len(coords), 16, device="cuda")
+    asked = tuning.Layer(map, 16, 16, x.dtype, 0, ((), (), ())).asked(0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = vg.functional.conv3d(x, weight, None, map)
+    graph.replay()
+    assert tuning.explanation(map, asked)["picked_by"] == "model"
+    map.forget_choices()
+    assert torch.allclose(y, vg.functional.conv3d(x, weight, None, map))
+    assert tuning.explanation(map, asked)["picked_by"] == "store"
+
+
+def test_a_wrong_kernel_is_named():
+    text = "3 0.5\n\nsome_kernel/f32\n{}\n"
+    with pytest.warns(RuntimeWarning, match="wrong results, .*some_kernel/f32 .*forward f32"):
+        found = tuning._measured(text, "forward f32 subm3 4->4", "another/f32")
+    assert (found.candidates, found.seconds, found.picked) == (3, 0.5, "another/f32")
+
+
 def test_a_bad_wish_is_an_error_of_the_import():
     result = run_python("import voxgemm", VOXGEMM_TUNE="always")
     assert result.returncode != 0
