@@ -2,8 +2,8 @@
 #include "conv/correction.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
-#include <sstream>
 
 #include "conv/machines.h"
 
@@ -12,6 +12,17 @@ namespace {
 
 double doublings(double count, double reference, double most) {
   return std::clamp(std::log2(std::max(count, 1.0) / reference), -most, most);
+}
+
+std::string_view take_word(std::string_view* line) {
+  const size_t end = std::min(line->find(' '), line->size());
+  const std::string_view word = line->substr(0, end);
+  line->remove_prefix(std::min(end + 1, line->size()));
+  return word;
+}
+
+bool read_number(std::string_view word, double* number) {
+  return std::from_chars(word.data(), word.data() + word.size(), *number).ec == std::errc{};
 }
 
 }  // namespace
@@ -31,20 +42,22 @@ Corrections read_corrections(std::string_view lines, DeviceKind kind) {
   const std::vector<Kernel>& rows = registry(kind);
   Corrections all;
   all.fill(std::vector<Correction>(rows.size(), Correction{}));
-  std::istringstream text{std::string(lines)};
-  for (std::string line; std::getline(text, line);) {
-    std::istringstream words(line);
-    std::string pass;
-    std::string name;
+  while (!lines.empty()) {
+    const size_t end = std::min(lines.find('\n'), lines.size());
+    std::string_view line = lines.substr(0, end);
+    lines.remove_prefix(std::min(end + 1, lines.size()));
+    const std::string_view pass = take_word(&line);
+    const Kernel* kernel = find_kernel(kind, take_word(&line));
     Correction numbers = {};
-    words >> pass >> name;
-    for (double& number : numbers) words >> number;
-    const Kernel* kernel = find_kernel(kind, name);
-    if (!words || kernel == nullptr || (pass != "forward" && pass != "grad_weight")) continue;
+    bool whole = true;
+    for (double& number : numbers) whole = whole && read_number(take_word(&line), &number);
+    if (!whole || kernel == nullptr) continue;
     const auto row = static_cast<size_t>(kernel - rows.data());
-    const bool forward = pass == "forward";
-    all[static_cast<size_t>(forward ? Pass::forward : Pass::grad_weight)][row] = numbers;
-    if (forward) all[static_cast<size_t>(Pass::grad_input)][row] = numbers;
+    for (const Pass of : {Pass::forward, Pass::grad_input, Pass::grad_weight}) {
+      if (pass == name(of) || (pass == name(Pass::forward) && of == Pass::grad_input)) {
+        all[static_cast<size_t>(of)][row] = numbers;
+      }
+    }
   }
   return all;
 }
