@@ -73,7 +73,7 @@ def measured(options: argparse.Namespace, texts: Sequence[str]) -> Iterator[Line
         map = bench.build_map(problem, coords[problem.cloud])
         asked = bench.asked_of(problem, bench.filters(None, None), problem.work)
         before = tuning.explanation(map, asked)
-        found = tuning.measure(map, asked, options.budget, True, True)
+        found = tuning.measure(map, asked, options.budget, True, True, False)
         records = [json.loads(line) for line in found.records.splitlines()]
         yield {
             "problem": text,
@@ -100,9 +100,16 @@ def measure(options: argparse.Namespace) -> None:
         every = every[options.part :: options.parts]
         texts = [text for text in every if text not in have]
         with open(options.lines, "a", encoding="utf-8") as file:
-            for line in measured(options, texts):
+            found = measured(options, texts)
+            for text in texts:
+                try:
+                    line = next(found)
+                except RuntimeError as error:
+                    # A kernel that failed may have left the device unusable: the next run goes on.
+                    line = {"problem": text, "failed": str(error)}
+                    end = 0
                 print(json.dumps(line), file=file, flush=True)
-                have.add(line["problem"])
+                have.add(text)
                 if time.monotonic() > end:
                     break
     print(f"{len(have)} of {len(every)} problems")
@@ -156,9 +163,9 @@ class Times:
 
 
 # By how much a correction may differ, in doublings, from that of kernels like it: of all of a
-# family's, of one tile in other arithmetic, of its own; and of a problem's from all others', which
-# is no correction.
-_LEVELS = (3.0, 1.0, 0.5)
+# family's, of its tile or instruction set in other arithmetic, in other families, of its own; and of
+# a problem's from all others', which is no correction.
+_LEVELS = (3.0, 1.0, 1.0, 0.5)
 _PROBLEM_LEVEL = 3.0
 # Of what sizes do to it, against what is constant.
 _SLOPE = 0.3
@@ -167,7 +174,8 @@ _SLOPE = 0.3
 def levels(group: tuple[str, str]) -> tuple[tuple[str, ...], ...]:
     of_pass, kernel = group
     family, *rest = kernel.split("/")
-    return (of_pass, family), (of_pass, family, *rest[1:]), (of_pass, family, *rest)
+    of_tile = (of_pass, family, *rest[1:])
+    return (of_pass, family), of_tile, (of_pass, *rest), (of_pass, family, *rest)
 
 
 def fit(times: Times, use: np.ndarray, noise: float) -> dict[tuple[str, str], np.ndarray]:
@@ -241,7 +249,8 @@ def row(name: str, ratios: np.ndarray) -> str:
 
 def usable(paths: Sequence[str]) -> list[Line]:
     """Without those of which too little was timed to compare anything."""
-    return [line for line in read(paths) if sum(s < 1e8 for s in line["seconds"].values()) > 1]
+    lines = [line for line in read(paths) if "failed" not in line]
+    return [line for line in lines if sum(s < 1e8 for s in line["seconds"].values()) > 1]
 
 
 def fit_command(options: argparse.Namespace) -> None:

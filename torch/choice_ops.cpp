@@ -66,7 +66,7 @@ Tensor tune_pass(const Tensors& map,
                  const Ints& problem,
                  const Ints& how) {
   Asked asked(map, layer, problem);
-  check(how.size() == 3, "got ", how.size(), " numbers, expected 3");
+  check(how.size() == 4, "got ", how.size(), " numbers, expected 4");
   KernelMap back;
   if (!transposed.empty()) {
     Layer flipped = asked.layer;
@@ -78,7 +78,8 @@ Tensor tune_pass(const Tensors& map,
   return text_of_tuning(tune(asked.ctx, asked.map, asked.options, asked.pass,
                              {.budget_seconds = 1e-6 * static_cast<double>(how[0]),
                               .exhaustive = how[1] != 0,
-                              .again = how[2] != 0}));
+                              .again = how[2] != 0,
+                              .judged = how[3] != 0}));
 }
 
 Tensor is_tuned_pass(const Tensors& map, const Ints& layer, const Ints& problem) {

@@ -21,6 +21,7 @@ struct TuneOptions {
   double budget_seconds = 1;  // of timing; the model's favourite is timed even if it takes longer
   bool exhaustive = false;    // everything inside the filter, not only what the model may misjudge
   bool again = false;         // also what has been measured before
+  bool judged = true;         // results are compared with the reference's before anything is timed
 };
 struct Tuning {
   int measured = 0;     // candidates

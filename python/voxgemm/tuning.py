@@ -109,16 +109,18 @@ def measure(
     budget_seconds: float = 1.0,
     exhaustive: bool = False,
     again: bool = False,
+    judged: bool = True,
 ) -> Measured:
     """Times the kernels of a pass that its filter admits and that were not measured before.
 
     What is found is kept; where it cannot be written, this process knows it and a warning says so.
-    A kernel whose results differ from the reference's is never picked, and a warning names it.
+    A kernel whose results differ from the reference's is never picked, and a warning names it,
+    unless `judged` is False: then nothing is compared.
     """
     map.settle(wait=True)
     back = asked.number == 1 and not map.symmetric
     layer = map.layer(asked.precision, filter=asked.filter)
-    how = [round(1e6 * budget_seconds), int(exhaustive), int(again)]
+    how = [round(1e6 * budget_seconds), int(exhaustive), int(again), int(judged)]
     transposed = map.transposed().tensors() if back else []
     found = call(ops._tune.default, map.tensors(), transposed, layer, _numbers(asked), how)
     map.forget_choices()

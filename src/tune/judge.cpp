@@ -11,8 +11,8 @@
 namespace voxgemm {
 namespace {
 
-// What the reference may take for a verdict, as predicted, whatever is said.
-constexpr double most_seconds = 0.25;
+// What a verdict may take of the reference's predicted time.
+constexpr double affordable_seconds = 0.25;
 // Of a result that many are compared.
 constexpr int64_t most_elements = int64_t{1} << 22;
 
@@ -25,11 +25,7 @@ const Kernel* reference_for(const Problem& problem) {
 
 }  // namespace
 
-Judge::Judge(const Context& ctx,
-             const KernelMap& map,
-             const PlanOptions& options,
-             Pass pass,
-             double affordable_seconds)
+Judge::Judge(const Context& ctx, const KernelMap& map, const PlanOptions& options, Pass pass)
     : ctx_(ctx), pass_(pass) {
   PlanOptions asked = options;
   asked.tune_at_first_use = false;
@@ -42,7 +38,7 @@ Judge::Judge(const Context& ctx,
                                                  : static_cast<double>(map.taps()) *
                                                        std::max(options.c_in, options.c_out);
   if (reference == nullptr || terms > exact ||
-      reference->cost(*reference, problem) > std::min(affordable_seconds, most_seconds)) {
+      reference->cost(*reference, problem) > affordable_seconds) {
     return;
   }
   operands_.emplace(ctx, map, options, Numbers::integers);

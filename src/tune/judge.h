@@ -11,12 +11,8 @@ namespace voxgemm {
 // the same bits.
 class Judge {
  public:
-  // Runs the reference kernel, unless that would take longer, or long: then there is no verdict.
-  Judge(const Context& ctx,
-        const KernelMap& map,
-        const PlanOptions& options,
-        Pass pass,
-        double affordable_seconds);
+  // Runs the reference kernel, unless that would take long: then there is no verdict.
+  Judge(const Context& ctx, const KernelMap& map, const PlanOptions& options, Pass pass);
   // Of a plan of that map and those options; true where there is no verdict.
   bool agrees(Plan* plan) const;
   bool has_verdict() const { return !expected_.empty(); }

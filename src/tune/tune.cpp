@@ -87,32 +87,31 @@ class Bench {
     options_.tune_at_first_use = false;
   }
   // Kernels are judged before they are timed.
-  void judge(double affordable_seconds) {
-    judge_.emplace(ctx_, map_, options_, pass_, affordable_seconds);
-  }
+  void judge() { judge_.emplace(ctx_, map_, options_, pass_); }
 
-  // Seconds a call; the first time also finds out how many calls make a lap, and whether it gives
-  // what the reference gives: of one that does not the time is `never`.
-  double time(const Problem& problem, Trial* trial) {
+  // Makes a trial ready to be timed: its plan, whether that gives what the reference gives, and how
+  // many calls make a lap.
+  void prepare(const Problem& problem, Trial* trial) {
+    if (trial->plan) return;
+    make_plan(problem, trial);
+    trial->wrong = judge_ && !judge_->agrees(trial->plan.get());
+    if (trial->wrong) return;
     const auto work = [&] { operands_.run(ctx_, trial->plan.get(), pass_); };
-    if (!trial->plan) {
-      prepare(problem, trial);
-      trial->wrong = judge_ && !judge_->agrees(trial->plan.get());
-      if (trial->wrong) return never;
-      // Pages, modules and memory are in the first.
-      double once = time_call(ctx_, 1, work);
-      if (once < 10 * lap_seconds_) {
-        once = std::min(time_call(ctx_, 1, work), time_call(ctx_, 1, work));
-      }
-      trial->calls =
-          std::clamp(static_cast<int>(lap_seconds_ / std::max(once, 1e-9)), 1, most_calls);
+    // Pages, modules and memory are in the first.
+    double once = time_call(ctx_, 1, work);
+    if (once < 10 * lap_seconds_) {
+      once = std::min(time_call(ctx_, 1, work), time_call(ctx_, 1, work));
     }
-    if (trial->wrong) return never;
-    return time_call(ctx_, trial->calls, work);
+    trial->calls = std::clamp(static_cast<int>(lap_seconds_ / std::max(once, 1e-9)), 1, most_calls);
+  }
+  // Seconds a call; of one with wrong results `never`.
+  double time(const Trial& trial) {
+    if (trial.wrong) return never;
+    return time_call(ctx_, trial.calls, [&] { operands_.run(ctx_, trial.plan.get(), pass_); });
   }
 
  private:
-  void prepare(const Problem& problem, Trial* trial) {
+  void make_plan(const Problem& problem, Trial* trial) {
     const auto number = static_cast<size_t>(pass_);
     const ScheduleOptions wanted = trial->kernel->schedule(*trial->kernel, problem);
     const bool backward = pass_ == Pass::grad_input && !map_.symmetric;
@@ -154,9 +153,11 @@ Tuner run_rounds(Bench* bench,
                  const Tuner::Options& options) {
   Tuner tuner(places.size(), options);
   while (const std::optional<size_t> turn = tuner.next()) {
-    const auto begin = std::chrono::steady_clock::now();
+    Trial& trial = (*trials)[places[*turn]];
     try {
-      const double seconds = bench->time(problem, &(*trials)[places[*turn]]);
+      bench->prepare(problem, &trial);
+      const auto begin = std::chrono::steady_clock::now();
+      const double seconds = bench->time(trial);
       const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
       tuner.record(seconds, spent.count());
     } catch (const Error& error) {
@@ -190,8 +191,7 @@ Tuning tune(const Context& ctx,
       worth_timing(contenders_of(problem, trials), {how.exhaustive, how.again});
   if (places.empty()) return result;
   Bench bench(ctx, map, options, pass, lap_of(how.budget_seconds, places.size()));
-  // What the judge asks for comes on top of the budget, but is no more than it.
-  bench.judge(how.budget_seconds);
+  if (how.judged) bench.judge();
   const Tuner tuner =
       run_rounds(&bench, problem, &trials, places, {.budget_seconds = how.budget_seconds});
   Store& store = store_of(ctx.device);

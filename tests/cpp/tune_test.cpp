@@ -109,7 +109,7 @@ TEST_F(Tune, KernelsAreHeldAgainstTheReference) {
       for (const Pass pass : {Pass::forward, Pass::grad_input, Pass::grad_weight}) {
         PlanOptions asked = plan_options(each->problem, {});
         asked.dtype = dtype;
-        const Judge judge(ctx, each->map, asked, pass, 1);
+        const Judge judge(ctx, each->map, asked, pass);
         ASSERT_TRUE(judge.has_verdict());
         const Problem problem = Plan::make(ctx, each->map, asked).problem(ctx, pass);
         for (const Candidate& candidate : candidates(problem, {})) {
@@ -138,9 +138,7 @@ TEST_F(Tune, KernelsAreHeldAgainstTheReference) {
   }
   PlanOptions large = plan_options(c.problem, {});
   large.c_in = large.c_out = 4096;
-  EXPECT_FALSE(Judge(ctx, c.map, large, Pass::forward, 1e9).has_verdict()) << "it takes too long";
-  PlanOptions small = plan_options(c.problem, {});
-  EXPECT_FALSE(Judge(ctx, c.map, small, Pass::forward, 0).has_verdict()) << "for this budget";
+  EXPECT_FALSE(Judge(ctx, c.map, large, Pass::forward).has_verdict()) << "it would take too long";
 }
 
 TEST_F(Tune, AtFirstUse) {
