@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 Line = dict[str, Any]
+_LIKELY = 5.0
 
 
 def read(paths: Sequence[str]) -> list[Line]:
@@ -35,6 +36,17 @@ def read(paths: Sequence[str]) -> list[Line]:
         text = pathlib.Path(path).read_text() if pathlib.Path(path).exists() else ""
         lines += [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     return lines
+
+
+def likely(able: dict[str, float]) -> list[str]:
+    """Those that are timed in any case: the reference is not, nor what the model gives many times
+    the time of its favourite."""
+    kernels = [kernel for kernel in able if not is_reference(kernel)]
+    return [k for k in kernels if able[k] <= _LIKELY * min(able[other] for other in kernels)]
+
+
+def is_reference(kernel: str) -> bool:
+    return kernel == "reference_cpu" or kernel.startswith("naive_cuda/")
 
 
 def problems_of(suite: str, device: str) -> list[str]:
@@ -73,7 +85,9 @@ def measured(options: argparse.Namespace, texts: Sequence[str]) -> Iterator[Line
         map = bench.build_map(problem, coords[problem.cloud])
         asked = bench.asked_of(problem, bench.filters(None, None), problem.work)
         before = tuning.explanation(map, asked)
-        found = tuning.measure(map, asked, options.budget, True, True, False)
+        able = {c["kernel"]: c["predicted_ms"] for c in before["candidates"] if not c["reason"]}
+        budget = max(options.budget, 8e-3 * sum(able[kernel] for kernel in likely(able)))
+        found = tuning.measure(map, asked, budget, True, True, False)
         records = [json.loads(line) for line in found.records.splitlines()]
         yield {
             "problem": text,
@@ -83,9 +97,7 @@ def measured(options: argparse.Namespace, texts: Sequence[str]) -> Iterator[Line
             "device": device,
             "architecture": architecture,
             "threads": 0 if on_gpu else torch.get_num_threads(),
-            "able": {
-                c["kernel"]: c["predicted_ms"] for c in before["candidates"] if c["reason"] is None
-            },
+            "able": able,
             "seconds": {record["kernel"]: record["seconds"] for record in records},
         }
 
@@ -162,20 +174,20 @@ class Times:
         return ratios
 
 
-# By how much a correction may differ, in doublings, from that of kernels like it: of all of a
-# family's, of its tile or instruction set in other arithmetic, in other families, of its own; and of
-# a problem's from all others', which is no correction.
-_LEVELS = (3.0, 1.0, 1.0, 0.5)
-_PROBLEM_LEVEL = 3.0
-# Of what sizes do to it, against what is constant.
-_SLOPE = 0.3
+# By how much a correction may differ, in doublings, from that of kernels like it: of one tile or
+# instruction set in any arithmetic, of one arithmetic in any tile, of its own.
+_LEVELS = (1.0, 0.5, 0.5)
+# Of what a doubling of a size does to it, against what is constant.
+_SLOPE = 0.05
+# How much of what all kernels of a problem have in common is left out: it changes no choice, but a
+# prediction.
+_COMMON = 0.9
 
 
 def levels(group: tuple[str, str]) -> tuple[tuple[str, ...], ...]:
     of_pass, kernel = group
-    family, *rest = kernel.split("/")
-    of_tile = (of_pass, family, *rest[1:])
-    return (of_pass, family), of_tile, (of_pass, *rest), (of_pass, family, *rest)
+    family, dtype, *tile = kernel.split("/")
+    return (of_pass, family, "", *tile), (of_pass, family, dtype), (of_pass, family, dtype, *tile)
 
 
 def fit(times: Times, use: np.ndarray, noise: float) -> dict[tuple[str, str], np.ndarray]:
@@ -189,28 +201,29 @@ def fit(times: Times, use: np.ndarray, noise: float) -> dict[tuple[str, str], np
         keys = enumerate(levels(group))
         places.append([names.setdefault((level, *key), len(names)) for level, key in keys])
     at = np.array(places)  # [entries, levels]
-    corrections = len(names) * terms
-    entries = np.flatnonzero(use[times.problem])
-    width = corrections + len(times.lines)
-    a = np.zeros((len(entries), width))
+    scales = np.array([1.0] + [_SLOPE] * (terms - 1))
+    a = np.zeros((len(at), len(names) * terms))
     for level, spread in enumerate(_LEVELS):
         for term in range(terms):
-            scale = spread * (1.0 if term == 0 else _SLOPE)
-            column = at[entries, level] * terms + term
-            a[np.arange(len(entries)), column] = scale * times.sizes[entries, term]
-    a[np.arange(len(entries)), corrections + times.problem[entries]] = _PROBLEM_LEVEL
-    weight = times.best[times.problem[entries]] / times.seconds[entries]
-    target = np.log2(times.seconds[entries] / times.formula[entries])
-    rows = a * weight[:, None]
-    normal = rows.T @ rows + noise**2 * np.eye(width)
-    solved = np.linalg.solve(normal, rows.T @ (weight * target))
+            column = at[:, level] * terms + term
+            a[np.arange(len(at)), column] = spread * scales[term] * times.sizes[:, term]
+    target = np.log2(times.seconds / times.formula)
+    weight = np.sqrt(times.best[times.problem] / times.seconds)
+    entries = np.flatnonzero(use[times.problem])
+    both = np.column_stack([a, target])[entries] * weight[entries, None]
+    for problem in np.unique(times.problem[entries]):
+        of = times.problem[entries] == problem
+        mine = weight[entries][of]
+        both[of] -= _COMMON * np.outer(mine, mine @ both[of] / (mine @ mine))
+    rows, wanted = both[:, :-1], both[:, -1]
+    normal = rows.T @ rows + noise**2 * np.eye(rows.shape[1])
+    solved = np.linalg.solve(normal, rows.T @ wanted)
     found = {}
     for group in set(times.group):
         total = np.zeros(terms)
         for level, (key, spread) in enumerate(zip(levels(group), _LEVELS, strict=True)):
-            first = names.get((level, *key), -1) * terms
-            scale = spread * np.array([1.0] + [_SLOPE] * (terms - 1))
-            total += scale * solved[first : first + terms]
+            first = names[(level, *key)] * terms
+            total += spread * scales * solved[first : first + terms]
         found[group] = total
     return found
 
@@ -220,9 +233,9 @@ def corrected(times: Times, found: dict[tuple[str, str], np.ndarray]) -> np.ndar
     return times.formula * np.exp2(powers)
 
 
-_FOLDS = 10
+_FOLDS = 5
 # How far times are from any such rule: the one is taken that does best on what was held out.
-_NOISES = (0.1, 0.2, 0.4, 0.8)
+_NOISES = (0.2, 0.4, 0.8)
 
 
 def held_out(times: Times, noise: float) -> np.ndarray:
@@ -248,9 +261,10 @@ def row(name: str, ratios: np.ndarray) -> str:
 
 
 def usable(paths: Sequence[str]) -> list[Line]:
-    """Without those of which too little was timed to compare anything."""
+    """Those whose likely kernels were all timed, and more than one."""
     lines = [line for line in read(paths) if "failed" not in line]
-    return [line for line in lines if sum(s < 1e8 for s in line["seconds"].values()) > 1]
+    whole = [line for line in lines if set(likely(line["able"])) <= set(line["seconds"])]
+    return [line for line in whole if len(line["seconds"]) > 1]
 
 
 def fit_command(options: argparse.Namespace) -> None:

@@ -342,8 +342,12 @@ double cost(const Kernel&, const Problem& problem) {
   const Kernel& kernel = product_kernel(product);
   const double bytes = 2.0 * static_cast<double>(problem.n_out) * problem.geometry.taps() * c_in *
                        static_cast<double>(size_of(problem.dtype));
+  // The sums of every chunk are added to those before, and written at the end.
+  const double sums = problem.pass == Pass::grad_weight
+                          ? 80.0 * problem.geometry.taps() * problem.c_in * problem.c_out
+                          : 0.0;
   // Half of what an H100's memory copies.
-  return 10e-6 + kernel.cost(kernel, product) + bytes / 1.5e12;
+  return 10e-6 + kernel.cost(kernel, product) + bytes / 1.5e12 + sums / 4.4e12;
 }
 
 ScheduleOptions schedule(const Kernel&, const Problem&) {
