@@ -65,13 +65,9 @@ Corrections read_corrections(std::string_view lines, DeviceKind kind) {
 const Correction& shipped_correction(const Kernel& kernel, const Problem& problem) {
   static const Correction none = {};
   const DeviceKind kind = problem.device.kind;
-  const auto row = static_cast<size_t>(&kernel - registry(kind).data());
-  if (kind == DeviceKind::cpu) {
-    static const Corrections of_cpus = read_corrections(machines::cpu, kind);
-    return of_cpus[static_cast<size_t>(problem.pass)][row];
-  }
-  if (problem.architecture / 10 != 9) return none;
+  if (kind == DeviceKind::cpu || problem.architecture / 10 != 9) return none;
   static const Corrections of_hopper = read_corrections(machines::hopper, kind);
+  const auto row = static_cast<size_t>(&kernel - registry(kind).data());
   return of_hopper[static_cast<size_t>(problem.pass)][row];
 }
 

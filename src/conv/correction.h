@@ -18,8 +18,8 @@ using Correction = std::array<double, correction_terms>;
 Correction sizes_for_correction(const Problem& problem);
 
 // The corrections that come with the library: the lines of src/conv/machines, which bench/choice.py
-// fits to the times of one machine. Those of a Hopper GPU are used on all of compute
-// capability 9.x, those of a CPU on every CPU. All zero for a kernel without a line.
+// fits to the times of one machine, an H200; they are used on all GPUs of compute capability 9.x.
+// All zero elsewhere, and for a kernel without a line.
 const Correction& shipped_correction(const Kernel& kernel, const Problem& problem);
 
 // By pass and row of the registry. A line is a pass (forward is also grad_input), a kernel's name

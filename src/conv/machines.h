@@ -6,7 +6,6 @@
 // The files of src/conv/machines, as they are.
 namespace voxgemm::machines {
 
-extern const std::string_view cpu;
 extern const std::string_view hopper;
 
 }  // namespace voxgemm::machines

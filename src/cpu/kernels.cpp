@@ -81,7 +81,7 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
 double pair_seconds(const Engine& engine, Pass pass, int k, int n) {
   const bool gradient = pass == Pass::grad_weight;
   // Outer products smaller than some registers are made of copies.
-  const double narrow = gradient && k * n <= 64 && engine.panel_cols > 4 ? 13e-9 : 0.0;
+  const double narrow = gradient && k * n <= 32 && engine.panel_cols > 4 ? 13e-9 : 0.0;
   const double rows =
       narrow + (gradient ? 1.5e-10 : 1.6e-10) * k + (gradient ? 1.0e-10 : 1.2e-10) * n;
   if (engine.dtype == Dtype::f16) return rows + 12e-9;

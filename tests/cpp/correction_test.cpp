@@ -87,8 +87,9 @@ TEST(Correction, ThatIsShippedIsPartOfAPrediction) {
       with_pairs.pairs = std::llround(likely_pairs(problem));
       double power = 0;
       const Correction& correction = shipped_correction(kernel, problem);
-      if (problem.architecture == 80)
-        EXPECT_EQ(correction, Correction{}) << "fitted to another one";
+      if (problem.architecture != 90) {
+        EXPECT_EQ(correction, Correction{}) << "they were fitted elsewhere";
+      }
       for (size_t term = 0; term < sizes.size(); ++term) power += correction[term] * sizes[term];
       EXPECT_DOUBLE_EQ(candidate.seconds, std::exp2(power) * kernel.cost(kernel, with_pairs))
           << candidate.kernel;
@@ -98,20 +99,18 @@ TEST(Correction, ThatIsShippedIsPartOfAPrediction) {
 
 // A file of which most lines name no kernel any more has to be fitted again.
 TEST(Correction, ThatIsShippedIsOfKernelsThatExist) {
-  for (const auto& [lines, kind] :
-       {std::pair{machines::cpu, DeviceKind::cpu}, std::pair{machines::hopper, DeviceKind::cuda}}) {
-    const auto given = std::count(lines.begin(), lines.end(), '\n');
-    if (registry(kind).empty()) continue;
-    const Corrections all = read_corrections(lines, kind);
-    int64_t used = 0;
-    for (const Pass pass : {Pass::forward, Pass::grad_weight}) {
-      const auto& of_pass = all[static_cast<size_t>(pass)];
-      used += std::count_if(of_pass.begin(), of_pass.end(),
-                            [](const Correction& each) { return each != Correction{}; });
-    }
-    EXPECT_GT(given, 10);
-    EXPECT_GE(used, given * 3 / 4) << given << " lines";
+  const std::string_view lines = machines::hopper;
+  if (registry(DeviceKind::cuda).empty()) GTEST_SKIP() << "there are no CUDA kernels in this build";
+  const Corrections all = read_corrections(lines, DeviceKind::cuda);
+  int64_t used = 0;
+  for (const Pass pass : {Pass::forward, Pass::grad_weight}) {
+    const auto& of_pass = all[static_cast<size_t>(pass)];
+    used += std::count_if(of_pass.begin(), of_pass.end(),
+                          [](const Correction& each) { return each != Correction{}; });
   }
+  const auto given = std::count(lines.begin(), lines.end(), '\n');
+  EXPECT_GT(given, 10);
+  EXPECT_GE(used, given * 3 / 4) << given << " lines";
 }
 
 // Only maps on the CPU tell their pairs; they stand for those of a device.
