@@ -181,8 +181,8 @@ class KernelMap:
     def nbytes(self) -> int:
         """Memory that the map keeps: tables, schedules built so far, the transposed map.
 
-        A table takes 4 bytes per tap and output row, a schedule by mask 4 per pair and some more, or
-        on a CUDA device where it is small or made during a capture as much as a table. Building
+        A table takes 4 bytes per tap and output row, a schedule by mask 4 per pair and some more,
+        or on a CUDA device where it is small or made during a capture as much as a table. Building
         takes up to 48 bytes a row more for a while.
         """
         maps = [self] if self._transposed is None else [self, self._transposed]
