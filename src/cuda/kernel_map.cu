@@ -192,15 +192,16 @@ struct Cube {
 // and the next, where those are inside the box and needed.
 struct AxisStart {
   int place;
+  bool crosses;  // from the first block into the next
   uint32_t block[2];
   bool wanted[2];
 
   __device__ AxisStart(int64_t corner, uint32_t last, int size)
-      : place(static_cast<int>(corner & 3)) {
+      : place(static_cast<int>(corner & 3)), crosses(place + size > 4) {
     const int64_t first = corner >> 2;
     for (int i = 0; i < 2; ++i) {
       block[i] = static_cast<uint32_t>(first + i);
-      wanted[i] = static_cast<uint64_t>(first + i) <= last >> 2 && (i == 0 || place + size > 4);
+      wanted[i] = static_cast<uint64_t>(first + i) <= last >> 2 && (i == 0 || crosses);
     }
   }
 };
@@ -218,6 +219,8 @@ __device__ void load_cube(const IndexView& index,
   constexpr int at_once = 4;
 #pragma unroll
   for (int first = 0; first < 8; first += at_once) {
+    // Rows that ascend have one x in most warps.
+    if (first == 4 && !__any_sync(all_lanes, start[0].crosses)) break;
     BlockKey keys[at_once];
     Block blocks[at_once];
 #pragma unroll

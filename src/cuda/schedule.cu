@@ -7,8 +7,8 @@
 //   sort_rows      schedule_sort.cu: the order of the rows, and their Gray ranks in that order.
 //   measure_tiles  a block of threads a slab, which is 32 consecutive tiles of one segment:
 //                  masks, where each tile goes among those of its segment, and where its index
-//                  blocks start. What depends on other slabs are two prefix sums over slabs, which
-//                  the last block of threads to end computes:
+//                  blocks start. What depends on other slabs are two prefix sums over slabs, one
+//                  behind the other, which the last block of threads to end computes:
 //                    counts [segment][index blocks, falling][slab] of tiles: sums are the numbers
 //                    of the sorted tiles. Left out where segments are one slab.
 //                    index blocks [slab]: sums are the numbers of the first.
@@ -21,7 +21,10 @@
 // One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 8 of the
 // map's masks (43 of its table), three digits 55, measure_tiles 14, write_tiles 93, which is 13.4 M
 // gathered entries at 32 bytes each, all that L2 gives. Lost, 20 us for measure_tiles: slabs of 128
-// tiles, which leave most multiprocessors without one.
+// tiles, which leave most multiprocessors without one. Lost too, for chunks of 65536 rows: each
+// tap's part of the table in shared memory, 3 bytes an entry, and gathered from there, 115 us for
+// 78 (a multiprocessor loads or gathers); 3 taps a block of write_tiles, 441 us for 340 at 4.1 M
+// rows.
 #include "conv/schedule.h"
 
 #include <limits>
@@ -68,7 +71,8 @@ struct Notes {
   TileNote* tiles;        // [tiles], in segment order
   uint32_t* masks;        // [tiles, pieces]
   uint32_t* counts;       // [segments][bins][slabs], or nothing where segments are one slab
-  uint32_t* slab_blocks;  // [slabs + 1]: the last one is the sum
+  uint32_t* slab_blocks;  // [slabs + 1], behind `counts`, of which they are sums too
+  uint32_t counted;       // the sum of `counts`
   uint32_t* done;         // blocks of threads that have ended; zero before
   uint32_t bins;          // numbers of index blocks that a tile may have
   uint32_t pieces;
@@ -222,9 +226,9 @@ __global__ void __launch_bounds__(measure_threads, measure_blocks)
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  const uint32_t blocks = scan_in_block(notes.slab_blocks, gridDim.x);
-  if (threadIdx.x == 0) notes.slab_blocks[gridDim.x] = blocks;
-  if (notes.slab.whole > 1) scan_in_block(notes.counts, gridDim.x * notes.bins);
+  const auto counts = static_cast<uint32_t>(notes.slab_blocks - notes.counts);
+  const uint32_t sum = scan_in_block(notes.counts, counts + gridDim.x);
+  if (threadIdx.x == 0) notes.slab_blocks[gridDim.x] = sum;
 }
 
 constexpr int write_threads = 128;
@@ -249,8 +253,8 @@ struct FoundTile {
         (notes.slab.whole == 1 ? before : notes.counts[notes.count_at(cut, slab, __popc(mask))]);
     first = cut.first_position(tile) + tile.item * cut.tile_rows;
     rows = min(cut.tile_rows, tile.rows - tile.item * cut.tile_rows);
-    first_block =
-        notes.slab_blocks[cut.first_item(slab, notes.slab) + slab.item] + note.first_block;
+    first_block = notes.slab_blocks[cut.first_item(slab, notes.slab) + slab.item] - notes.counted +
+                  note.first_block;
   }
 };
 
@@ -382,13 +386,14 @@ ScheduleParts build_schedule(const Context& ctx,
   Layout layout;
   const size_t notes_at = layout.add<TileNote>(tiles);
   const size_t masks_at = layout.add<uint32_t>(tiles * pieces);
-  const size_t counts_at = layout.add<uint32_t>(slab.whole > 1 ? slabs * bins : 0);
-  const size_t slab_blocks_at = layout.add<uint32_t>(slabs + 1);
+  const int64_t counts = slab.whole > 1 ? slabs * bins : 0;
+  const size_t counts_at = layout.add<uint32_t>(counts + slabs + 1);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
   const Notes notes = {.tiles = Layout::at<TileNote>(memory, notes_at),
                        .masks = Layout::at<uint32_t>(memory, masks_at),
                        .counts = Layout::at<uint32_t>(memory, counts_at),
-                       .slab_blocks = Layout::at<uint32_t>(memory, slab_blocks_at),
+                       .slab_blocks = Layout::at<uint32_t>(memory, counts_at) + counts,
+                       .counted = static_cast<uint32_t>(slab.whole > 1 ? tiles : 0),
                        .done = sorted.done,
                        .bins = bins,
                        .pieces = pieces,
@@ -397,7 +402,7 @@ ScheduleParts build_schedule(const Context& ctx,
   launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, cut, sorted.ranks,
          notes);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
-    blocks = read_back(ctx, notes.slab_blocks + slabs);
+    blocks = read_back(ctx, notes.slab_blocks + slabs) - notes.counted;
   }
   allocate_blocks();
   const Grain batch = cut.grain(int64_t{batch_tiles} * cut.tile_rows);

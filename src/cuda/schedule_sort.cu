@@ -271,12 +271,19 @@ __global__ void __launch_bounds__(sort_threads)
                            .count = min(block_rows, part.rows - begin),
                            .shift = pass.digit * digits.bits,
                            .bins = digits.bins()};
+  const uint32_t value = threadIdx.x;
+  const bool publishes = part.items > 1 && value < block.bins;
+  const int64_t segment =
+      static_cast<int64_t>(part.first_row / cut.chunk_rows) * cut.groups + part.group;
+  uint32_t in_segment = 0;
+  if (publishes) {
+    in_segment = pass.counts[(segment * digits.count + pass.digit) * block.bins + value];
+  }
   Items<rounds> items;
   load_items(block, pass, items);
   rank_in_warp(block, shared.warp_counts[threadIdx.x / 32], items);
   __syncthreads();
 
-  const uint32_t value = threadIdx.x;
   uint32_t in_block = 0;
   for (int w = 0; w < sort_warps; ++w) {
     const uint32_t of_warp = shared.warp_counts[w][value];
@@ -284,13 +291,10 @@ __global__ void __launch_bounds__(sort_threads)
     in_block += of_warp;
   }
   volatile uint32_t* word = pass.words + static_cast<int64_t>(number) * block.bins + value;
-  const bool publishes = part.items > 1 && value < block.bins;
-  uint32_t in_segment = in_block;
   if (publishes) {
     *word = part.item == 0 ? is_sum | in_block : 1 + in_block;
-    const int64_t segment =
-        static_cast<int64_t>(part.first_row / cut.chunk_rows) * cut.groups + part.group;
-    in_segment = pass.counts[(segment * digits.count + pass.digit) * block.bins + value];
+  } else {
+    in_segment = in_block;
   }
   const uint2 before = sums_before(make_uint2(in_block, in_segment));
   uint32_t earlier = 0;
@@ -362,7 +366,7 @@ SortedRows sort_rows(const Context& ctx,
   uint32_t* counts = counted ? Layout::at<uint32_t>(result.memory, counts_at) : nullptr;
   // Rows of a block of threads: two blocks a multiprocessor, as each clears and adds up its counts.
   const int64_t rows_each = ceil_div(cut.rows, int64_t{rank_threads} * 2 * multiprocessors(ctx));
-  const Grain strip = cut.grain(rank_threads * std::clamp<int64_t>(rows_each, ranks_at_once, 16));
+  const Grain strip = cut.grain(rank_threads * std::clamp<int64_t>(rows_each, 1, 16));
   const Grid strips = {
       .blocks = cut.chunks() * strip.whole, .columns = cut.groups, .threads = rank_threads};
   launch(ctx, strips, write_ranks, cut, strip, digits, neighbours, Ranks{ranks[0], counts});
