@@ -28,8 +28,8 @@ struct VOXGEMM_EXPORT KernelMap {
   // costs nothing.
   bool symmetric = false;
   bool is_transposed = false;
-  // i32 [n_out, 1]: bit t says that the row has tap t. Of maps that build_..._map made on a CUDA
-  // device, with up to 32 taps, else empty. A schedule by mask is built faster with them.
+  // i32 [n_out, 1]: bit t says that the row has tap t, bit 31 beyond the taps that inputs of taps
+  // adjacent on z are. Made by build_..._map on a CUDA device for up to 32 taps: faster schedules.
   Matrix masks;
 
   int taps() const { return geometry.taps(); }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "conv/coords.h"
+#include "cuda/schedule_cut.cuh"
 #include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {
@@ -335,6 +336,7 @@ __global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
     load_cube(index, window, start, cube);
     int32_t* neighbours = table.neighbours + row;
     uint32_t mask = 0;
+    bool steady = has_mask;  // the row's inputs along z follow each other
     int tap = 0;
 #pragma unroll
     for (int x = 0; x < sizes[0]; ++x) {
@@ -364,13 +366,17 @@ __global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
 #pragma unroll
       for (int i = 0; has_mask && i < size * size; ++i, neighbours += rows) {
         if (used) *neighbours = static_cast<int32_t>(~found[i]);
+        if (i % size == 0 || found[i - 1] == 0 || found[i] == 0) continue;
+        steady &= found[i - 1] - found[i] == 1;
       }
     }
     if (used && table.own_tap >= 0) {
       const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
       table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
     }
-    if (used && table.masks != nullptr) table.masks[row] = mask;
+    if (used && table.masks != nullptr) {
+      table.masks[row] = mask | (steady ? Neighbours::steady_bit : 0);
+    }
     if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));
     if (used && table.own_tap < 0) write_first(index, frame, out[row], table.first, row);
   }

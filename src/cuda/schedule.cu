@@ -16,7 +16,10 @@
 //                  the table. All blocks of threads of one tap come before those of the next, so
 //                  that what they gather from is one row of the table, which the L2 cache holds: a
 //                  gathered entry takes 32 bytes, and 8 neighbouring ones belong to different
-//                  tiles. Those of a group's first tap write the tiles' entries too.
+//                  tiles. Where groups have whole lines of taps along z it is a line instead of a
+//                  tap: if rows ascend, inputs of taps adjacent on z follow each other (the map's
+//                  masks say of which rows that holds), and only the first of a run is gathered.
+//                  Those of a group's first tap write the tiles' entries too.
 //
 // One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 8 of the
 // map's masks (43 of its table), three digits 55, measure_tiles 14, write_tiles 93, which is 13.4 M
@@ -57,8 +60,6 @@ struct Arrays {
         block_taps(parts.block_taps.as<int32_t>()),
         indices(parts.indices.as<int32_t>()) {}
 };
-
-__device__ uint32_t gray_mask(uint32_t rank) { return rank ^ (rank >> 1); }
 
 struct alignas(16) TileNote {
   uint32_t mask;
@@ -157,8 +158,8 @@ __device__ void find_masks(const Cut& cut,
 #pragma unroll
     for (uint32_t i = 0; i < at_once; ++i) {
       const uint32_t row = (first + i * warps) * piece_rows + lane;
-      mask[i] = row < rows ? gray_mask(ranks[row]) : 0;
-      if (row + 32 < rows) mask[i] |= gray_mask(ranks[row + 32]);
+      mask[i] = row < rows ? cut.mask(ranks[row]) : 0;
+      if (row + 32 < rows) mask[i] |= cut.mask(ranks[row + 32]);
     }
 #pragma unroll
     for (uint32_t i = 0; i < at_once; ++i) {
@@ -231,6 +232,11 @@ __global__ void __launch_bounds__(measure_threads, measure_blocks)
   if (threadIdx.x == 0) notes.slab_blocks[gridDim.x] = sum;
 }
 
+struct TileWriter {
+  Notes notes;
+  Arrays out;
+};
+
 constexpr int write_threads = 128;
 constexpr uint32_t batch_tiles = 8;
 
@@ -289,55 +295,74 @@ __device__ void write_entries(const Cut& cut,
   }
 }
 
-// Blocks of threads: batches of tiles of a group in all chunks, and taps.
+// Blocks of threads: batches of tiles of a group in all chunks, and lines of taps.
 __global__ void __launch_bounds__(write_threads)
-    write_tiles(Cut cut, Grain batch, Neighbours neighbours, Notes notes, Arrays out) {
-  constexpr uint32_t no_block = 0xffffffff;
-  __shared__ uint3 pieces_of_work[batch_tiles];  // first position, rows, index block
-  const uint32_t tap = blockIdx.y;
-  const uint32_t group = cut.group_of(tap);
+    write_tiles(Cut cut, Grain batch, Neighbours neighbours, const uint32_t* ranks, TileWriter to) {
+  const Notes& notes = to.notes;
+  // First position, rows, the line's taps that the tile has, the index block of the first of them.
+  __shared__ uint4 works[batch_tiles];
+  const uint32_t first_tap = blockIdx.y * cut.line;
+  const uint32_t group = cut.group_of(first_tap);
+  const uint32_t first_bit = first_tap - cut.group_begin(group);
   const uint32_t chunk = blockIdx.x / batch.whole;
   Part part = cut.segment(chunk, group, notes.tile);
   const uint32_t first_tile = (blockIdx.x - chunk * batch.whole) * batch_tiles;
   const uint32_t tiles = first_tile < part.items ? min(batch_tiles, part.items - first_tile) : 0;
   bool has_work = false;
   if (threadIdx.x < batch_tiles) {
-    uint3 work = make_uint3(0, 0, no_block);
+    uint4 work = make_uint4(0, 0, 0, 0);
     if (threadIdx.x < tiles) {
       part.item = first_tile + threadIdx.x;
       const FoundTile tile(cut, notes, part);
-      const uint32_t bit = tap - cut.group_begin(group);
-      has_work = (tile.mask >> bit & 1) != 0;
+      work.z = tile.mask >> first_bit & ((1U << cut.line) - 1);
+      has_work = work.z != 0;
       if (has_work) {
-        work = make_uint3(tile.first, tile.rows,
-                          tile.first_block + __popc(tile.mask & ((1U << bit) - 1)));
+        work.x = tile.first;
+        work.y = tile.rows;
+        work.w = tile.first_block + __popc(tile.mask & ((1U << first_bit) - 1));
       }
     }
-    pieces_of_work[threadIdx.x] = work;
+    works[threadIdx.x] = work;
   }
-  if (tap == cut.group_begin(group)) {
+  if (first_bit == 0) {
     for (uint32_t t = threadIdx.x / 32; t < tiles; t += write_threads / 32) {
       part.item = first_tile + t;
-      write_entries(cut, part, notes, out);
+      write_entries(cut, part, notes, to.out);
     }
   }
   if (__syncthreads_or(has_work ? 1 : 0) == 0) return;
-  const int32_t* table = neighbours.data + tap * neighbours.stride;
   for (uint32_t i = threadIdx.x; i < cut.tile_rows; i += write_threads) {
-    int32_t rows[batch_tiles];
+    uint32_t rows[batch_tiles];
+    uint32_t masks[batch_tiles];
+    int32_t in[batch_tiles] = {};
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
-      const uint3 work = pieces_of_work[t];
-      rows[t] = work.z != no_block && i < work.y ? out.order[work.x + i] : -1;
+      const bool used = i < works[t].y;
+      rows[t] = used ? to.out.order[works[t].x + i] : 0;
+      masks[t] = used ? ranks[works[t].x + i] : 0;
     }
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
-      if (rows[t] >= 0) rows[t] = table[rows[t]];
+      const bool steady = cut.line > 1 && (masks[t] & Neighbours::steady_bit) != 0;
+      masks[t] = cut.mask(masks[t]) >> first_bit & ((1U << cut.line) - 1);
+      // Taps behind one whose input is the one before theirs.
+      if (steady) masks[t] |= (masks[t] & masks[t] << 1) << 16;
     }
+    for (uint32_t tap = 0; tap < cut.line; ++tap) {
+      const int32_t* table = neighbours.data + (first_tap + tap) * neighbours.stride;
 #pragma unroll
-    for (uint32_t t = 0; t < batch_tiles; ++t) {
-      const uint32_t block = pieces_of_work[t].z;
-      if (block != no_block) out.indices[block * int64_t{cut.tile_rows} + i] = rows[t];
+      for (uint32_t t = 0; t < batch_tiles; ++t) {
+        ++in[t];
+        if ((masks[t] >> tap & 0x10001) == 1) in[t] = table[rows[t]];
+      }
+#pragma unroll
+      for (uint32_t t = 0; t < batch_tiles; ++t) {
+        const uint32_t taps = works[t].z;
+        if ((taps >> tap & 1) == 0) continue;
+        const uint32_t block = works[t].w + __popc(taps & ((1U << tap) - 1));
+        to.out.indices[block * int64_t{cut.tile_rows} + i] =
+            (masks[t] >> tap & 1) != 0 ? in[t] : -1;
+      }
     }
   }
 }
@@ -406,9 +431,11 @@ ScheduleParts build_schedule(const Context& ctx,
   }
   allocate_blocks();
   const Grain batch = cut.grain(int64_t{batch_tiles} * cut.tile_rows);
-  const Grid grid = {
-      .blocks = cut.chunks() * batch.whole, .columns = map.taps(), .threads = write_threads};
-  launch(ctx, grid, write_tiles, cut, batch, neighbours, notes, Arrays(parts));
+  const Grid grid = {.blocks = cut.chunks() * batch.whole,
+                     .columns = map.taps() / cut.line,
+                     .threads = write_threads};
+  launch(ctx, grid, write_tiles, cut, batch, neighbours, sorted.ranks,
+         TileWriter{notes, Arrays(parts)});
   return parts;
 }
 

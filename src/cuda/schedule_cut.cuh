@@ -12,7 +12,8 @@ namespace voxgemm::cuda {
 struct Neighbours {
   const int32_t* data;  // [taps, rows]
   int64_t stride;
-  const uint32_t* masks;  // [rows] or null: the taps that each row has
+  const uint32_t* masks;  // [rows] or null: the taps that each row has, see KernelMap
+  static constexpr uint32_t steady_bit = 1U << 31;
 
   explicit Neighbours(const KernelMap& map)
       : data(map.neighbours.as<int32_t>()),
@@ -48,13 +49,22 @@ struct Cut {
   uint32_t tile_rows;
   uint32_t groups;
   uint32_t taps;
+  // Taps that follow each other on z, if groups have whole lines of them and rows say whether their
+  // inputs follow each other too: by Neighbours::steady_bit of the masks and of the ranks.
+  uint32_t line = 1;
 
   Cut(const KernelMap& map, const ScheduleOptions& options)
       : rows(static_cast<uint32_t>(map.n_out)),
         chunk_rows(static_cast<uint32_t>(std::clamp<int64_t>(map.n_out, 1, options.chunk_rows))),
         tile_rows(options.tile_rows),
         groups(options.groups),
-        taps(map.taps()) {}
+        taps(map.taps()) {
+    const auto on_z = static_cast<uint32_t>(map.geometry.size[2]);
+    constexpr uint32_t most_taps = 28;  // no digit of a sort has the bit
+    constexpr uint32_t most_on_z = 16;  // half a word
+    const bool whole = taps % (groups * on_z) == 0 && on_z <= most_on_z;
+    if (!map.masks.empty() && taps <= most_taps && whole) line = on_z;
+  }
 
   int64_t chunks() const { return ceil_div(rows, chunk_rows); }
   int64_t segments() const { return chunks() * groups; }
@@ -74,6 +84,11 @@ struct Cut {
     return static_cast<uint32_t>(static_cast<uint64_t>(group) * taps / groups);
   }
 #ifdef __CUDACC__
+  // The mask of a rank.
+  __device__ uint32_t mask(uint32_t rank) const {
+    if (line > 1) rank &= ~Neighbours::steady_bit;
+    return rank ^ (rank >> 1);
+  }
   __device__ uint32_t group_of(uint32_t tap) const {
     return static_cast<uint32_t>(((tap + uint64_t{1}) * groups - 1) / taps);
   }

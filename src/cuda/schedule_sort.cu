@@ -126,6 +126,7 @@ __global__ void __launch_bounds__(rank_threads)
       if (i >= last) break;
       const uint32_t rank = gray_rank(masks[n]);
       ranks[i] = rank;
+      if (cut.line > 1) ranks[i] |= neighbours.masks[part.first_row + i] & Neighbours::steady_bit;
       for (int digit = 0; out.counts != nullptr && digit < digits.count; ++digit) {
         atomicAdd(&histogram[digit * digits.bins() + digits.value(rank, digit)], 1U);
       }

@@ -159,6 +159,30 @@ TEST_F(Schedules, OfRandomTables) {
   });
 }
 
+// Of maps that the device built: along z inputs follow each other or not, in some rows and in all.
+TEST_F(Schedules, OfMapsWithMasks) {
+  for (const char* name : {"shell:64", "random:20000:40", "random:30000:200", "repeat:9000"}) {
+    for (const Int3& size : {Int3{3, 3, 3}, Int3{2, 2, 2}, Int3{1, 3, 5}}) {
+      Voxels voxels = cloud(name);
+      for (const bool sorted : {false, true}) {
+        if (sorted) std::sort(voxels.begin(), voxels.end());
+        const Matrix coords = coords_matrix(context(), voxels);
+        Geometry geometry = Geometry::submanifold({3, 3, 3});
+        geometry.size = size;
+        const KernelMap host = build_kernel_map(context(), coords, coords, geometry);
+        const Matrix there = to_device(*gpu(), coords);
+        const KernelMap device = build_kernel_map(*gpu(), there, there, geometry);
+        ASSERT_FALSE(device.masks.empty());
+        for (const int groups : {1, 2, 3, 4, 9}) {
+          if (groups > host.taps()) continue;
+          ASSERT_NO_FATAL_FAILURE(
+              expect_same_schedule(host, device, {Order::by_mask, groups, 128, 8192}));
+        }
+      }
+    }
+  }
+}
+
 // Outside of captures, where there would be room for more than 32 MiB.
 TEST_F(Schedules, TakeNoMoreThanTheyNeed) {
   for (const char* cloud : {"shell:180", "shell:330"}) {
