@@ -22,12 +22,14 @@
 //                  Those of a group's first tap write the tiles' entries too.
 //
 // One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 8 of the
-// map's masks (43 of its table), three digits 55, measure_tiles 14, write_tiles 93, which is 13.4 M
-// gathered entries at 32 bytes each, all that L2 gives. Lost, 20 us for measure_tiles: slabs of 128
-// tiles, which leave most multiprocessors without one. Lost too, for chunks of 65536 rows: each
-// tap's part of the table in shared memory, 3 bytes an entry, and gathered from there, 115 us for
-// 78 (a multiprocessor loads or gathers); 3 taps a block of write_tiles, 441 us for 340 at 4.1 M
-// rows.
+// map's masks (43 of its table), three digits 43, measure_tiles 14, write_tiles by tap 87, which is
+// 13.4 M gathered entries at 32 bytes each, all that L2 gives; by line the schedule takes 129 us in
+// all instead of 155 (65536 rows a chunk: 119 instead of 145). Lost, 20 us for measure_tiles: slabs
+// of 128 tiles, which leave most multiprocessors without one. Lost, for chunks of 65536 rows: each
+// tap's part of the table in shared memory, 3 bytes an entry, and gathered from there, the schedule
+// 169 us instead of 146 (a multiprocessor loads or gathers). Lost: loops over the taps of a run in
+// write_tiles that gather each, 658 us instead of 552 at 4.1 M rows; launches that overlap, 265 us
+// instead of 268 for map and schedule.
 #include "conv/schedule.h"
 
 #include <limits>

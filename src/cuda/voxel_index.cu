@@ -78,8 +78,9 @@ __device__ uint32_t max_of_warp(uint32_t value) {
 #endif
 }
 
-// Whether a row that is no padding stands behind the one before it.
+// Whether a row stands behind the one before it, or is padding.
 __device__ bool ascends(const int4& before, const int4& c) {
+  if (is_padding(c)) return true;
   if (is_padding(before) || before.x != c.x) return !is_padding(before) && before.x < c.x;
   if (before.y != c.y) return before.y < c.y;
   return before.z != c.z ? before.z < c.z : before.w < c.w;
@@ -89,33 +90,19 @@ template <bool distinct_will_do>
 __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
   int4 high = make_int4(INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN);
   int4 low = make_int4(INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX);
-  constexpr int batch = 4;  // loads on their way at once; the last row several times is no harm
-  const int4 first_row = coords[0];
-  for (int64_t begin = thread_index(); begin < coords.rows; begin += batch * thread_count()) {
-    const auto row_at = [&](int i) { return min(begin + i * thread_count(), coords.rows - 1); };
-    int4 rows[batch];
-    if (coords.aligned) {
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
-        rows[i] = reinterpret_cast<const int4*>(coords.data)[row_at(i)];
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < batch; ++i) rows[i] = coords[row_at(i)];
+#pragma unroll 4
+  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
+    const int4 c = coords[row];
+    if (distinct_will_do && row > 0 && !ascends(coords[row - 1], c)) {
+      set.head->counters.unsorted = 1;
+      __threadfence();
     }
-#pragma unroll
-    for (int i = 0; i < batch; ++i) {
-      const int4 c = rows[i];
-      // A batch number that is padding raises no maximum.
-      if (is_padding(c)) continue;
-      const int64_t row = row_at(i);
-      if (distinct_will_do && row > 0 && !ascends(coords[row - 1], c)) {
-        set.head->counters.unsorted = 1;
-        __threadfence();
-      }
-      high = make_int4(max(high.x, c.x), max(high.y, c.y), max(high.z, c.z), max(high.w, c.w));
-      low = make_int4(min(low.x, c.x), min(low.y, c.y), min(low.z, c.z), min(low.w, c.w));
-    }
+    // A batch number that is padding raises no maximum.
+    const bool used = !is_padding(c);
+    high = make_int4(max(high.x, c.x), max(high.y, used ? c.y : INT32_MIN),
+                     max(high.z, used ? c.z : INT32_MIN), max(high.w, used ? c.w : INT32_MIN));
+    low = make_int4(min(low.x, used ? c.x : INT32_MAX), min(low.y, used ? c.y : INT32_MAX),
+                    min(low.z, used ? c.z : INT32_MAX), min(low.w, used ? c.w : INT32_MAX));
   }
   uint32_t largest[8] = {ordered_bits(high.x), ordered_bits(high.y), ordered_bits(high.z),
                          ordered_bits(high.w), ~ordered_bits(low.x), ~ordered_bits(low.y),
@@ -136,9 +123,10 @@ __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
   if (threadIdx.x != 0) return;
   if (atomicAdd(&set.head->counters.done, 1U) != gridDim.x - 1) return;
   __threadfence();
-  if (is_failure(first_row)) {
-    set.head->counters.found = static_cast<uint32_t>(first_row.z);
-    set.head->counters.room = static_cast<uint32_t>(first_row.w);
+  const int4 first = coords[0];
+  if (is_failure(first)) {
+    set.head->counters.found = static_cast<uint32_t>(first.z);
+    set.head->counters.room = static_cast<uint32_t>(first.w);
     return report(set, Status::not_made);
   }
   if (distinct_will_do && __ldcg(&set.head->counters.unsorted) == 0) {
