@@ -8,9 +8,9 @@
 namespace voxgemm {
 
 // Depthwise convolution: every channel has its own kernel. Matrices have one float dtype and
-// contiguous columns; w [taps, c]; sums are f32 (f64 for f64) in the order of the taps (of slices
-// of rows for dw), rounded once; an absent neighbour is never read. Maps without rows give no rows
-// and zero gradients.
+// contiguous columns; w [taps, c]; sums are f32 (f64 for f64) in a fixed order, rounded once; an
+// absent neighbour is never read, and no infinite factor of it shows. Maps without rows give no
+// rows and zero gradients.
 struct DepthwiseForward {
   MatrixRef x;                                   // [n_in, c]
   MatrixRef w;                                   // [taps, c]

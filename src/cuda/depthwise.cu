@@ -2,8 +2,8 @@
 //
 // Depthwise convolution moves memory and computes little: 2 operations an element that is read.
 //
-// Forward and grad_input are a gather (gather.cuh) whose op multiplies by the tap's weights; these
-// are loaded once for four rows.
+// Forward and grad_input are a gather (gather.cuh) whose op multiplies by the tap's weights, which
+// are in L1.
 //
 // grad_weight: a block owns a slice of the rows, a group of taps and as many columns as its lanes
 // hold; a thread owns `width` columns of these taps and every so many-th row of the slice,
@@ -12,7 +12,7 @@
 // order. The slices depend on the number of rows only. Blocks of one slice follow each other, so
 // that the rows they share are in L2.
 #include "conv/operators.h"
-#include "cuda/gather.cuh"
+#include "cuda/depthwise_sm80.cuh"
 #include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {
@@ -32,38 +32,23 @@ struct Depthwise {
     T* y;
     int64_t y_stride;
   };
-  struct State {
-    Sum<T> sum[n];
-  };
-
-  struct Tap {
-    Sum<T> w[n];
-  };
+  using State = Sums<T, n>;
+  using Tap = Pack<T, n>;
 
   Arguments a;
   int64_t col;
   const T* w;
   __device__ Depthwise(const Arguments& arguments, int64_t column)
       : a(arguments), col(column), w(kept(arguments.w + column)) {}
-  __device__ void begin(State* state) const {
-    for (int i = 0; i < n; ++i) {
-      state->sum[i] = a.bias == nullptr ? Sum<T>(0) : Sum<T>(widen(a.bias[col + i]));
-    }
-  }
   __device__ Tap tap(int number) const {
-    const int row = a.last_tap < 0 ? number : a.last_tap - number;
-    const auto pack = *row_of<Pack<T, n>>(w, row, a.w_bytes);
-    Tap tap;
-    for (int i = 0; i < n; ++i) tap.w[i] = pack.get(i);
-    return tap;
+    return *row_of<Tap>(w, a.last_tap < 0 ? number : a.last_tap - number, a.w_bytes);
   }
   __device__ void add(State* state, const Pack<T, n>& x, const Tap& tap, int64_t, int32_t) const {
-    for (int i = 0; i < n; ++i) state->sum[i] += tap.w[i] * x.get(i);
+    state->add(x, tap);
   }
-  __device__ void finish(const State& state, int64_t row) const {
-    Pack<T, n> y;
-    for (int i = 0; i < n; ++i) y.set(i, state.sum[i]);
-    *reinterpret_cast<Pack<T, n>*>(a.y + row * a.y_stride + col) = y;
+  __device__ void finish(State state, int64_t row) const {
+    if (a.bias != nullptr) state.add(load_pack<T, n>(a.bias + col), 1);
+    state.write(a.y + row * a.y_stride + col);
   }
 };
 
@@ -108,7 +93,7 @@ __device__ void add_row(const Gather& g,
 
 template <class T, int n>
 __global__ __launch_bounds__(gather_threads,
-                             4) void sum_slices(Slices s, const T* x, const T* dy, Sum<T>* sums) {
+                             4) void sum_rows(Slices s, const T* x, const T* dy, Sum<T>* sums) {
   // [block_rows, pitch], then what the threads exchange at the end
   extern __shared__ __align__(16) int32_t numbers[];
   const Gather& g = s.g;
@@ -152,15 +137,90 @@ __global__ __launch_bounds__(gather_threads,
   }
 }
 
+// Adds the slices of an element, [slices, count]: `adders` threads take consecutive slices, and
+// their sums are added in order.
+constexpr int adders = 8;
 template <class S, class D>
-__global__ void add_slices(const S* sums, int64_t slices, Gather g, D* dw, int64_t dw_stride) {
-  const int64_t count = g.taps * g.cols;
-  for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    S total = 0;
-#pragma unroll 4
-    for (int64_t slice = 0; slice < slices; ++slice) total += sums[slice * count + i];
-    store(total, &dw[i / g.cols * dw_stride + i % g.cols]);
+__global__ __launch_bounds__(256) void add_slices(
+    const S* sums, int64_t slices, int64_t count, int64_t cols, D* dw, int64_t dw_stride) {
+  __shared__ S parts[adders][32];
+  const int part = static_cast<int>(threadIdx.x) / 32;
+  const int place = static_cast<int>(threadIdx.x) % 32;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 32 + place;
+  S total = 0;
+#pragma unroll 8
+  for (int64_t slice = part * slices / adders; slice < (part + 1) * slices / adders; ++slice) {
+    total += i < count ? sums[slice * count + i] : 0;
   }
+  parts[part][place] = total;
+  __syncthreads();
+  if (part != 0 || i >= count) return;
+  for (int other = 1; other < adders; ++other) total += parts[other][place];
+  store(total, &dw[i / cols * dw_stride + i % cols]);
+}
+
+bool has_products(const Context& ctx) { return architecture(ctx.device) >= 80; }
+
+template <class T>
+void convolve(const Context& ctx, const depthwise_sm80::Convolution& c) {
+  using namespace depthwise_sm80;
+  if (c.g.rows_out == 0) return;
+  const auto run = [&](auto* kernel, int64_t cols) {
+    launch(ctx,
+           {.blocks = ceil_div(c.g.rows_out, convolve_groups * convolve_warps * group_rows),
+            .columns = ceil_div(c.g.cols, cols),
+            .threads = convolve_warps * 32},
+           kernel, c);
+  };
+  c.g.cols <= chunk_cols ? run(depthwise_sm80::convolve<T, 1>, chunk_cols)
+                         : run(depthwise_sm80::convolve<T, 2>, 2 * chunk_cols);
+}
+
+struct SlicedSums {
+  std::shared_ptr<void> memory;  // [slices, taps, cols]
+  int64_t slices;
+};
+
+// Slices for several blocks on every multiprocessor there is, of rows enough to be worth their
+// sums.
+template <class T, int n>
+SlicedSums sum_slices(const Context& ctx, Gather g, const MatrixRef& x, const MatrixRef& dy) {
+  constexpr bool by_products = sizeof(T) == 2 && n == 8;
+  // us of 1.03 M rows on an H200, by products and not: 16 columns 386 and 287, 32 437 and 399, 64
+  // 522 and 650, 128 1015 and 1090, 256 2784 and 1880.
+  const bool products = by_products && has_products(ctx) && g.cols > 32 && g.cols <= 128;
+  const int64_t most = products ? 1536 / ceil_div(g.cols, 64) : 512;
+  const int64_t rows = std::max(ceil_div(g.rows_out, most), int64_t{256});
+  // Whole blocks of them.
+  constexpr int warps = depthwise_sm80::convolve_warps;
+  const int64_t slices = ceil_div(ceil_div(g.rows_out, rows), warps) * warps;
+  SlicedSums result = {ctx.allocate(sizeof(Sum<T>) * slices * g.taps * g.cols), slices};
+  auto* sums = static_cast<Sum<T>*>(result.memory.get());
+  if constexpr (by_products) {
+    using namespace depthwise_sm80;
+    const auto tap_blocks = static_cast<int>(ceil_div(g.taps, taps_at_once));
+    const WeightSums all = {g, x.data, dy.data, row_bytes(dy), rows, tap_blocks, sums};
+    if (products) {
+      launch(ctx,
+             {.blocks = slices / warps * tap_blocks,
+              .columns = ceil_div(g.cols, 2 * chunk_cols),
+              .threads = warps * 32},
+             sum_weights<T, 2>, all);
+      return result;
+    }
+  }
+  const int64_t packs = ceil_div(g.cols, n);
+  cut(&g, packs, tile_steps);
+  g.pitch = tap_pitch;
+  const Slices s = {g, dy.stride, rows, static_cast<int>(ceil_div(g.taps, tap_group))};
+  launch(ctx,
+         {.blocks = slices * s.groups,
+          .columns = ceil_div(packs, int64_t{1} << g.lane_bits),
+          .threads = gather_threads,
+          .shared_bytes = std::max(sizeof(int32_t) * g.block_rows() * g.pitch,
+                                   sizeof(Sum<T>) * gather_threads * n)},
+         sum_rows<T, n>, s, x.as<T>(), dy.as<T>(), sums);
+  return result;
 }
 
 // What a gather multiplies with.
@@ -178,6 +238,18 @@ void multiply(const Context& ctx,
   const Gather g = gather_of(map, x);
   const bool wide = is_wide(x) && is_wide(factors.w) && is_wide(y);
   dispatch_packs(x.dtype, wide, [&]<class T, class W>(Type<T>, W) {
+    if constexpr (sizeof(T) == 2 && W::n == 8) {
+      if (has_products(ctx)) {
+        return convolve<T>(ctx, {.g = g,
+                                 .x = x.data,
+                                 .w = factors.w.data,
+                                 .w_bytes = row_bytes(factors.w),
+                                 .last_tap = factors.last_tap,
+                                 .bias = factors.bias,
+                                 .y = y.data,
+                                 .y_bytes = row_bytes(y)});
+      }
+    }
     gather<Depthwise<T, W::n>>(ctx, g, x,
                                {factors.w.as<T>(), row_bytes(factors.w), factors.last_tap,
                                 static_cast<const T*>(factors.bias), y.as<T>(), y.stride});
@@ -212,31 +284,12 @@ void depthwise_grad_weight(const Context& ctx,
   const DeviceGuard guard(ctx.device);
   if (map.n_in == 0 || map.n_out == 0) return fill_zero_rows(ctx, dw);
   dispatch_packs(x.dtype, is_wide(x) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
-    // Slices for several blocks on every multiprocessor there is, of rows enough to be worth their
-    // sums.
-    constexpr int64_t most_slices = 512;
-    constexpr int64_t fewest_rows = 256;
-    Slices s = {.g = gather_of(map, x),
-                .dy_stride = dy.stride,
-                .slice_rows = std::max(ceil_div(map.n_out, most_slices), fewest_rows),
-                .groups = static_cast<int>(ceil_div(map.taps(), tap_group))};
-    const int64_t packs = ceil_div(x.cols, W::n);
-    cut(&s.g, packs, tile_steps);
-    s.g.pitch = tap_pitch;
-    const int64_t slices = ceil_div(map.n_out, s.slice_rows);
-    const std::shared_ptr<void> memory =
-        ctx.allocate(sizeof(Sum<T>) * slices * map.taps() * x.cols);
-    auto* sums = static_cast<Sum<T>*>(memory.get());
-    launch(ctx,
-           {.blocks = slices * s.groups,
-            .columns = ceil_div(packs, int64_t{1} << s.g.lane_bits),
-            .threads = gather_threads,
-            .shared_bytes = std::max(sizeof(int32_t) * s.g.block_rows() * s.g.pitch,
-                                     sizeof(Sum<T>) * gather_threads * W::n)},
-           sum_slices<T, W::n>, s, x.as<T>(), dy.as<T>(), sums);
+    const SlicedSums sums = sum_slices<T, W::n>(ctx, gather_of(map, x), x, dy);
     const auto add = [&]<class D>(Type<D>) {
-      launch(ctx, over(ctx, map.taps() * x.cols), add_slices<Sum<T>, D>, sums, slices, s.g,
-             dw.as<D>(), dw.stride);
+      const int64_t count = map.taps() * x.cols;
+      launch(ctx, {.blocks = ceil_div(count, 32)}, add_slices<Sum<T>, D>,
+             static_cast<const Sum<T>*>(sums.memory.get()), sums.slices, count, x.cols, dw.as<D>(),
+             dw.stride);
     };
     dw.dtype == x.dtype ? add(Type<T>{}) : add(Type<float>{});
   });

@@ -67,7 +67,7 @@ __global__ void reduce_pieces(ListView lists,
         if (came_in) {
           end_states[0] = state;
         } else {
-          op.finish(state, row, lists.starts[row + 1] - lists.starts[row]);
+          op.finish(state, row);
         }
         came_in = false;
         row = next;
@@ -82,7 +82,7 @@ __global__ void reduce_pieces(ListView lists,
     } else if (end < lists.length && lists.rows[end] == row) {
       end_states[lists.packs] = state;
     } else {
-      op.finish(state, row, lists.starts[row + 1] - lists.starts[row]);
+      op.finish(state, row);
     }
   }
 }
@@ -92,7 +92,9 @@ template <class Op>
 __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
                                                               typename Op::Arguments arguments,
                                                               const typename Op::State* ends) {
-  __shared__ typename Op::State of_threads[gather_threads];
+  using State = typename Op::State;
+  __shared__ __align__(alignof(State)) unsigned char memory[gather_threads * sizeof(State)];
+  auto* of_threads = reinterpret_cast<State*>(memory);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t pieces = (lists.length + list_piece - 1) / list_piece;
   const int64_t item = thread_index() / 32;
@@ -108,16 +110,16 @@ __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
   }
   const Op op(arguments, pack * Op::width);
   const int64_t later = (lists.starts[row + 1] - 1) / list_piece - piece;
-  typename Op::State state = {};
+  State state = {};
   if (lane == 0) state = ends[(2 * piece + 1) * lists.packs + pack];
   for (int64_t i = lane * later / 32; i < (lane + 1) * later / 32; ++i) {
-    op.join(&state, ends[2 * (piece + 1 + i) * lists.packs + pack]);
+    state.join(ends[2 * (piece + 1 + i) * lists.packs + pack]);
   }
   of_threads[threadIdx.x] = state;
   __syncwarp();
   if (lane != 0) return;
-  for (int i = 1; i < 32; ++i) op.join(&state, of_threads[threadIdx.x + i]);
-  op.finish(state, row, lists.starts[row + 1] - lists.starts[row]);
+  for (int i = 1; i < 32; ++i) state.join(of_threads[threadIdx.x + i]);
+  op.finish(state, row);
 }
 
 template <class Op>
@@ -126,7 +128,7 @@ __global__ void finish_empty(ListView lists, typename Op::Arguments arguments) {
     const int64_t row = i / lists.packs;
     if (lists.starts[row] != lists.starts[row + 1]) continue;
     const Op op(arguments, (i - row * lists.packs) * Op::width);
-    op.finish({}, static_cast<uint32_t>(row), 0);
+    op.finish({}, row);
   }
 }
 

@@ -89,72 +89,40 @@ __global__ void write_point_gradients(
   }
 }
 
+template <class T>
+struct WeightedRows {
+  const T* x;
+  int64_t x_stride;
+  const Sum<T>* weights;  // [places, taps]
+  uint32_t taps;
+  T* y;
+  int64_t y_stride;
+};
+
+// Both ways: the sums of a place are over its taps, those of a row of x over the places where it
+// was read, in a list.
 template <class T, int n>
 struct WeightedSum {
   using Element = T;
+  using State = Sums<T, n>;
+  using Tap = int;
   static constexpr int width = n;
   static constexpr int rows = 2;
   static constexpr int blocks = 6;
-  struct Arguments {
-    const Sum<T>* weights;  // [rows, taps]
-    int64_t taps;
-    T* y;
-    int64_t y_stride;
-  };
-  struct State {
-    Sum<T> sum[n] = {};
-  };
-
-  using Tap = int;
+  using Arguments = WeightedRows<T>;
 
   Arguments a;
   int64_t col;
   __device__ WeightedSum(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void begin(State*) const {}
   __device__ Tap tap(int number) const { return number; }
   __device__ void add(State* state, const Pack<T, n>& x, Tap tap, int64_t row, int32_t) const {
-    const Sum<T> weight = a.weights[row * a.taps + tap];
-    for (int i = 0; i < n; ++i) state->sum[i] += weight * x.get(i);
+    state->add(x, a.weights[row * a.taps + tap]);
+  }
+  __device__ void add(State* state, uint32_t place) const {
+    state->add(load_pack<T, n>(a.x + place / a.taps * a.x_stride + col), a.weights[place]);
   }
   __device__ void finish(const State& state, int64_t row) const {
-    Pack<T, n> y;
-    for (int i = 0; i < n; ++i) y.set(i, state.sum[i]);
-    *reinterpret_cast<Pack<T, n>*>(a.y + row * a.y_stride + col) = y;
-  }
-};
-
-// Its adjoint: what every row of x was read for.
-template <class T, int n>
-struct ScatteredSum {
-  static constexpr int width = n;
-  struct Arguments {
-    const T* dy;
-    int64_t dy_stride;
-    const Sum<T>* weights;  // [places]
-    uint32_t taps;
-    T* dx;
-    int64_t dx_stride;
-  };
-  struct State {
-    Sum<T> sum[n] = {};
-  };
-
-  Arguments a;
-  int64_t col;
-  __device__ ScatteredSum(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void add(State* state, uint32_t place) const {
-    const auto dy = *reinterpret_cast<const Pack<T, n>*>(
-        a.dy + static_cast<int64_t>(place / a.taps) * a.dy_stride + col);
-    const Sum<T> weight = a.weights[place];
-    for (int i = 0; i < n; ++i) state->sum[i] += weight * dy.get(i);
-  }
-  __device__ void join(State* state, const State& later) const {
-    for (int i = 0; i < n; ++i) state->sum[i] += later.sum[i];
-  }
-  __device__ void finish(const State& state, uint32_t row, int64_t) const {
-    Pack<T, n> dx;
-    for (int i = 0; i < n; ++i) dx.set(i, state.sum[i]);
-    *reinterpret_cast<Pack<T, n>*>(a.dx + row * a.dx_stride + col) = dx;
+    state.write(a.y + row * a.y_stride + col);
   }
 };
 
@@ -197,6 +165,16 @@ __global__ void write_dots(Dots<T> d) {
     }
     if (lane == 0 && dot < d.count) d.dots[dot] = sum;
   }
+}
+
+template <class T>
+WeightedRows<T> weighted(const MatrixRef& x, const RowWeights& sums, const MatrixRef& y) {
+  return {x.as<T>(),
+          x.stride,
+          sums.weights.as<Sum<T>>(),
+          static_cast<uint32_t>(std::max<int64_t>(sums.rows.cols, 1)),
+          y.as<T>(),
+          y.stride};
 }
 
 }  // namespace
@@ -256,7 +234,7 @@ void weighted_sum(const Context& ctx,
                     .cols = y.cols,
                     .x_bytes = row_bytes(x)};
   dispatch_packs(x.dtype, is_wide(x) && is_wide(y), [&]<class T, class W>(Type<T>, W) {
-    gather<WeightedSum<T, W::n>>(ctx, g, x, {sums.weights.as<Sum<T>>(), taps, y.as<T>(), y.stride});
+    gather<WeightedSum<T, W::n>>(ctx, g, x, weighted<T>(x, sums, y));
   });
 }
 
@@ -265,13 +243,10 @@ void weighted_sum_grad_input(const Context& ctx,
                              const RowWeights& sums,
                              const MatrixRef& dx) {
   const DeviceGuard guard(ctx.device);
-  const auto taps = static_cast<uint32_t>(std::max<int64_t>(sums.rows.cols, 1));
   const RowLists lists =
       make_row_lists(ctx, sums.rows.as<int32_t>(), sums.rows.rows * sums.rows.cols, dx.rows);
   dispatch_packs(dx.dtype, is_wide(dx) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
-    reduce_lists<ScatteredSum<T, W::n>>(
-        ctx, lists, dx.cols,
-        {dy.as<T>(), dy.stride, sums.weights.as<Sum<T>>(), taps, dx.as<T>(), dx.stride});
+    reduce_lists<WeightedSum<T, W::n>>(ctx, lists, dx.cols, weighted<T>(dy, sums, dx));
   });
 }
 
