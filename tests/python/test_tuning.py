@@ -169,19 +169,23 @@ def test_nothing_is_measured_in_a_compiled_layer(tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_nothing_is_measured_in_a_capture(monkeypatch):
-    monkeypatch.setattr(vg.kernel_map, "_TUNES_AT_FIRST_USE", True)
     coords = torch.cartesian_prod(*[torch.arange(n) for n in (1, 7, 7, 7)]).int().cuda()
-    map = vg.functional.build_map(coords, 3)
-    weight = torch.randn(16, 3, 3, 3, 16, device="cuda")
-    x = torch.randn(len(coords), 16, device="cuda")
+    map, other = (vg.functional.build_map(coords, 3) for _ in range(2))
+    map.settle(wait=True)
+    # Whole numbers, whose sums are exact in every kernel.
+    weight = torch.randint(-2, 3, (16, 3, 3, 3, 16), device="cuda").float()
+    x = torch.randint(-2, 3, (len(coords), 16), device="cuda").float()
     asked = tuning.Layer(map, 16, 16, x.dtype, 0, ((), (), ())).asked(0)
+    expected = vg.functional.conv3d(x, weight, None, other)  # and its code is loaded
+    monkeypatch.setattr(vg.kernel_map, "_TUNES_AT_FIRST_USE", True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = vg.functional.conv3d(x, weight, None, map)
     graph.replay()
+    assert torch.equal(y, expected)
     assert tuning.explanation(map, asked)["picked_by"] == "model"
-    map.forget_choices()
-    assert torch.allclose(y, vg.functional.conv3d(x, weight, None, map))
+    other.forget_choices()
+    assert torch.equal(vg.functional.conv3d(x, weight, None, other), expected)
     assert tuning.explanation(map, asked)["picked_by"] == "store"
 
 
