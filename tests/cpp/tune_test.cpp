@@ -170,15 +170,17 @@ TEST_F(Tune, OtherProcessesTakeItsRecordsOver) {
 }
 
 TEST_F(Tune, CalibrationsCorrectPredictions) {
-  const Tuning found = calibrate(ctx, 5);
-  EXPECT_GE(found.measured, 1);
-  EXPECT_NE(export_times().find("calibration of forward"), std::string::npos);
   const Problem of = problem(Pass::forward, 20);
-  int corrected = 0;
   const auto plain = candidates(of, {.measured = false});
-  const auto with = candidates(of, {});
-  for (size_t k = 0; k < plain.size(); ++k) corrected += plain[k].seconds != with[k].seconds;
-  EXPECT_GE(corrected, 1);
+  int corrected = 0;
+  // A busy machine needs more time until it has been through every kind of problem.
+  for (double budget = 0.5; corrected == 0; budget *= 4) {
+    ASSERT_LT(budget, 1000);
+    EXPECT_GE(calibrate(ctx, budget).measured, 1);
+    EXPECT_NE(export_times().find("calibration of forward"), std::string::npos);
+    const auto with = candidates(of, {});
+    for (size_t k = 0; k < plain.size(); ++k) corrected += plain[k].seconds != with[k].seconds;
+  }
 }
 
 TEST_F(Tune, FilesAreShownExportedImportedAndCleared) {
