@@ -145,8 +145,8 @@ double waste(double rows, int tile_rows, int groups) {
   return 1 + 1 / (1 + std::pow(sharing, 0.75));
 }
 
-// Fitted to 160 times on one H200, every row on shells of 192 to 4 million voxels and 32 to 1024
-// channels; what it picks is within 3% of the fastest row there.
+// Fitted on one H200 to 160 times, every row on shells of 192 to 4 million voxels and 32 to 1024
+// channels, then by hand to 40 of them after teams filled stages and items went forth and back.
 double cost(const Kernel& kernel, const Problem& problem) {
   const Row& row = row_of(kernel);
   const Shape& shape = shapes[row.shape];
@@ -168,10 +168,12 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const double copies =
       2.0 * shape.depth * (1.2 * shape.rows / tile_waste + 0.7 * shape.columns) / 35;
   const double steps = taps * tile_waste * k_blocks / groups / slices;  // of an item
-  // Clocks of an item's end, half of them beside the next item with pingpong.
+  // Clocks of an item's end: those of stores half beside the next item with pingpong, the others
+  // mostly where teams are small.
   const bool finished = groups == 1 && slices == 1;
-  const double end = 3800 + (finished ? 0.024 : 0.092) * (shape.pingpong ? 0.5 : 1.0) * shape.rows *
-                                std::min(shape.columns, sizes.c_out);
+  const double end =
+      (shape.team == 1 ? 2000 : 3800) + (finished ? 0.024 : 0.092) * (shape.pingpong ? 0.5 : 1.0) *
+                                            shape.rows * std::min(shape.columns, sizes.c_out);
   const double items = std::ceil(rows / shape.rows) * groups * column_blocks * slices;
   // The first turns balance each other, later ones are drawn, as are those of another launch.
   const bool even = items <= 4 * sms && groups == 1;

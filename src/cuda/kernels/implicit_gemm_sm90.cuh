@@ -25,11 +25,13 @@
 // multiplies. Half a tile has its own mask of taps: where none of its rows has a tap, nothing is
 // multiplied or gathered for it; only the weights are shared.
 //
-// The producer: lane l of the depth / 8 that fill a row loads the row index for the l-th copy they
-// make and hands it around by a shuffle, one tap ahead, over the ends of items. A copy is three
-// instructions.
+// The producer: teams of 1, 2 or 4 of its warps fill stages in turn. What a step costs a warp
+// beside its copies is about a hundred instructions one behind the other, and where steps are small
+// that is most of it; small teams do it for several steps at once. Where steps are large all warps
+// fill one, or it would come too late. Row indices are held by lanes, a copy asks a shuffle for its
+// row.
 //
-// Synchronisation: `full` of a stage gets one arrival from every producer thread when its copies
+// Synchronisation: `full` of a stage gets one arrival from every lane that fills it when its copies
 // have landed and one with the bytes of the weights; `free` one from every warp that multiplies it.
 // cp.async writes through the generic proxy and wgmma reads through the asynchronous one, so
 // consumers fence after `full` (measured: free). A consumer that skips a tap first drains what it
@@ -48,9 +50,11 @@
 // a step waits for there counts more than the way to the indices); all items in a fixed order (3
 // groups at 64 thousand rows of 512 channels 0.92 against 0.77 ms); chunks of 65 or 131 thousand
 // rows (1 to 3% faster at 1 and 4 million rows, more to sort); 9 groups in one launch of partial
-// sums (shell 16, 1024 channels: 91 against 86 us); a thread's rows side by side instead of
-// row_step apart (the same, 256 x 128 tiles 5% slower). The hint to fetch 128 bytes makes no
-// difference.
+// sums (shell 16, 1024 channels: 91 against 86 us); one warp a stage for 256 columns or 256 x 128
+// tiles (5 to 12% slower); the steps of all tiles cut into equal ranges instead of each tile into
+// slices (shell 32, 1024 channels: 0.29 against 0.22 ms; shell 16: 92 against 82 us: neighbours no
+// longer read the same weights, and a step takes 1400 clocks, not 1140). The hint to fetch 128
+// bytes makes no difference.
 
 #include <cuda.h>
 
@@ -112,6 +116,11 @@ struct Config {
   static constexpr int columns = shape.columns;
   static constexpr int depth = shape.depth;
   static constexpr int stages = shape.stages;
+  static constexpr int team = shape.team;
+  static constexpr int teams = 4 / team;
+  // What a warp waits for must be less than two phases away. Where stages are freed in turn it is;
+  // with pingpong it is if the same team fills the stage every time.
+  static_assert(stages >= teams && (!pingpong || stages % teams == 0));
   static constexpr int row_blocks = rows / (pingpong ? 64 : 128);  // of 64 rows, a consumer's
   static constexpr int row_bytes = 2 * depth;
   static constexpr int a_bytes = rows * row_bytes;
@@ -121,12 +130,13 @@ struct Config {
   static constexpr int shared_bytes =
       1024 + stages * stage_bytes + 16 * stages + 16 + 20 * item_slots;
   static constexpr int threads = 384;
-  static constexpr int producer_registers = 104;
-  static constexpr int consumer_registers = 200;
-  // The producer's 128 threads: lanes a row, rows between the copies of a thread, copies a thread.
+  static constexpr int producer_registers = shape.team == 1 ? 72 : 56;
+  static constexpr int consumer_registers = shape.team == 1 ? 216 : 224;
+  // Lanes a row, rows a copy, copies of a stage that a warp makes and their rows.
   static constexpr int lanes = depth / 8;
-  static constexpr int row_step = 128 / lanes;
-  static constexpr int copies = rows / row_step;
+  static constexpr int rows_of_copy = 32 / lanes;
+  static constexpr int copies = rows / rows_of_copy / team;
+  static constexpr int rows_of_warp = rows / team;
   // Columns of a box of MN-major weights.
   static constexpr int box_columns = columns < 64 ? columns : 64;
 };
@@ -148,7 +158,7 @@ __device__ __forceinline__ void copy_weights(const CUtensorMap* map,
   }
 }
 
-// What the producer's threads do.
+// What the producer's warps do.
 template <class C>
 class Producer {
  public:
@@ -158,11 +168,14 @@ class Producer {
       : p_(p),
         weight_map_(weight_map),
         shared_(shared),
-        piece_(threadIdx.x % C::lanes),
-        row_(threadIdx.x / C::lanes),
+        team_(uniform(static_cast<int>(threadIdx.x) / 32 / C::team)),
+        member_(uniform(static_cast<int>(threadIdx.x) / 32 % C::team)),
+        lane_(threadIdx.x % 32),
+        piece_(lane_ % C::lanes),
         k_blocks_((p.c_in + C::depth - 1) / C::depth) {
-    const int swizzled = C::depth == 64 ? piece_ ^ (row_ & 7) : piece_ ^ (row_ / 2 & 3);
-    to_ = shared.stages + row_ * C::row_bytes + swizzled * 16;
+    const int row = row_of(lane_ / C::lanes);
+    const int swizzled = C::depth == 64 ? piece_ ^ (row & 7) : piece_ ^ (row / 2 & 3);
+    to_ = shared.stages + row * C::row_bytes + swizzled * 16;
   }
 
   __device__ __forceinline__ void run() {
@@ -185,26 +198,35 @@ class Producer {
       const int first_tap = item.group * p_.taps / p_.groups;
       Walk walk(item, k_blocks_);
       const int32_t* block = first_block(item, walk);
-      if (!loaded && walk.left > 0) load_rows(block);
+      if (one_team && !loaded && walk.left > 0) load_rows(block);
       while (walk.left > 0) {
         const int bit = __ffs(walk.taps) - 1;
         const int tap = p_.mirror_taps ? p_.taps - 1 - first_tap - bit : first_tap + bit;
-        int k = walk.k;
         const int k_end = walk.k_end(k_blocks_);
+        // The first step of this tap that is this team's.
+        int k = walk.k + ((team_ - turn_) & (C::teams - 1));
+        turn_ = (turn_ + k_end - walk.k) & (C::teams - 1);
+        ring_.skip_few(k - walk.k);
+        if (!one_team && k < k_end) load_rows(block);
         take_rows();
         walk.next_tap(k_blocks_);
-        loaded = walk.left > 0;
         block += C::rows;
-        if (walk.left > 0) {
-          load_rows(block);
-        } else {
-          look_ahead();
-          loaded = next.steps > 0;
-          if (next.steps > 0) load_rows(first_block(next, Walk(next, k_blocks_)));
+        if (one_team) {
+          // A tap ahead, over the ends of items.
+          if (walk.left == 0) look_ahead();
+          loaded = walk.left > 0 || next.steps > 0;
+          if (loaded) {
+            load_rows(walk.left > 0 ? block : first_block(next, Walk(next, k_blocks_)));
+          }
         }
 #pragma unroll 1
-        for (; k < k_end; ++k) fill_stage(item, bit, make_int3(k * C::depth, tap, item.column));
-        look_ahead();
+        for (; k < k_end; k += C::teams) {
+          fill_stage(item, bit, make_int3(k * C::depth, tap, item.column));
+          ring_.skip_few(C::teams);
+        }
+        ring_.skip_few(k_end - k);
+        // By then the load has arrived.
+        if (one_team || item.steps - walk.left >= 4) look_ahead();
       }
       look_ahead();
       item = next;
@@ -212,8 +234,15 @@ class Producer {
   }
 
  private:
+  static constexpr bool one_team = C::teams == 1;
+
   __device__ __forceinline__ const int32_t* first_block(const Item& item, const Walk& walk) const {
     return p_.indices + (static_cast<int64_t>(item.first_block) + walk.blocks) * C::rows;
+  }
+
+  // The place in the tile of this warp's n-th row: copies go around the team.
+  __device__ __forceinline__ int row_of(int n) const {
+    return (n / C::rows_of_copy * C::team + member_) * C::rows_of_copy + n % C::rows_of_copy;
   }
 
   // Index blocks come from far away, and are asked for an item before they are loaded.
@@ -228,18 +257,16 @@ class Producer {
     }
   }
 
-  // Row indices for copies piece, piece + lanes, .. of the next tap.
+  // This lane's of the warp's rows, every 32nd.
   __device__ __forceinline__ void load_rows(const int32_t* block) {
 #pragma unroll
-    for (int b = 0; b < C::copies / C::lanes; ++b) {
-      upcoming_[b] = __ldg(block + row_ + (b * C::lanes + piece_) * C::row_step);
+    for (int i = 0; i < C::rows_of_warp / 32; ++i) {
+      upcoming_[i] = __ldg(block + row_of(i * 32 + lane_));
     }
   }
   __device__ __forceinline__ void take_rows() {
 #pragma unroll
-    for (int i = 0; i < C::copies; ++i) {
-      rows_[i] = __shfl_sync(0xffffffff, upcoming_[i / C::lanes], i % C::lanes, C::lanes);
-    }
+    for (int i = 0; i < C::rows_of_warp / 32; ++i) rows_[i] = upcoming_[i];
   }
 
   // place: (input channel, tap, output channel); bit: of the tap in the masks.
@@ -247,7 +274,7 @@ class Producer {
     const uint32_t full = shared_.full + 8 * ring_.stage;
     const uint32_t stage = ring_.stage * C::stage_bytes;
     ptx::barrier_wait(shared_.free + 8 * ring_.stage, ring_.parity ^ 1);
-    if (threadIdx.x == 0) {
+    if (lane_ == 0 && member_ == ring_.stage % C::team) {
       ptx::barrier_expect(full, C::b_bytes);
       copy_weights<C>(weight_map_, shared_.stages + stage + C::a_bytes, full, place);
     }
@@ -257,28 +284,32 @@ class Producer {
     const char* x = static_cast<const char*>(p_.x) + 2 * channel;
     const auto copy_half = [&]<int half>(std::integral_constant<int, half>) {
 #pragma unroll
-      for (int i = 0; i < C::copies / 2; ++i) {
-        constexpr int first = half * C::copies / 2;
-        ptx::gather_16(to_ + stage + (first + i) * C::row_step * C::row_bytes, x, rows_[first + i],
-                       p_.x_row_bytes, outside);
+      for (int i = half * C::copies / 2; i < (half + 1) * C::copies / 2; ++i) {
+        const int n = i * C::rows_of_copy;
+        const int in = __shfl_sync(0xffffffff, rows_[n / 32], n % 32 + lane_ / C::lanes);
+        // Rows four apart differ in one bit of the swizzle.
+        const uint32_t to = C::depth == 64 && C::team == 1 && i % 2 == 1 ? to_ ^ 64 : to_;
+        ptx::gather_16(to + stage + n * C::team * C::row_bytes, x, in, p_.x_row_bytes, outside);
       }
     };
     if ((item.mask_0 >> bit & 1) != 0) copy_half(std::integral_constant<int, 0>());
     if ((item.mask_1 >> bit & 1) != 0) copy_half(std::integral_constant<int, 1>());
     ptx::copies_arrive(full);
-    ring_.next();
   }
 
   const ConvParams& p_;
   const CUtensorMap* weight_map_;
   const Shared& shared_;
+  int team_;
+  int member_;
+  int lane_;
   int piece_;  // 16 bytes of a row
-  int row_;    // and the rows row_step behind it
   int k_blocks_;
   uint32_t to_ = 0;  // in stage 0
+  int turn_ = 0;     // the team that fills the next stage
   Ring<C::stages> ring_;
-  int upcoming_[C::copies / C::lanes] = {};
-  int rows_[C::copies] = {};
+  int upcoming_[C::rows_of_warp / 32] = {};
+  int rows_[C::rows_of_warp / 32] = {};
 };
 
 // Adds one stage to the sums of blocks [first, last) of 64 rows; a: of block 0.
@@ -287,28 +318,33 @@ __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 
                                          uint32_t a,
                                          uint32_t b) {
   using Multiply = ptx::Wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>;
-  const auto rows = [](uint32_t at) {  // K-major
+  const auto k_major = [](uint32_t at) {
     return C::depth == 64 ? ptx::swizzled_operand(at, 16, 1024)
                           : ptx::swizzled_operand_64(at, 16, 512);
   };
+  // Further on, descriptors differ by 16ths of the distance.
+  const uint64_t rows = k_major(a);
 #pragma unroll
   for (int block = first; block < last; ++block) ptx::pin(d[block]);
   ptx::wgmma_fence();
+  uint64_t weights;
+  int k_bytes = 32;
+  if constexpr (C::in_contiguous) {
+    weights = k_major(b);
+  } else if constexpr (C::box_columns == 64) {
+    weights = ptx::swizzled_operand(b, C::depth * 128, 1024);
+    k_bytes = 2048;
+  } else {
+    weights = ptx::swizzled_operand_64(b, C::depth * 64, 512);
+    k_bytes = 1024;
+  }
   constexpr Products products = products_of(C::math, C::depth);
 #pragma unroll
   for (int i = 0; i < products.count; ++i) {
-    const int k = products.b[i];
-    uint64_t weights;
-    if constexpr (C::in_contiguous) {
-      weights = rows(b + k * 32);
-    } else if constexpr (C::box_columns == 64) {
-      weights = ptx::swizzled_operand(b + k * 2048, C::depth * 128, 1024);
-    } else {
-      weights = ptx::swizzled_operand_64(b + k * 1024, C::depth * 64, 512);
-    }
 #pragma unroll
     for (int block = first; block < last; ++block) {
-      Multiply::add(d[block], rows(a + block * 64 * C::row_bytes + products.a[i] * 32), weights);
+      Multiply::add(d[block], rows + (block * 64 * C::row_bytes + products.a[i] * 32) / 16,
+                    weights + products.b[i] * k_bytes / 16);
     }
   }
   ptx::wgmma_commit();
@@ -474,7 +510,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   ptx::let_next_launch_start();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < C::stages; ++stage) {
-      ptx::barrier_init(shared.full + 8 * stage, 128 + 1);              // producer threads, weights
+      ptx::barrier_init(shared.full + 8 * stage, 32 * C::team + 1);     // a team's lanes, weights
       ptx::barrier_init(shared.free + 8 * stage, C::pingpong ? 4 : 8);  // consumer warps
     }
     for (int consumer = 0; consumer < 2; ++consumer) {

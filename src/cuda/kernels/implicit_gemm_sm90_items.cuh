@@ -130,6 +130,17 @@ struct Ring {
       parity ^= 1;
     }
   }
+  // Fewer than `stages`, or as many; also back by what was skipped too far.
+  __device__ __forceinline__ void skip_few(int count) {
+    stage += count;
+    if (stage >= stages) {
+      stage -= stages;
+      parity ^= 1;
+    } else if (stage < 0) {
+      stage += stages;
+      parity ^= 1;
+    }
+  }
   __device__ __forceinline__ void skip(int count) {
     const int place = stage + count;
     parity ^= place / stages & 1;

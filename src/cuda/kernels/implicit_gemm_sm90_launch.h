@@ -15,17 +15,18 @@ struct Shape {
   int depth = 64;  // of a stage, in 16-bit units: 64 or 32
   int stages = 4;
   bool pingpong = false;
+  int team = 4;  // warps that fill a stage
 };
 
 // Stages fill the shared memory of an SM.
 constexpr Shape shapes[] = {
     {.rows = 128, .columns = 256, .stages = 4},
     {.rows = 256, .columns = 128, .stages = 4},
-    {.rows = 128, .columns = 128, .stages = 6},
-    {.rows = 128, .columns = 64, .stages = 8},
-    {.rows = 256, .columns = 64, .stages = 5, .pingpong = true},
-    {.rows = 256, .columns = 32, .depth = 32, .stages = 10, .pingpong = true},
-    {.rows = 256, .columns = 32, .stages = 6, .pingpong = true},
+    {.rows = 128, .columns = 128, .stages = 6, .team = 2},
+    {.rows = 128, .columns = 64, .stages = 8, .team = 1},
+    {.rows = 256, .columns = 64, .stages = 4, .pingpong = true, .team = 1},
+    {.rows = 256, .columns = 32, .depth = 32, .stages = 8, .pingpong = true, .team = 1},
+    {.rows = 256, .columns = 32, .stages = 4, .pingpong = true, .team = 1},
 };
 
 // f32 operands are brought to another form first (split_sm90.h), 64 units of it a stage.
