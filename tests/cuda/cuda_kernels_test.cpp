@@ -274,11 +274,15 @@ TEST_F(Kernels, NeverMultiplyTheGradientOfAnAbsentNeighbour) {
             row % 2 == 0 ? HUGE_VAL : std::nan("");
       }
       const Sums expected = judge(context(), c, operands);
-      for (const Kernel& kernel : cuda::kernels()) {
-        if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
-        SCOPED_TRACE(kernel.name + " on " + c.problem.text());
-        EXPECT_TRUE(
-            within_bound(run_on_device(c, kernel, operands), expected, {sum_dtype(dtype), dtype}));
+      for (const Precision precision : precisions(dtype)) {
+        Case precise = c;
+        precise.problem.precision = precision;
+        for (const Kernel& kernel : cuda::kernels()) {
+          if (!kernel.why_not(kernel, problem_on_device(precise)).empty()) continue;
+          SCOPED_TRACE(kernel.name + " on " + precise.problem.text());
+          EXPECT_TRUE(within_bound(run_on_device(precise, kernel, operands), expected.in(precision),
+                                   {sum_dtype(dtype), dtype}));
+        }
       }
     }
   }

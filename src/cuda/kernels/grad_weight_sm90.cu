@@ -5,7 +5,9 @@
 
 #include "core/dispatch.h"
 #include "cuda/aligned.h"
+#include "cuda/kernels/arithmetic_sm80.h"
 #include "cuda/kernels/grad_weight_sm90.cuh"
+#include "cuda/kernels/split_sm90.h"
 #include "cuda/launch.cuh"
 
 namespace voxgemm::cuda {
@@ -14,8 +16,8 @@ namespace {
 using grad_weight_sm90::add_pieces;
 using grad_weight_sm90::add_threads;
 using grad_weight_sm90::Config;
-using grad_weight_sm90::most_taps;
 using grad_weight_sm90::Params;
+using sm80::Math;
 
 // A team needs this many rows of a group to be worth its partial sums.
 constexpr int64_t rows_per_team = 512;
@@ -54,6 +56,7 @@ Division divide(int blocks, int multiprocessors) {
   return best;
 }
 
+// x, dy: as the kernel reads them.
 Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) {
   const WeightsRef& w = args.w;
   Params p;
@@ -67,6 +70,9 @@ Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) 
   p.dy = dy.data;
   p.dy_row_bytes = static_cast<uint32_t>(2 * dy.stride);
   p.c_out = w.c_out;
+  const int64_t size = size_of(args.x.dtype);
+  p.x_source = {args.x.data, size * args.x.stride};
+  p.dy_source = {args.y.data, size * args.y.stride};
   p.dw = w.data;
   p.tap_stride = w.tap_stride;
   p.in_stride = w.in_stride;
@@ -119,11 +125,30 @@ void run(const Context& ctx, const Schedule& schedule, Params p) {
           .shared_bytes = C::fixed_bytes + adding.shared_bytes},
          grad_weight_sm90::grad_weight<C>, p);
   if (p.dw_is_f32) return launch(ctx, adding, add_pieces<C, float>, p);
-  launch(ctx, adding, add_pieces<C, typename C::T>, p);
+  launch(ctx, adding, add_pieces<C, typename C::Source>, p);
 }
 
 // Groups of a masked schedule have that many taps at most.
 constexpr int most_scheduled_taps = 32;
+
+// For f32 operands in terms: one tap where products are the limit, and as many as leave room for
+// three stages else.
+template <int terms, class Body>
+auto with_split_tile(const Size& size, const Body& body) {
+  using T = __nv_bfloat16;
+  constexpr int columns = terms == 2 ? 128 : 64;
+  const bool wide = size.c_out > 64;
+  if (size.c_in > 64 || size.taps > most_scheduled_taps || size.taps == 1) {
+    if (wide) return body(Type<Config<T, 1, 128, columns, terms>>{});
+    return body(Type<Config<T, 1, 128, 64, terms>>{});
+  }
+  if (size.c_in > 32 || wide) {
+    if (wide) return body(Type<Config<T, 2, 64, columns, terms>>{});
+    return body(Type<Config<T, 2, 64, 64, terms>>{});
+  }
+  if (size.c_in > 16) return body(Type<Config<T, 4, 32, 64, terms>>{});
+  return body(Type<Config<T, 8, 16, 64, terms>>{});
+}
 
 // The tile that holds the channels, with as many taps as registers and shared memory have room for.
 // Where arithmetic is the limit, and for long kernels, it is one tap, and no absent row is read; of
@@ -147,29 +172,47 @@ auto with_tile(const Size& size, const Body& body) {
   return body(Type<Config<T, 16, 16, 32>>{});
 }
 
-std::string why_not(const Kernel& kernel, const Problem& problem) {
-  if (problem.device.kind != DeviceKind::cuda) return "runs on CUDA only";
-  if (problem.pass != Pass::grad_weight) return "computes the weight gradient only";
-  const auto& dtype = *static_cast<const Dtype*>(kernel.family);
-  if (dtype != problem.dtype) return join("takes ", name(dtype));
-  if (problem.architecture / 10 != 9) {
-    return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
-                problem.architecture % 10);
+template <class Body>
+auto with_tile(Math math, const Size& size, const Body& body) {
+  switch (math) {
+    case Math::f16:
+      return with_tile<__half>(size, body);
+    case Math::bf16:
+      return with_tile<__nv_bfloat16>(size, body);
+    case Math::bf16x6:
+      return with_split_tile<3>(size, body);
+    default:
+      // tf32 operands would have to lie with their rows contiguous; bf16x3 is the more accurate.
+      return with_split_tile<2>(size, body);
   }
-  if (problem.geometry.taps() > most_taps) {
-    return join("takes at most ", most_taps, " taps, the kernel has ", problem.geometry.taps());
-  }
-  return "";
 }
 
 Size size_of_problem(const Problem& problem) {
   return {problem.geometry.taps(), problem.c_in, problem.c_out};
 }
 
+Math math_of(const Kernel& kernel) { return *static_cast<const Math*>(kernel.family); }
+
+std::string why_not(const Kernel& kernel, const Problem& problem) {
+  if (problem.pass != Pass::grad_weight) return "computes the weight gradient only";
+  std::string reason = sm80::why_not(math_of(kernel), 0, problem);
+  if (!reason.empty()) return reason;
+  if (problem.architecture / 10 != 9) {
+    return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
+                problem.architecture % 10);
+  }
+  const int most_taps = with_tile(math_of(kernel), size_of_problem(problem),
+                                  []<class C>(Type<C>) { return C::most_taps; });
+  if (problem.geometry.taps() > most_taps) {
+    return join("takes at most ", most_taps, " taps, the kernel has ", problem.geometry.taps());
+  }
+  return "";
+}
+
 // The producer's time, or that of writing dw.
-double cost(const Kernel&, const Problem& problem) {
+double cost(const Kernel& kernel, const Problem& problem) {
   const Size size = size_of_problem(problem);
-  return with_tile<__half>(size, [&]<class C>(Type<C>) {
+  return with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
     // Blocks of 64 rows are copied with absent ones: on shells a tenth of x, and dy of a group once
     // for every row that has any of its taps, 0.73, 0.42, 0.24 and 0.13 a pair.
     constexpr double any = C::taps == 1   ? 1
@@ -180,48 +223,57 @@ double cost(const Kernel&, const Problem& problem) {
     constexpr double x = C::taps == 1 ? 1 : C::block_taps == 1 ? 1.1 : 1.3;
     const double tiles = static_cast<double>(ceil_div(size.c_in, C::ins)) *
                          static_cast<double>(ceil_div(size.c_out, C::columns));
-    const double copies =
-        problem.expected_pairs() * (x * C::x_blocks / C::taps + any * C::dy_blocks) / 4;
+    const double blocks = x * C::x_blocks / C::taps + any * C::dy_blocks;
+    const double copies = problem.expected_pairs() * C::terms * blocks / 4;
     // 132 multiprocessors at 1.75 GHz, and the clocks that four rows of a block take when all of
     // them read (measured).
     constexpr double clocks_of_copy = C::scheduled ? 22 : 16;
-    const double clocks = tiles * clocks_of_copy * copies / 132;
+    // Terms make 3 or 6 products.
+    const double products =
+        problem.expected_pairs() * 2 * C::ins * C::columns * C::terms * (C::terms + 1) / 2 / 4096;
+    const double clocks = tiles * std::max(clocks_of_copy * copies, products) / 132;
     // Two launches, the first rows' way to the tensor cores, the last sums' to memory.
     const double bytes = 4.0 * size.taps * size.c_in * size.c_out;
-    return 25e-6 + std::max(clocks / 1.75e9, bytes / 2e12);
+    const double splitting =
+        C::terms == 1 ? 0 : 4e-6 + 8.0 * problem.n_out * (size.c_in + size.c_out) / 3.5e12;
+    return 25e-6 + splitting + std::max(clocks / 1.75e9, bytes / 2e12);
   });
 }
 
-ScheduleOptions schedule(const Kernel&, const Problem& problem) {
-  return with_tile<__half>(size_of_problem(problem), []<class C>(Type<C>) -> ScheduleOptions {
-    if (!C::scheduled) return {};
-    return {.order = ScheduleOptions::Order::by_mask,
-            .tile_rows = grad_weight_sm90::tile_rows,
-            .chunk_rows = one_chunk};
-  });
+ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
+  const bool scheduled = with_tile(math_of(kernel), size_of_problem(problem),
+                                   []<class C>(Type<C>) { return C::scheduled; });
+  if (!scheduled) return {};
+  return {.order = ScheduleOptions::Order::by_mask,
+          .tile_rows = grad_weight_sm90::tile_rows,
+          .chunk_rows = one_chunk};
 }
 
-void launch_pass(const Kernel&, const Context& ctx, Pass, const ConvArgs& args) {
+void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
   const DeviceGuard guard(ctx.device);
   check(args.w.dtype == args.x.dtype || args.w.dtype == Dtype::f32,
         "the weight gradient has dtype ", name(args.w.dtype), ", expected f32 or that of x, ",
         name(args.x.dtype));
   const AlignedMatrix x = aligned_input(ctx, args.x);
   const AlignedMatrix dy = aligned_input(ctx, args.y);
-  const Params p = params_of(args, x.matrix, dy.matrix);
-  const Size size = {p.taps, p.c_in, p.c_out};
-  const auto run_tile = [&]<class C>(Type<C>) { run<C>(ctx, *args.schedule, p); };
-  if (args.x.dtype == Dtype::f16) return with_tile<__half>(size, run_tile);
-  with_tile<__nv_bfloat16>(size, run_tile);
+  const Size size = {args.w.taps, args.w.c_in, args.w.c_out};
+  with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
+    if constexpr (C::terms == 1) {
+      run<C>(ctx, *args.schedule, params_of(args, x.matrix, dy.matrix));
+    } else {
+      const sm90::SplitRows split = sm90::split_rows(ctx, C::terms, x.matrix, dy.matrix, C::width);
+      run<C>(ctx, *args.schedule, params_of(args, split.x, split.dy));
+    }
+  });
 }
 
 }  // namespace
 
 std::vector<Kernel> grad_weight_sm90_kernels() {
-  static constexpr Dtype dtypes[] = {Dtype::f16, Dtype::bf16};
+  static constexpr Math maths[] = {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6};
   std::vector<Kernel> rows;
-  for (const Dtype& dtype : dtypes) {
-    rows.push_back({.name = join("grad_weight_sm90/", name(dtype)),
+  for (const Math& math : maths) {
+    rows.push_back({.name = join("grad_weight_sm90/", sm80::name(math)),
                     .algorithm = Algorithm::masked_implicit_gemm_splitk,
                     // Rows in natural order from the map's own table, absent pairs left out, the
                     // rows cut in slices of which one may be all: every way but gathering.
@@ -231,7 +283,7 @@ std::vector<Kernel> grad_weight_sm90_kernels() {
                     .cost = cost,
                     .schedule = schedule,
                     .launch = launch_pass,
-                    .family = &dtype});
+                    .family = &math});
   }
   return rows;
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 // Weight gradient on Hopper: dw[t] [c_in, c_out] = sum over pairs (i, o, t) of x[i]^T dy[o], 16-bit
-// operands, f32 sums.
+// operands or f32 ones in two or three terms of bf16 (split_sm90.h), f32 sums.
 //
 // Work. A CTA computes a tile of dw: `taps` taps (a group) x `ins` input channels x `columns`
 // output channels, over some batches of 64 output rows. It is limited by the reading of rows, so
@@ -19,21 +19,25 @@
 //     the same rows, different channel blocks. A tap that is cut is divided by chunks of 64 rows,
 //     spread evenly: chunk c lies at the fraction of c * 0.618... within it.
 //
-// Roles. Warpgroup 1 indexes: it fills a ring of slots, each the input rows of every tap and the
-// output rows of a batch (BatchIndexer, RowIndexer). Warpgroup 0 copies: slots into a ring of
-// stages. Consumer w, warpgroup 2 + w, multiplies half w of the X blocks with all of dY.
+// Roles. Warpgroup 1 indexes: with a schedule it fills a ring of slots, each the input rows of
+// every tap and the output rows of a batch (BatchIndexer); without one it appends rows to a queue
+// (RowIndexer). Warpgroup 0 copies the rows of batches. Consumer w, warpgroup 2 + w, multiplies
+// half w of the X blocks with all of dY; of terms every two that matter into the same sums, a batch
+// at a time.
 //
-// A stage is a batch: blocks of 64 rows x 64 channels (128 bytes a row, 128-byte swizzle: 16-byte
-// piece p of row r lies at piece p ^ (r & 7)):
+// A batch lies in shared memory as blocks of 64 rows x 64 channels (128 bytes a row, 128-byte
+// swizzle: 16-byte piece p of row r lies at piece p ^ (r & 7)), each for every term:
 //   X  [taps, ins / 64] blocks: rows of x, gathered by cp.async, eight lanes a row, for the taps
 //      that the batch has; with 32 or 16 input channels 2 or 4 taps side by side in a block
 //   dY [columns / 64] blocks
 // Both operands have their channels contiguous ("MN-major") and the rows are the sum's index, so
-// nothing is transposed.
+// nothing is transposed. With eight taps a batch has few or many of its blocks: they stand in
+// consecutive units of a ring, one for each. Else a unit is a batch, whole or not.
 //
-// Synchronisation: `full` of a stage gets one arrival from every producer thread when its copies
-// have landed and one after the stage's note is written; `free` one from every consumer warp. A
-// note has the taps of the batch, none ends a piece. Slots have such a pair of barriers as well.
+// Synchronisation: `full` of a batch gets one arrival from every producer thread when its copies
+// have landed and one after the batch's note is written; `free` one from every consumer warp. A
+// batch's units are free when the batch so many before it is that its note says; a note of no taps
+// ends a piece. Slots, and the two rounds of the queue, have such a pair of barriers as well.
 // cp.async writes through the generic proxy and wgmma reads through the asynchronous one, hence the
 // consumers' fence. A consumer that skips a batch first drains what it multiplies, or the ring
 // would stop in a run of skips.
@@ -43,11 +47,15 @@
 // a warp with NaN among its sums computes those once more, over present pairs only (repair()).
 //
 // A copy instruction of a warp (512 bytes) takes 13 clocks on an H200, and zeros count like rows.
-// Lost (H200, bf16): indexing by the copying warps, 2600 clocks a round of 512 rows; fewer
-// instructions around the copies by immediate offsets, nothing gained; several taps on the axis,
-// rows with any of them compacted: indexing alone took 1.35 of 1.93 ms at 4.1 million rows of 64
-// channels; a schedule's batches on the axis: teams drift apart, an eighth of the reads hit the
-// second-level cache, 2.7 ms.
+// Lost (H200, bf16): seven warps that copy and one that indexes, whose loads and stores wait behind
+// their copies, 0.93 instead of 0.66 ms at 64, 1024; batches released before the next one is there,
+// up to 15 % slower where reads miss the second-level cache; two barriers a round of the indexers,
+// 0.71 instead of 0.64 ms at 256, 256; a ring of blocks for groups of less than eight taps, 5 to
+// 13 %; indexing by the copying warps, 2600 clocks a round of 512 rows; fewer instructions around
+// the copies by immediate offsets, nothing gained; several taps on the axis, rows with any of them
+// compacted: indexing alone took 1.35 of 1.93 ms at 4.1 million rows of 64 channels; a schedule's
+// batches on the axis: teams drift apart, an eighth of the reads hit the second-level cache, 2.7
+// ms.
 
 #include <type_traits>
 
@@ -66,112 +74,200 @@ struct Operand {
   int left;  // channels from there to the end
 };
 
-// Of channels [first, last): its rows are repeated every `width` channels of a block.
+// Of channels [first, last) in `terms`: rows are repeated every `width` channels of a block.
+template <int terms, int width>
 __device__ __forceinline__ Operand
-operand(const void* data, uint32_t row_bytes, int first, int last, int width) {
-  const int channel = first + static_cast<int>(threadIdx.x) % 8 * 8 % width;
-  return {static_cast<const char*>(data) + 2 * static_cast<int64_t>(channel), row_bytes,
-          last - channel};
+operand(const void* data, uint32_t row_bytes, int first, int last) {
+  const int channel = static_cast<int>(threadIdx.x) % 8 * 8 % width;
+  const int64_t place = int64_t{terms} * first + channel;
+  return {static_cast<const char*>(data) + 2 * place, row_bytes, last - first - channel};
 }
 
 template <class C>
 struct Producer {
   const Params& p;
   const Shared& shared;
-  Ring<C::stages> ring;
+  Ring<C::batches> ring;
   Ring<C::slots> slots;
+  int head = 0;  // of the queue
 
   // Four rows of `blocks` blocks of a stage, of this thread's piece. Channels past the end are left
   // as they are: they make sums that nobody reads.
-  template <int blocks>
-  __device__ __forceinline__ void copy_rows(uint32_t to, const Operand& from, const int4& rows) {
+  template <int blocks, int width>
+  __device__ __forceinline__ void copy_rows(uint32_t to,
+                                            const Operand& from,
+                                            const int4& rows) const {
     const int first = threadIdx.x / 8 * 4;
     const auto row_of = [&](int i) {
       return i == 0 ? rows.x : i == 1 ? rows.y : i == 2 ? rows.z : rows.w;
     };
     const auto place = [&](int i) { return to + i * 128 + ((threadIdx.x ^ (first + i)) % 8 << 4); };
-    if ((blocks - 1) * 64 < from.left) {
+    if (C::terms == 1 && (blocks - 1) * 64 < from.left) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         ptx::gather_pieces<blocks, 128, 8192>(place(i), from.data, row_of(i), from.row_bytes);
       }
     } else {
 #pragma unroll
-      for (int b = 0; b + 1 < blocks; ++b) {
+      for (int b = 0; b < blocks; ++b) {
         if (b * 64 >= from.left) break;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          ptx::gather_pieces<1, 0, 0>(place(i) + b * 8192, from.data + b * 128, row_of(i),
-                                      from.row_bytes);
+          ptx::gather_pieces<C::terms, 2 * width, 8192>(place(i) + b * C::terms * 8192,
+                                                        from.data + b * C::terms * 128, row_of(i),
+                                                        from.row_bytes);
         }
       }
     }
   }
 
-  // What a thread needs of a slot.
+  // What a thread needs of a batch.
   struct Lists {
-    int note = note_end;
-    int4 in[C::taps / C::block_taps] = {};  // of its tap of each set of taps that share blocks
+    int note = 0;
+    int4 in[C::sets] = {};  // of its tap of each set
     int4 out = {};
   };
   __device__ __forceinline__ Lists read_slot() {
     Lists lists;
-    ptx::barrier_wait(shared.slot_full + 8 * slots.stage, slots.parity);
-    lists.note = shared.slot_notes[slots.stage];
-    const uint32_t from =
-        shared.slots + slots.stage * C::slot_bytes + static_cast<int>(threadIdx.x) / 8 * 16;
+    ptx::barrier_wait(shared.slot_full + 8 * slots.at, slots.parity);
+    lists.note = shared.slot_notes[slots.at];
+    const uint32_t from = shared.slots + slots.at * C::slot_bytes + threadIdx.x / 8 * 16;
     const int tap = threadIdx.x % 8 * 8 / C::width;
 #pragma unroll
-    for (int k = 0; k < C::taps / C::block_taps; ++k) {
+    for (int k = 0; k < C::sets; ++k) {
       lists.in[k] = ptx::load_shared_16(from + (k * C::block_taps + tap) * batch_rows * 4);
     }
     lists.out = ptx::load_shared_16(from + C::taps * batch_rows * 4);
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.slot_free + 8 * slots.stage);
+    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.slot_free + 8 * slots.at);
     slots.next();
+    return lists;
+  }
+  // The next batch of the queue.
+  __device__ __forceinline__ Lists read_queue() {
+    Lists lists;
+    const uint32_t from = shared.slots + (head + threadIdx.x / 8 * 4) * 8;
+    const int4 first = ptx::load_shared_16(from);
+    const int4 second = ptx::load_shared_16(from + 16);
+    lists.in[0] = make_int4(first.x, first.z, second.x, second.z);
+    lists.out = make_int4(first.y, first.w, second.y, second.w);
+    head = head + batch_rows == C::queue_rows ? 0 : head + batch_rows;
     return lists;
   }
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
     const int first_in = piece.block / p.out_blocks * C::ins;
     const int first_out = piece.block % p.out_blocks * C::columns;
-    const Operand x = operand(p.x, p.x_row_bytes, first_in, p.c_in, C::width);
-    const Operand dy =
-        operand(p.dy, p.dy_row_bytes, first_out, min(p.c_out, first_out + C::columns), 64);
-    Lists lists = read_slot();
-    for (bool more = true; more;) {
-      const uint32_t full = shared.full + 8 * ring.stage;
-      ptx::barrier_wait(shared.free + 8 * ring.stage, ring.parity ^ 1);
-      const Lists now = lists;
-      more = now.note != note_end;
-      if (more) {
-        // Loads wait behind the copies before them. With few registers to spare they come later.
-        if (!C::scheduled) lists = read_slot();
-        const uint32_t stage =
-            shared.stages + ring.stage * C::stage_bytes + static_cast<int>(threadIdx.x) / 8 * 512;
-#pragma unroll
-        for (int k = 0; k < C::taps / C::block_taps; ++k) {
-          const int block = k * C::in_blocks;
-          if (has_block<C>(now.note, block)) {
-            copy_rows<C::in_blocks>(stage + block * 8192, x, now.in[k]);
-          }
-        }
-        if (C::scheduled) lists = read_slot();
-        copy_rows<C::dy_blocks>(stage + C::x_bytes, dy, now.out);
+    const Operand x = operand<C::terms, C::width>(p.x, p.x_row_bytes, first_in, p.c_in);
+    const Operand dy = operand<C::terms, 64>(p.dy, p.dy_row_bytes, first_out,
+                                             min(p.c_out, first_out + C::columns));
+    if constexpr (C::scheduled) {
+      Lists lists = read_slot();
+      while ((lists.note & note_sets) != 0) {
+        claim(lists.note);
+        const Lists now = lists;
+        copy_x(now, x);
+        // Loads wait behind the copies before them.
+        lists = read_slot();
+        copy_dy(now, dy);
+        finish(now.note);
       }
-      ptx::copies_arrive(full);
-      if (threadIdx.x == 0) {
-        shared.notes[ring.stage] = now.note;
-        ptx::barrier_arrive(full);
-      }
-      ring.next();
+      claim(lists.note);
+      finish(lists.note);
+    } else {
+      copy_rounds(x, dy);
+      claim(0);
+      finish(0);
     }
+  }
+
+  __device__ __forceinline__ void copy_rounds(const Operand& x, const Operand& dy) {
+    int left = 0;  // rows in the queue
+    for (bool last = false; !last;) {
+      ptx::barrier_wait(shared.slot_full + 8 * slots.at, slots.parity);
+      const int round = shared.slot_notes[slots.at];
+      last = (round & round_last) != 0;
+      left += round & (round_last - 1);
+      if (last) left = (left + batch_rows - 1) & -batch_rows;
+      for (; left >= batch_rows; left -= batch_rows) {
+        Lists lists = read_queue();
+        lists.note = 1;
+        claim(lists.note);
+        copy_x(lists, x);
+        copy_dy(lists, dy);
+        finish(lists.note);
+      }
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.slot_free + 8 * slots.at);
+      slots.next();
+    }
+  }
+
+  __device__ __forceinline__ void claim(int note) const {
+    const Ring<C::batches> before = ring.before(C::packed ? distance(note) : C::batches);
+    ptx::barrier_wait(shared.free + 8 * before.at, before.parity);
+  }
+  __device__ __forceinline__ void finish(int note) {
+    const uint32_t full = shared.full + 8 * ring.at;
+    ptx::copies_arrive(full);
+    if (threadIdx.x == 0) {
+      shared.notes[ring.at] = note;
+      ptx::barrier_arrive(full);
+    }
+    ring.next();
+  }
+
+  __device__ __forceinline__ uint32_t unit(int note, int number) const {
+    const int first = C::packed ? first_unit(note) : ring.at;
+    return unit_of<C>(shared, first, number) + threadIdx.x / 8 * 512;
+  }
+  __device__ __forceinline__ void copy_x(const Lists& lists, const Operand& x) const {
+    int number = 0;
+#pragma unroll
+    for (int k = 0; k < C::sets; ++k) {
+      if (C::scheduled && (lists.note >> k & 1) == 0) continue;
+      const uint32_t to = C::packed ? unit(lists.note, number++)
+                                    : unit(lists.note, 0) + k * C::in_blocks * C::terms * 8192;
+      copy_rows<C::in_blocks, C::width>(to, x, lists.in[k]);
+    }
+  }
+  __device__ __forceinline__ void copy_dy(const Lists& lists, const Operand& dy) const {
+    const uint32_t to = C::packed ? unit(lists.note, __popc(lists.note & note_sets))
+                                  : unit(lists.note, 0) + C::x_bytes;
+    copy_rows<C::dy_blocks, 64>(to, dy, lists.out);
   }
 };
 
-// Adds the blocks of x that `chosen` names, transposed, times dy, as one group of products.
+// Where a batch's blocks lie that a consumer multiplies.
+template <class C>
+struct Blocks {
+  uint32_t x[C::own_blocks];
+  uint32_t dy;
+  int wanted = 0;  // that are there, as bits
+};
+// first: the batch's first unit.
+template <class C>
+__device__ __forceinline__ Blocks<C> blocks_of(const Shared& shared,
+                                               int sets,
+                                               int first,
+                                               int first_block) {
+  Blocks<C> at;
+#pragma unroll
+  for (int m = 0; m < C::own_blocks; ++m) {
+    const int set = (first_block + m) / C::in_blocks;
+    at.x[m] = C::packed ? unit_of<C>(shared, first, __popc(sets & ((1 << set) - 1)))
+                        : unit_of<C>(shared, first, 0) + (first_block + m) * C::terms * 8192;
+    at.wanted |= (C::scheduled ? sets >> set & 1 : 1) << m;
+  }
+  at.dy = C::packed ? unit_of<C>(shared, first, __popc(sets))
+                    : unit_of<C>(shared, first, 0) + C::x_bytes;
+  return at;
+}
+
+// Adds the blocks of x that `chosen` names, transposed, times dy, as one group of products; of
+// terms those that matter, the smallest first.
 template <class C, int chosen>
-__device__ __forceinline__ void multiply_blocks(Sums<C>& d, uint32_t x, uint32_t dy) {
+__device__ __forceinline__ void multiply_blocks(Sums<C>& d, const Blocks<C>& at) {
   using Multiply = ptx::Wgmma<typename C::T, C::columns, true, true>;
   const auto for_chosen = [](const auto& body) {
 #pragma unroll
@@ -183,10 +279,18 @@ __device__ __forceinline__ void multiply_blocks(Sums<C>& d, uint32_t x, uint32_t
   ptx::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < batch_rows / 16; ++k) {
-    const uint64_t columns = ptx::swizzled_operand(dy + k * 2048, 8192, 1024);
-    for_chosen([&](int m) {
-      Multiply::add(d[m], ptx::swizzled_operand(x + m * 8192 + k * 2048, 8192, 1024), columns);
-    });
+#pragma unroll
+    for (int sum = C::terms - 1; sum >= 0; --sum) {
+#pragma unroll
+      for (int i = 0; i <= sum; ++i) {  // term i of dy, term sum - i of x
+        const uint64_t columns =
+            ptx::swizzled_operand(at.dy + i * 8192 + k * 2048, C::terms * 8192, 1024);
+        for_chosen([&](int m) {
+          const uint32_t rows = at.x[m] + (sum - i) * 8192 + k * 2048;
+          Multiply::add(d[m], ptx::swizzled_operand(rows, 8192, 1024), columns);
+        });
+      }
+    }
   }
   ptx::wgmma_commit();
 }
@@ -195,25 +299,14 @@ __device__ __forceinline__ void multiply_blocks(Sums<C>& d, uint32_t x, uint32_t
 // Code for each set of blocks: a condition inside a group of products would put them one behind
 // the other.
 template <class C, int m = 0, int chosen = 0>
-__device__ __forceinline__ void multiply(Sums<C>& d, int wanted, uint32_t x, uint32_t dy) {
+__device__ __forceinline__ void multiply(Sums<C>& d, int wanted, const Blocks<C>& at) {
   if constexpr (m == C::own_blocks) {
-    if constexpr (chosen != 0) multiply_blocks<C, chosen>(d, x, dy);
+    if constexpr (chosen != 0) multiply_blocks<C, chosen>(d, at);
   } else if ((wanted >> m & 1) != 0) {
-    multiply<C, m + 1, chosen | 1 << m>(d, wanted, x, dy);
+    multiply<C, m + 1, chosen | 1 << m>(d, wanted, at);
   } else {
-    multiply<C, m + 1, chosen>(d, wanted, x, dy);
+    multiply<C, m + 1, chosen>(d, wanted, at);
   }
-}
-
-// The consumer's blocks that a batch has, as bits.
-template <class C>
-__device__ __forceinline__ int wanted_blocks(int note, int first_block) {
-  int wanted = 0;
-#pragma unroll
-  for (int m = 0; m < C::own_blocks; ++m) {
-    wanted |= static_cast<int>(has_block<C>(note, first_block + m)) << m;
-  }
-  return wanted;
 }
 
 // Calls body(piece) for what this CTA does.
@@ -233,83 +326,138 @@ __device__ __forceinline__ void for_pieces(const Params& p,
 }
 
 template <class C>
-__device__ __forceinline__ void consume(const Params& p, const Shared& shared) {
-  const int first_block = (threadIdx.x / 128 - 2) * C::own_blocks;
-  const auto release = [&](int stage) {
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.free + 8 * stage);
-  };
-  Ring<C::stages> ring;
-  for_pieces<C>(p, shared, [&](const Piece& piece) {
-    Sums<C> d;
+__device__ __forceinline__ void pin_all(Sums<C>& d) {
 #pragma unroll
-    for (int m = 0; m < C::own_blocks; ++m) {
+  for (int m = 0; m < C::own_blocks; ++m) ptx::pin(d[m]);
+}
+
+template <class C>
+__device__ __forceinline__ void clear(Sums<C>& d) {
 #pragma unroll
-      for (int i = 0; i < C::columns / 2; ++i) d[m][i] = 0;
-    }
-    const auto pin_all = [&] {
+  for (int m = 0; m < C::own_blocks; ++m) {
 #pragma unroll
-      for (int m = 0; m < C::own_blocks; ++m) ptx::pin(d[m]);
-    };
-    pin_all();
-    int multiplying = -1;  // the stage whose products may be unfinished
+    for (int i = 0; i < C::columns / 2; ++i) d[m][i] = 0;
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void multiply_batch(Sums<C>& d, const Blocks<C>& at) {
+  ptx::proxy_fence();
+  pin_all<C>(d);
+  if constexpr (C::scheduled) {
+    multiply<C>(d, at.wanted, at);
+  } else {
+    multiply_blocks<C, (1 << C::own_blocks) - 1>(d, at);
+  }
+}
+
+template <class C>
+struct Consumer {
+  const Params& p;
+  const Shared& shared;
+  int first_block;
+  Ring<C::batches> ring;
+
+  __device__ __forceinline__ void release(int batch) const {
+    __syncwarp();  // all lanes have read the note
+    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.free + 8 * batch);
+  }
+  // The next batch's note.
+  __device__ __forceinline__ int wait() const {
+    ptx::barrier_wait(shared.full + 8 * ring.at, ring.parity);
+    return shared.notes[ring.at];
+  }
+
+  __device__ __forceinline__ Blocks<C> blocks(int note) const {
+    const int first = C::packed ? first_unit(note) : ring.at;
+    return blocks_of<C>(shared, note & note_sets, first, first_block);
+  }
+
+  __device__ __forceinline__ void add_batches(Sums<C>& d) {
+    int multiplying = -1;  // the batch whose products may be unfinished
     const auto drain = [&] {
       ptx::wgmma_wait<0>();
-      pin_all();
+      pin_all<C>(d);
       if (multiplying >= 0) release(multiplying);
       multiplying = -1;
-      release(ring.stage);
     };
     for (;;) {
-      ptx::barrier_wait(shared.full + 8 * ring.stage, ring.parity);
-      const int note = shared.notes[ring.stage];
-      if (note == note_end) break;
-      const int wanted =
-          C::scheduled ? wanted_blocks<C>(note, first_block) : (1 << C::own_blocks) - 1;
-      if (wanted != 0) {
-        const uint32_t dy = shared.stages + ring.stage * C::stage_bytes + C::x_bytes;
-        ptx::proxy_fence();
-        pin_all();
-        const uint32_t x = dy - C::x_bytes + first_block * 8192;
-        if constexpr (C::scheduled) {
-          multiply<C>(d, wanted, x, dy);
-        } else {
-          multiply_blocks<C, (1 << C::own_blocks) - 1>(d, x, dy);
-        }
+      const int note = wait();
+      if ((note & note_sets) == 0) break;
+      const Blocks<C> at = blocks(note);
+      if (at.wanted != 0) {
+        multiply_batch<C>(d, at);
         ptx::wgmma_wait<1>();
-        pin_all();
+        pin_all<C>(d);
         if (multiplying >= 0) release(multiplying);
-        multiplying = ring.stage;
+        multiplying = ring.at;
       } else {
         drain();
+        release(ring.at);
       }
       ring.next();
     }
     drain();
+  }
+
+  // The matrix instructions cut their sums off rather than round them, which thousands of batches
+  // would show: those of a batch are added to the others outside.
+  __device__ __forceinline__ void add_batches_exactly(Sums<C>& d) {
+    for (;; ring.next()) {
+      const int note = wait();
+      if ((note & note_sets) == 0) break;
+      const Blocks<C> at = blocks(note);
+      if (at.wanted != 0) {
+        Sums<C> part;
+        clear<C>(part);
+        multiply_batch<C>(part, at);
+        ptx::wgmma_wait<0>();
+        pin_all<C>(part);
+#pragma unroll
+        for (int m = 0; m < C::own_blocks; ++m) {
+#pragma unroll
+          for (int i = 0; i < C::columns / 2; ++i) d[m][i] += part[m][i];
+        }
+      }
+      release(ring.at);
+    }
+  }
+
+  __device__ __forceinline__ void run_piece(const Piece& piece) {
+    Sums<C> d;
+    clear<C>(d);
+    if constexpr (C::terms == 1) {
+      pin_all<C>(d);
+      add_batches(d);
+    } else {
+      add_batches_exactly(d);
+    }
+    release(ring.at);
     ring.next();
     finish_piece<C>(p, piece, d);
-  });
-}
+  }
+};
 
 template <class C>
 __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_constant__ Params p) {
   extern __shared__ unsigned char memory[];
   Shared shared;
   const uint32_t skipped = -ptx::shared_address(memory) & 1023;
-  unsigned char* behind = memory + skipped + C::stages * C::stage_bytes;
-  shared.stages = ptx::shared_address(memory) + skipped;
+  unsigned char* behind = memory + skipped + C::units * C::unit_bytes;
+  shared.units = ptx::shared_address(memory) + skipped;
   shared.slots = ptx::shared_address(behind);
   behind += C::slots_bytes;
   shared.full = ptx::shared_address(behind);
-  shared.free = shared.full + 8 * C::stages;
-  shared.slot_full = shared.free + 8 * C::stages;
+  shared.free = shared.full + 8 * C::batches;
+  shared.slot_full = shared.free + 8 * C::batches;
   shared.slot_free = shared.slot_full + 8 * C::slots;
-  behind += 16 * (C::stages + C::slots);
+  behind += 16 * (C::batches + C::slots);
   shared.starts = reinterpret_cast<AxisPlace*>(behind);
   shared.taps = reinterpret_cast<int*>(behind);
   behind += C::scheduled ? 4 * p.groups * C::taps : 8 * (p.groups + 1);
   shared.slot_notes = reinterpret_cast<int*>(behind);
   shared.notes = shared.slot_notes + C::slots;
-  shared.counts = shared.notes + C::stages;
+  shared.counts = shared.notes + C::batches;
   if (threadIdx.x < 32) {
     if constexpr (C::scheduled) {
       deal_taps<C>(p, shared.taps);
@@ -317,13 +465,13 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
       place_groups(p, shared.starts);
     }
   } else if (threadIdx.x == 32) {
-    for (int stage = 0; stage < C::stages; ++stage) {
-      ptx::barrier_init(shared.full + 8 * stage, 128 + 1);  // producer threads, the note
-      ptx::barrier_init(shared.free + 8 * stage, 8);        // consumer warps
+    for (int batch = 0; batch < C::batches; ++batch) {
+      ptx::barrier_init(shared.full + 8 * batch, 128 + 1);  // producer threads, the note
+      ptx::barrier_init(shared.free + 8 * batch, 8);        // consumer warps
     }
     for (int slot = 0; slot < C::slots; ++slot) {
-      // A warp's copies and its note, or one thread for all.
-      ptx::barrier_init(shared.slot_full + 8 * slot, C::scheduled ? 32 + 1 : 1);
+      // A warp's copies and its note, or all indexers.
+      ptx::barrier_init(shared.slot_full + 8 * slot, C::scheduled ? 32 + 1 : 128);
       ptx::barrier_init(shared.slot_free + 8 * slot, 4);  // producer warps
     }
     ptx::barrier_init_fence();
@@ -344,7 +492,9 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
     for_pieces<C>(p, shared, [&](const Piece& piece) { indexer.run_piece(piece); });
   } else {
     ptx::registers_up<C::consumer_registers>();
-    consume<C>(p, shared);
+    const int first_block = (static_cast<int>(threadIdx.x) / 128 - 2) * C::own_blocks;
+    Consumer<C> consumer{p, shared, first_block, {}};
+    for_pieces<C>(p, shared, [&](const Piece& piece) { consumer.run_piece(piece); });
   }
 }
 

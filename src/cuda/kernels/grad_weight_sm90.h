@@ -7,8 +7,8 @@
 
 namespace voxgemm::cuda {
 
-// The weight gradient on Hopper, f16 and bf16, any channels; see grad_weight_sm90.cuh. Needs no
-// schedule: it reads the map's neighbour table.
+// The weight gradient on Hopper, any channels, f16, bf16, and f32 in two or three terms of bf16;
+// see grad_weight_sm90.cuh.
 std::vector<Kernel> grad_weight_sm90_kernels();
 
 }  // namespace voxgemm::cuda

@@ -4,15 +4,19 @@
 // The tiles of a weight gradient on Hopper and who computes what of them; see grad_weight_sm90.cuh.
 
 #include <cstdint>
+#include <type_traits>
 
 namespace voxgemm::cuda::grad_weight_sm90 {
 
-// The places of all groups on the work axis lie in shared memory beside the stages.
-constexpr int most_taps = 2048;
 // Rows of a stage, and output rows that stay together: a quarter of a tile where rows come from a
 // schedule.
 constexpr int batch_rows = 64;
 constexpr int tile_rows = 256;
+
+struct Rows {
+  const void* data = nullptr;
+  int64_t row_bytes = 0;
+};
 
 struct Params {
   // Output rows in the order of a schedule, or null: then as they are.
@@ -24,12 +28,15 @@ struct Params {
   const long long* pairs_per_tap = nullptr;  // [taps]
   int64_t rows = 0;
   int taps = 0;
-  const void* x = nullptr;  // [n_in, c_in]
+  const void* x = nullptr;  // [n_in, c_in], f32 in terms
   uint32_t x_row_bytes = 0;
   int c_in = 0;
-  const void* dy = nullptr;  // [rows, c_out]
+  const void* dy = nullptr;  // [rows, c_out], f32 in terms
   uint32_t dy_row_bytes = 0;
   int c_out = 0;
+  // As they were given.
+  Rows x_source = {};
+  Rows dy_source = {};
   int groups = 0;
   // Of channels, output channels fastest. Without a schedule they are cut into `parts` of `members`
   // each.
@@ -53,9 +60,12 @@ struct Params {
   }
 };
 
-template <class Element, int taps_, int ins_, int columns_>
+template <class Element, int taps_, int ins_, int columns_, int terms_ = 1>
 struct Config {
   using T = Element;
+  // Values of T whose sum an operand is: of f32 ones two or three bf16.
+  static constexpr int terms = terms_;
+  using Source = std::conditional_t<terms == 1, T, float>;
   static constexpr int taps = taps_;        // of a group
   static constexpr int ins = ins_;          // input channels: 16, 32, 64, 128 or 256
   static constexpr int columns = columns_;  // output channels
@@ -67,31 +77,40 @@ struct Config {
   static constexpr int width = 64 / block_taps;
   static constexpr int x_blocks = taps / block_taps * in_blocks;
   static constexpr int own_blocks = x_blocks / 2;  // of a consumer
-  static constexpr int x_bytes = x_blocks * 8192;
+  static constexpr int x_bytes = x_blocks * terms * 8192;
   static constexpr int dy_blocks = columns < 64 ? 1 : columns / 64;
-  static constexpr int stage_bytes = x_bytes + dy_blocks * 8192;
+  // A unit of shared memory holds a batch; or, where batches have few of many taps (on shells 4.8
+  // of 9 blocks), a block of one.
+  static constexpr int sets = taps / block_taps;  // of taps that share blocks
+  static constexpr bool packed = taps == 8 && ins == 64;
+  static constexpr int unit_blocks = packed ? 1 : x_blocks + dy_blocks;
+  static constexpr int unit_bytes = unit_blocks * terms * 8192;
   static constexpr int piece_size = taps * ins * columns;
-  // Of 64 rows that a warp of the indexers reads in a round, without a schedule.
+  // With a schedule: a slot has the input rows of each tap of a batch, and its output rows. Loads
+  // behind the copies of 200 kB in flight take 4000 clocks.
+  static constexpr int slot_bytes = (taps + 1) * batch_rows * 4;
+  // Without: batches that a warp of the indexers reads in a round; the queue has two rounds.
   static constexpr int chunks = 2;
   static constexpr int reads = chunks * batch_rows / 32;  // of a lane
-  // A slot: the input rows of each tap of a batch, and its output rows. Four warps fill them; loads
-  // behind the copies of all stages, 200 kB in flight, take 4000 clocks.
-  static constexpr int slot_bytes = (taps + 1) * batch_rows * 4;
-  static constexpr int slots =
-      scheduled ? (taps * ins * columns > 128 * 256 - 1 && stage_bytes > 65536 ? 4 : 8) : 20;
-  static constexpr int slots_bytes = slots * slot_bytes;
-  // Behind the stages and slots: barriers, notes and counts.
-  static constexpr int small_bytes = 20 * slots + 20 * 8 + 16;
+  static constexpr int queue_rows = 2 * 4 * chunks * batch_rows + batch_rows;
+  static constexpr int slots = !scheduled ? 2 : unit_bytes > 65536 ? 4 : 8;
+  static constexpr int slots_bytes = scheduled ? slots * slot_bytes : queue_rows * 8;
+  // Behind the units and slots: barriers, notes and counts, of 8 batches at most.
+  static constexpr int small_bytes = 20 * (slots + 8) + 32;
   static constexpr int room = (227 << 10) - 1024 - slots_bytes - small_bytes - 256;
-  static constexpr int stages = room / stage_bytes < 5 ? room / stage_bytes : 5;
-  // Stages start at a multiple of 1024, the swizzle's period.
-  static constexpr int fixed_bytes = 1024 + stages * stage_bytes + slots_bytes + small_bytes;
+  static constexpr int units = room / unit_bytes < 31 ? room / unit_bytes : 31;
+  static constexpr int batches = packed || units > 8 ? 8 : units;  // copied and not multiplied
+  // Units start at a multiple of 1024, the swizzle's period.
+  static constexpr int fixed_bytes = 1024 + units * unit_bytes + slots_bytes + small_bytes;
   static constexpr int threads = 512;
   // Of consumers, and of producers and indexers: 65536 in all.
-  static constexpr int consumer_registers = own_blocks * columns > 128 ? 168 : 128;
+  static constexpr int consumer_registers =
+      own_blocks * columns * (terms > 1 ? 3 : 1) > 128 ? 168 : 128;
   static constexpr int producer_registers = 256 - consumer_registers;
-  static_assert(x_blocks % 2 == 0 && stages >= 3 && (!scheduled || taps <= 32));
-  static_assert(fixed_bytes + 8 * ((scheduled ? 32 : most_taps) / taps + 2) <= 227 << 10);
+  static_assert(x_blocks % 2 == 0 && taps <= 16 && units >= (packed ? 2 * (sets + 1) : 3));
+  // The places of all groups on the work axis lie in shared memory behind the rest.
+  static constexpr int most_taps = scheduled ? 32 : ((227 << 10) - fixed_bytes) / 8 - 2;
+  static_assert(most_taps >= 32);
 };
 
 // ---- Without a schedule: the work axis

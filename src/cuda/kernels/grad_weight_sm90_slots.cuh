@@ -11,39 +11,92 @@
 namespace voxgemm::cuda::grad_weight_sm90 {
 
 struct Shared {
-  uint32_t stages;  // addresses in shared memory
-  uint32_t full;    // barriers of the stages
+  uint32_t units;  // addresses in shared memory
+  uint32_t full;   // barriers of the batches
   uint32_t free;
-  uint32_t slots;
-  uint32_t slot_full;  // barriers of the slots
+  uint32_t slots;      // with a schedule; else the queue: [queue_rows] pairs of rows, input first
+  uint32_t slot_full;  // barriers of the slots, or of the two rounds in the queue
   uint32_t slot_free;
-  int* slot_notes;    // [slots]
-  int* notes;         // [stages]
-  int* counts;        // [4 warps]
+  int* slot_notes;    // [slots], or the rows of a round
+  int* notes;         // [batches]
+  int* counts;        // [2, 4 warps], without a schedule
   AxisPlace* starts;  // [groups + 1], without a schedule
   int* taps;          // [groups, taps of a group], with one
 };
 
-// A note has the taps of a batch as bits. A piece ends with a batch of none.
-constexpr int note_end = 0;
+// What the roles tell each other of a batch, in bits: the sets of taps that share blocks of which
+// it has any from bit 0 on, its first unit from bit 16, and from bit 21 how many batches before it
+// the one stands that must be multiplied before this one is copied. A piece ends with a batch of no
+// sets. Where units are batches a note has no more than sets, without a schedule one.
+constexpr int note_sets = (1 << 16) - 1;
+__device__ __forceinline__ int first_unit(int note) { return note >> 16 & 31; }
+__device__ __forceinline__ int distance(int note) { return note >> 21 & 15; }
 
-template <int stages>
+template <int places>
 struct Ring {
-  int stage = 0;
+  int at = 0;
   uint32_t parity = 0;
   __device__ __forceinline__ void next() {
-    if (++stage == stages) {
-      stage = 0;
+    if (++at == places) {
+      at = 0;
       parity ^= 1;
     }
   }
+  // At most `places` steps.
+  __device__ __forceinline__ Ring before(int steps) const {
+    const bool wraps = at < steps;
+    return {at - steps + (wraps ? places : 0), parity ^ static_cast<uint32_t>(wraps)};
+  }
 };
 
-// Whether a batch needs a block of x.
+// In the note of a round without a schedule, beside the number of its rows: a piece ends.
+constexpr int round_last = 1 << 30;
+
+// Places batches in units smaller than they are.
 template <class C>
-__device__ __forceinline__ bool has_block(int note, int block) {
-  constexpr uint32_t taps = C::block_taps == 32 ? ~0u : (1u << C::block_taps) - 1;
-  return (static_cast<uint32_t>(note) >> (block / C::in_blocks * C::block_taps) & taps) != 0;
+class Placer {
+ public:
+  // Of the next batch, its note but for the taps.
+  __device__ __forceinline__ int place(int units) {
+    used_ += units;
+    ++live_;
+    sizes_ = sizes_ << 5 | static_cast<uint64_t>(units);
+    while (used_ > C::units || live_ > C::batches) {
+      --live_;
+      used_ -= static_cast<int>(sizes_ >> (5 * live_)) & 31;
+    }
+    const int note = first_ << 16 | live_ << 21;
+    first_ += units;
+    if (first_ >= C::units) first_ -= C::units;
+    return note;
+  }
+
+ private:
+  uint64_t sizes_ = 0;     // of the last batches, five bits each
+  int live_ = C::batches;  // of which so many share the units
+  int used_ = 0;
+  int first_ = 0;
+};
+
+// The sets of taps that share blocks of which a batch has any, as bits, of the group's taps.
+template <class C>
+__device__ __forceinline__ int sets_of(int taps) {
+  if constexpr (C::block_taps == 1) return taps;
+  int sets = 0;
+#pragma unroll
+  for (int k = 0; k < C::sets; ++k) {
+    const bool any = (taps >> (k * C::block_taps) & ((1 << C::block_taps) - 1)) != 0;
+    sets |= static_cast<int>(any) << k;
+  }
+  return sets;
+}
+
+// Address of unit `number` of a batch whose first one is `first`.
+template <class C>
+__device__ __forceinline__ uint32_t unit_of(const Shared& shared, int first, int number) {
+  int unit = first + number;
+  if (C::packed && unit >= C::units) unit -= C::units;
+  return shared.units + unit * C::unit_bytes;
 }
 
 // Fills slots with the batches of a schedule that have a tap of the group. All four warps look at
@@ -66,14 +119,21 @@ class BatchIndexer {
       Look now = next;
       next = look(batch + step, count);
 #pragma unroll
-      for (int j = 0; j < C::taps; ++j) now.note |= (now.mask >> taps[j] & 1) << j;
-      for (uint32_t found = __ballot_sync(0xffffffff, now.note != 0); found != 0;
-           found &= found - 1) {
-        if (ring_.stage % 4 == warp()) fill(piece, now, batch, __ffs(found) - 1);
+      for (int j = 0; j < C::taps; ++j) now.taps |= (now.mask >> taps[j] & 1) << j;
+      const int sets = sets_of<C>(now.taps);
+      for (uint32_t found = __ballot_sync(0xffffffff, sets != 0); found != 0; found &= found - 1) {
+        const int from = __ffs(found) - 1;
+        const int note = __shfl_sync(0xffffffff, sets, from);
+        const int place = C::packed ? placer_.place(__popc(note) + 1) : 0;
+        if (ring_.at % 4 == warp()) fill(piece, now, batch, {from, note | place});
         ring_.next();
       }
     }
-    if (ring_.stage % 4 == warp()) finish(note_end);
+    const int place = C::packed ? placer_.place(0) : 0;
+    if (ring_.at % 4 == warp()) {
+      claim();
+      finish(place);
+    }
     ring_.next();
   }
 
@@ -83,7 +143,7 @@ class BatchIndexer {
     uint32_t mask = 0;
     uint32_t tile_mask = 0;
     int4 tile = {};
-    int note = 0;
+    int taps = 0;
   };
 
   __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
@@ -100,49 +160,63 @@ class BatchIndexer {
     return found;
   }
 
-  // The batch that lane `from` holds.
-  __device__ __forceinline__ void fill(const Piece& piece, const Look& looks, int batch, int from) {
-    const auto of = [&](auto value) { return __shfl_sync(0xffffffff, value, from); };
-    const int note = of(looks.note);
+  // What to fill a slot with: the batch that a lane looks at.
+  struct Chosen {
+    int lane;
+    int note;
+  };
+  __device__ __forceinline__ void fill(const Piece& piece,
+                                       const Look& looks,
+                                       int batch,
+                                       const Chosen& chosen) {
+    const auto of = [&](auto value) { return __shfl_sync(0xffffffff, value, chosen.lane); };
+    const int taps = of(looks.taps);
     const uint32_t mask = of(looks.tile_mask);
     const int quarter = of(batch) % (tile_rows / batch_rows);
     const int left = of(looks.tile.z) - quarter * batch_rows;
     const int32_t* order = p_.order + of(looks.tile.x) + quarter * batch_rows;
     const int32_t* indices =
         p_.indices + static_cast<int64_t>(of(looks.tile.y)) * tile_rows + quarter * batch_rows;
-    ptx::barrier_wait(shared_.slot_free + 8 * ring_.stage, ring_.parity ^ 1);
-    const uint32_t slot = shared_.slots + ring_.stage * C::slot_bytes;
+    // List number `lane`, null where it has no row or not all.
+    const int32_t* own = nullptr;
+    if (lane() < C::taps && (taps >> lane() & 1) != 0) {
+      own = indices + __popc(mask & ((1u << piece.taps[lane()]) - 1)) * tile_rows;
+    } else if (lane() == C::taps && left >= batch_rows) {
+      own = order;
+    }
+    claim();
+    const uint32_t slot = shared_.slots + ring_.at * C::slot_bytes;
     const int at = lane() % 16 * 4;  // four rows of a list
 #pragma unroll
-    for (int j = lane() / 16; j < C::taps + 1; j += 2) {
+    for (int first = 0; first < C::taps + 1; first += 2) {
+      const int j = first + lane() / 16;
+      const auto* list = reinterpret_cast<const int32_t*>(
+          __shfl_sync(0xffffffff, reinterpret_cast<unsigned long long>(own), j));
       const uint32_t to = slot + (j * batch_rows + at) * 4;
-      if (j == C::taps) {
-        if (left >= batch_rows) {
-          ptx::copy_16(to, order + at, true);
-        } else {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            ptx::store_shared(to + 4 * i, at + i < left ? __ldg(order + at + i) : -1);
-          }
-        }
-      } else if ((note >> j & 1) != 0) {
-        const int block = __popc(mask & ((1u << piece.taps[j]) - 1));
-        ptx::copy_16(to, indices + block * tile_rows + at, true);
-      } else if (C::block_taps > 1) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) ptx::store_shared(to + 4 * i, -1);
+      if (list != nullptr) {
+        ptx::copy_16(to, list + at, true);
+      } else if (C::block_taps > 1 && j < C::taps) {
+        ptx::store_shared_16(to, make_int4(-1, -1, -1, -1));
       }
     }
-    finish(note);
+    if (left < batch_rows) {
+      for (int i = lane(); i < batch_rows; i += 32) {
+        ptx::store_shared(slot + (C::taps * batch_rows + i) * 4, i < left ? __ldg(order + i) : -1);
+      }
+    }
+    finish(chosen.note);
+  }
+
+  __device__ __forceinline__ void claim() const {
+    ptx::barrier_wait(shared_.slot_free + 8 * ring_.at, ring_.parity ^ 1);
   }
 
   __device__ __forceinline__ void finish(int note) const {
-    if (note == note_end) ptx::barrier_wait(shared_.slot_free + 8 * ring_.stage, ring_.parity ^ 1);
-    const uint32_t full = shared_.slot_full + 8 * ring_.stage;
+    const uint32_t full = shared_.slot_full + 8 * ring_.at;
     ptx::copies_arrive(full);
     __syncwarp();
     if (lane() == 0) {
-      shared_.slot_notes[ring_.stage] = note;
+      shared_.slot_notes[ring_.at] = note;
       ptx::barrier_arrive(full);
     }
   }
@@ -150,9 +224,10 @@ class BatchIndexer {
   const Params& p_;
   const Shared& shared_;
   Ring<C::slots> ring_;
+  Placer<C> placer_;
 };
 
-// Fills slots with the rows that have the group's only tap.
+// Appends the rows that have the group's only tap to the queue, in rounds of which two stand in it.
 template <class C>
 class RowIndexer {
  public:
@@ -183,7 +258,8 @@ class RowIndexer {
     int in[C::reads];
     int out[C::chunks];  // first output row of a batch, this lane's
   };
-  static constexpr int rounds_ahead = 2;
+  // Loads behind the copies take 4000 clocks, in which a round or two are copied.
+  static constexpr int rounds_ahead = 4;
 
   // Whether there was a batch left; else all are absent.
   __device__ __forceinline__ bool read(const Piece& piece, Batches* batches, Neighbours* to) const {
@@ -222,63 +298,44 @@ class RowIndexer {
       place[i] = own + __popc(votes & ((1u << thread % 32) - 1));
       own += __popc(votes);
     }
-    if (thread % 32 == 0) shared_.counts[warp] = own;
+    int* counts = shared_.counts + 4 * ring_.at;
+    if (thread % 32 == 0) counts[warp] = own;
     ptx::named_barrier(1, 128);
-    int begin = filled_;  // of the warp's rows, in the slot at hand and those behind it
-    int end = filled_;
+    int begin = end_;
+    int all = 0;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const int count = shared_.counts[w];
+      const int count = counts[w];
       if (w < warp) begin += count;
-      end += count;
+      all += count;
     }
-    if (last) end = (end + batch_rows - 1) / batch_rows * batch_rows;
-    Ring<C::slots> ring = ring_;
-    for (int at = 0; at < end; at += batch_rows) {
-      ptx::barrier_wait(shared_.slot_free + 8 * ring.stage, ring.parity ^ 1);
-      ring.next();
-    }
+    ptx::barrier_wait(shared_.slot_free + 8 * ring_.at, ring_.parity ^ 1);
 #pragma unroll
     for (int i = 0; i < C::reads; ++i) {
-      if (rows.in[i] < 0) continue;
-      store(begin + place[i], rows.in[i], rows.out[i / 2] + i % 2 * 32);
+      if (rows.in[i] >= 0) store(begin + place[i], rows.in[i], rows.out[i / 2] + i % 2 * 32);
     }
+    end_ += all;
+    if (end_ >= C::queue_rows) end_ -= C::queue_rows;
     if (last) {
-      // Absent rows behind the last ones; the last warp's end is that of all.
-      int all = filled_;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) all += shared_.counts[w];
-      if (all + thread < end) store(all + thread, -1, -1);
+      // Absent rows behind the last ones.
+      const int missing = -end_ & (batch_rows - 1);
+      if (thread < missing) store(end_ + thread, -1, -1);
+      end_ = end_ + missing == C::queue_rows ? 0 : end_ + missing;
     }
-    ptx::named_barrier(1, 128);
-    for (; end >= batch_rows; end -= batch_rows) complete(1);
-    filled_ = end;
-    if (last) {
-      ptx::barrier_wait(shared_.slot_free + 8 * ring_.stage, ring_.parity ^ 1);
-      complete(note_end);
-    }
+    if (thread == 0) shared_.slot_notes[ring_.at] = last ? all | round_last : all;
+    ptx::barrier_arrive(shared_.slot_full + 8 * ring_.at);
+    ring_.next();
   }
 
   __device__ __forceinline__ void store(int at, int in, int out) const {
-    int slot = ring_.stage + at / batch_rows;
-    if (slot >= C::slots) slot -= C::slots;
-    const uint32_t to = shared_.slots + slot * C::slot_bytes + at % batch_rows * 4;
-    ptx::store_shared(to, in);
-    ptx::store_shared(to + batch_rows * 4, out);
-  }
-
-  __device__ __forceinline__ void complete(int note) {
-    if (threadIdx.x % 128 == 0) {
-      shared_.slot_notes[ring_.stage] = note;
-      ptx::barrier_arrive(shared_.slot_full + 8 * ring_.stage);
-    }
-    ring_.next();
+    if (at >= C::queue_rows) at -= C::queue_rows;
+    ptx::store_shared_8(shared_.slots + at * 8, make_int2(in, out));
   }
 
   const Params& p_;
   const Shared& shared_;
-  Ring<C::slots> ring_;  // the slot at hand
-  int filled_ = 0;       // rows in it
+  Ring<2> ring_;
+  int end_ = 0;  // of the rows in the queue
 };
 
 }  // namespace voxgemm::cuda::grad_weight_sm90

@@ -81,7 +81,7 @@ __device__ __forceinline__ void repair(const Params& p,
                                        const Piece& piece,
                                        const SumRow& to,
                                        float (&d)[C::columns / 4]) {
-  using T = typename C::T;
+  using T = typename C::Source;
 #pragma unroll
   for (int i = 0; i < C::columns / 4; ++i) d[i] = 0;
   Batches batches(p, piece);
@@ -91,10 +91,10 @@ __device__ __forceinline__ void repair(const Params& p,
       const int64_t row = rows.row(r);
       const int from = to.exists ? p.neighbours[to.tap * p.rows + row] : -1;
       if (from < 0) continue;
-      const auto* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x) +
-                                                 from * static_cast<int64_t>(p.x_row_bytes));
-      const auto* dy = reinterpret_cast<const T*>(static_cast<const char*>(p.dy) +
-                                                  row * static_cast<int64_t>(p.dy_row_bytes));
+      const auto* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x_source.data) +
+                                                 from * p.x_source.row_bytes);
+      const auto* dy = reinterpret_cast<const T*>(static_cast<const char*>(p.dy_source.data) +
+                                                  row * p.dy_source.row_bytes);
       const auto value = static_cast<float>(x[to.in]);
 #pragma unroll
       for (int i = 0; i < C::columns / 4; ++i) {
@@ -127,7 +127,7 @@ __device__ __forceinline__ void write_sums(
       broken |= static_cast<uint32_t>(row.exists && nan) << (2 * m + h);
     }
   }
-  if constexpr (C::taps > 1) {
+  if constexpr (C::taps > 1 || C::terms > 1) {
     broken = __reduce_or_sync(0xffffffff, broken);
     for (; broken != 0; broken &= broken - 1) {
       const int m = (__ffs(broken) - 1) / 2;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void finish_piece(const Params& p,
       return Goal<float>{element<float>(p, row), p.out_stride, 8 * p.out_stride};
     });
   }
-  using T = typename C::T;
+  using T = typename C::Source;
   write_sums<C, T>(p, piece, d, false, [&](const SumRow& row, int, int) {
     return Goal<T>{element<T>(p, row), p.out_stride, 8 * p.out_stride};
   });

@@ -10,7 +10,8 @@
 //   bf16x3   32 channels of the first pieces, then the same of the second ones
 //   bf16x6   16 channels of the first, of the second and of the third pieces, and 32 bytes unused
 // Piece i of a value is what i pieces leave of it, rounded to bf16. Channels beyond the last are
-// zeros, but in tf32 there are none beyond the last 16 bytes.
+// zeros, but in tf32 there are none beyond the last 16 bytes. A weight gradient, whose sums run
+// over rows, takes blocks of more channels of one piece; see split_rows().
 namespace voxgemm::cuda::sm90 {
 
 // Operands seen as 16-bit ones of split_channels(c_in) channels, input channels contiguous.
@@ -36,5 +37,16 @@ SplitOperands split_operands(const Context& ctx,
                              sm80::Math math,
                              const MatrixRef& x,
                              const WeightsRef& w);
+
+struct SplitRows {
+  MatrixRef x;
+  MatrixRef dy;
+  std::shared_ptr<void> memory;
+};
+
+// Rows in `pieces` pieces: the first ones of `x_block` channels (of dy: 64), then the second ones
+// of the same and so on, then those of the next channels. x, dy: aligned.
+SplitRows split_rows(
+    const Context& ctx, int pieces, const MatrixRef& x, const MatrixRef& dy, int x_block);
 
 }  // namespace voxgemm::cuda::sm90
