@@ -5,7 +5,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 python := $(abspath $(VENV))/bin/python
 ready := $(VENV)/.voxgemm-ready
 configure := cmake -DPython_EXECUTABLE=$(python) --preset
-formatted := python dropin tests/python tests/dropin tools cmake
+formatted := python dropin tests/python tests/dropin tools cmake examples bench
 sources := git ls-files -co --exclude-standard --
 
 .PHONY: setup build demo test test-oldest check format format-check tidy rules typing asan tsan wheel wheel-test bench clean

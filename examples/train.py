@@ -151,7 +151,7 @@ def start(options: argparse.Namespace) -> Place:
 
 
 def sharded(net: UNet, place: Place) -> None:
-    """Parameters, gradients and the optimizer's state dealt out to the processes, block by block."""
+    """Parameters, gradients and the optimizer's state dealt out to the processes by the block."""
     mesh = init_device_mesh(place.device.type, (place.world,))
     for block in net.modules():
         if isinstance(block, ConvNorm):
