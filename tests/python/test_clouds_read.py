@@ -11,6 +11,10 @@ import pytest
 
 from voxgemm.clouds import InputError, PointCloud, read, voxelize
 
+laspy = pytest.importorskip("laspy")
+for reader in ("lazrs", "trimesh", "pypcd4"):
+    pytest.importorskip(reader)
+
 RNG = np.random.RandomState(7)
 XYZ = RNG.uniform(-50, 50, (40, 3)).astype(np.float32)
 RGB = RNG.randint(0, 256, (40, 3)).astype(np.uint8)
@@ -21,7 +25,6 @@ FACES = np.array([[0, 1, 2], [3, 2, 0]])
 
 
 def write_las(path, extra_bits=0):
-    laspy = pytest.importorskip("laspy")
     header = laspy.LasHeader(point_format=3, version="1.2")
     header.scales, header.offsets = [0.001] * 3, [5.0, 6.0, 7.0]
     las = laspy.LasData(header)
@@ -35,7 +38,6 @@ def write_las(path, extra_bits=0):
 @pytest.mark.parametrize("suffix", [".las", ".laz"])
 @pytest.mark.parametrize("bits", [0, 8])
 def test_las(tmp_path, suffix, bits):
-    pytest.importorskip("lazrs")
     path = tmp_path / f"cloud{suffix}"
     written = write_las(path, bits)
     got = read(path)
@@ -74,7 +76,6 @@ def ply_bytes(form: str, mesh: bool = False) -> bytes:
 @pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
 @pytest.mark.parametrize("mesh", [False, True])
 def test_ply(tmp_path, form, mesh):
-    pytest.importorskip("trimesh")
     path = tmp_path / "cloud.PLY"
     path.write_bytes(ply_bytes(form, mesh))
     got = read(path)
@@ -120,7 +121,6 @@ def pcd_bytes(form: str, packed: str = "F", blank: bytes = b" ") -> bytes:
 @pytest.mark.parametrize("form", ["ascii", "binary", "binary_compressed"])
 @pytest.mark.parametrize("packed", ["F", "U"])
 def test_pcd(tmp_path, form, packed):
-    pytest.importorskip("pypcd4")
     path = tmp_path / "cloud.pcd"
     for blank in (b" ", b"\t  ") if form == "ascii" else (b" ",):
         path.write_bytes(pcd_bytes(form, packed, blank))
@@ -131,7 +131,6 @@ def test_pcd(tmp_path, form, packed):
 
 
 def test_pcd_of_one_point(tmp_path):
-    pytest.importorskip("pypcd4")
     path = tmp_path / "one.pcd"
     path.write_text(
         "VERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 1\nHEIGHT 1\n"
@@ -178,7 +177,6 @@ def stl_text() -> bytes:
 
 @pytest.mark.parametrize("content", [stl_bytes, stl_text])
 def test_stl(tmp_path, content):
-    pytest.importorskip("trimesh")
     path = tmp_path / "mesh.stl"
     path.write_bytes(content())
     got = read(path)
@@ -383,7 +381,6 @@ def test_no_points(tmp_path, name, content):
 
 
 def test_no_points_in_las_and_arrays(tmp_path):
-    laspy = pytest.importorskip("laspy")
     laspy.LasData(laspy.LasHeader(point_format=3, version="1.2")).write(str(tmp_path / "a.las"))
     np.save(tmp_path / "a.npy", np.zeros((0, 3)))
     np.savez(tmp_path / "a.npz", xyz=np.zeros((0, 3)))

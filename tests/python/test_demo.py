@@ -22,6 +22,7 @@ from voxgemm.tensor import SparseTensor
 from voxgemm.unet import UNet
 
 matplotlib_image = pytest.importorskip("matplotlib.image")
+pytest.importorskip("trimesh")
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 # file, voxel, voxels, 3^3 pairs
