@@ -121,12 +121,10 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const double weights = taps * k * n;
   const double results = gradient ? 1.5e-9 * weights : 2.5e-10 * rows * n + 1e-10 * weights;
   const double sums = kernel.slices == 1 ? 0.0 : gradient ? 2e-9 * weights : 2.4e-9 * rows * n;
-  // Slices are more tasks for many workers on a small cloud. That is not counted: they add in
-  // another order, so where they won with many threads only, results would depend on these.
-  const double tasks = std::max(1.0, rows / options.chunk_rows);
-  const double workers = std::min<double>(problem.threads, tasks);
-  return 4e-6 + (arithmetic + pairs + entries * entry + 5e-8 * calls + building + results + sums) /
-                    workers;
+  // Divided by the threads whatever a kernel's tasks: kernels add in different orders, so where
+  // another one won with many threads only, results would depend on these.
+  return (4e-6 + arithmetic + pairs + entries * entry + 5e-8 * calls + building + results + sums) /
+         problem.threads;
 }
 
 void launch(const Kernel& kernel, const Context& ctx, Pass pass, const ConvArgs& args) {

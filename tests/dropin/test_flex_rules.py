@@ -394,8 +394,15 @@ def test_installing_as_the_readme_says(document, tmp_path):
     options = f"--quiet --no-deps --no-index --target {tmp_path / 'here'}"
     done = shell(
         f"cp -r {DROPIN} source && cd source\n{sys.executable} -m {line} {options}\n"
-        f"cd .. && PYTHONPATH=here:$PYTHONPATH {sys.executable} -c "
-        "'import flex_gemm; print(flex_gemm.__file__)'",
+        # Found by its path: an editable one of this environment would go first.
+        f"cd .. && PYTHONPATH=here:$PYTHONPATH {sys.executable} -c '"
+        "from importlib.machinery import PathFinder\n"
+        "from importlib.util import module_from_spec\n"
+        "import sys\n"
+        'spec = PathFinder.find_spec("flex_gemm")\n'
+        "sys.modules[spec.name] = module = module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.__file__)'",
         tmp_path,
     )
     assert done.stdout.strip().startswith(str(tmp_path / "here")), done.stderr
