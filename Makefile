@@ -56,7 +56,7 @@ typing:
 
 # After a configured build, which writes the compile commands.
 tidy:
-	run-clang-tidy -quiet -p build/ci -j $(JOBS) "$(CURDIR)/(src|torch|tests/cpp)/"
+	run-clang-tidy -quiet -p build/ci -j $(JOBS) "$(CURDIR)/(src|torch|tests/cpp)/.*\.cpp$$"
 
 rules:
 	python3 tools/check_rules.py

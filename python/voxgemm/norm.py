@@ -31,7 +31,9 @@ def _alone(part: Tensor) -> Tensor:
 
 
 def _joined(part: Tensor) -> Tensor:
-    return _Joined.apply(part)
+    apply: Callable[..., Any] = _Joined.apply  # without types in torch 2.10
+    joined: Tensor = apply(part)
+    return joined
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ def merged_rows(rows: Tensor, inverse: Tensor, count: int, mean: bool = False) -
 
     Rows with the inverse -1 are left out. 16-bit floats are added in float32 and rounded once.
     """
+    merge: Callable[..., Any] = _Merge.apply  # without types in torch 2.10
     if not mean:
-        sums: Tensor = _Merge.apply(rows, inverse, count)
+        sums: Tensor = merge(rows, inverse, count)
         return sums
     wide = rows.float() if rows.dtype.itemsize < 4 else rows
     sizes = (inverse.long() + 1).bincount(minlength=count + 1)[1:, None]
-    means: Tensor = _Merge.apply(wide, inverse, count) / sizes.to(wide.dtype)
+    means: Tensor = merge(wide, inverse, count) / sizes.to(wide.dtype)
     return means.to(rows.dtype)
 
 

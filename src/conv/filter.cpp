@@ -111,7 +111,7 @@ const Filters& environment_filters() {
   static const Filters filters = [] {
     const std::string& text = environment().algorithm;
     try {
-      const Filters parsed = text.empty() ? Filters{} : parse_filters(text);
+      Filters parsed = text.empty() ? Filters{} : parse_filters(text);
       for (const Filter& filter : parsed) {
         check(filter.kernel.empty(), "a kernel cannot be named here, expected ", legal_names());
       }

@@ -27,7 +27,10 @@ void multiply(const Context& ctx,
               const DepthwiseForward& operands,
               bool mirrored,
               const MatrixRef& y) {
-  const auto& [x, w, bias] = operands;
+  // By name: a lambda cannot take a structured binding in every compiler.
+  const auto& x = operands.x;
+  const auto& w = operands.w;
+  const auto& bias = operands.bias;
   const int64_t cols = y.cols;
   std::vector<Sum<T>> weights(static_cast<size_t>(map.taps() * cols));
   for (int tap = 0; tap < map.taps(); ++tap) {

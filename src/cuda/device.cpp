@@ -115,7 +115,8 @@ struct Lane {
     check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
     cudaMemPoolProps properties = {};
     properties.allocType = cudaMemAllocationTypePinned;
-    properties.location = {cudaMemLocationTypeDevice, {index}};
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = index;
     const cudaError_t status = cudaMemPoolCreate(&pool, &properties);
     if (status != cudaSuccess) cudaStreamDestroy(stream);
     check_cuda(status, "cudaMemPoolCreate");

@@ -53,7 +53,7 @@ Matrix Judge::result_of(Plan* plan) const {
   fill(ctx_, result, Numbers::normal);
   operands_->run(ctx_, plan, pass_);
   const int64_t count = std::min(result.rows * result.cols, most_elements);
-  const Matrix host = make_matrix(Context::cpu(1), 1, count, result.dtype);
+  Matrix host = make_matrix(Context::cpu(1), 1, count, result.dtype);
   copy_elements(ctx_, result, host);
   return host;
 }

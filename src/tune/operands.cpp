@@ -23,7 +23,7 @@ MatrixRef piece(const MatrixRef& matrix, int64_t first, int64_t count) {
 
 Matrix filled(
     const Context& ctx, int64_t rows, int64_t cols, const PlanOptions& options, Numbers numbers) {
-  const Matrix matrix = make_matrix(ctx, rows, cols, options.dtype);
+  Matrix matrix = make_matrix(ctx, rows, cols, options.dtype);
   fill(ctx, matrix, numbers);
   return matrix;
 }

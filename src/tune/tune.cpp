@@ -60,6 +60,7 @@ std::vector<Trial> trials_of(const Problem& problem, const Filter& filter) {
 std::vector<Contender> contenders_of(const Problem& problem, const std::vector<Trial>& trials) {
   const Known known(problem, true);
   std::vector<Contender> contenders;
+  contenders.reserve(trials.size());
   for (const Trial& trial : trials) {
     contenders.push_back({trial.predicted, known.seconds(*trial.kernel) > 0});
   }

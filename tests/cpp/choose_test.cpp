@@ -221,6 +221,7 @@ TEST_F(WarmStore, FiltersAreViewsOfOneBodyOfKnowledge) {
   for (const Algorithm algorithm : algorithms) filters.push_back(only(algorithm));
   filters.push_back({.algorithms = {Algorithm::explicit_gemm, Algorithm::implicit_gemm_splitk}});
   std::vector<std::string> cold;
+  cold.reserve(filters.size());
   for (const Filter& filter : filters) cold.push_back(favourite(filter));
   // One restricted filter is tuned: of the others only those that have the same favourite know.
   const std::string measured = cold[1];
@@ -262,7 +263,7 @@ TEST_F(WarmStore, OtherRevisionsKernelsAndSizesDoNotCount) {
   // Rows and pairs of the same powers of two; other threads, dtypes, channels and passes are other
   // problems too.
   EXPECT_EQ(picked(candidates(problem(9800), {})).by, Chooser::store);
-  for (Problem other : {problem(12000), problem(1), problem(0)}) {
+  for (const Problem& other : {problem(12000), problem(1), problem(0)}) {
     EXPECT_EQ(picked(candidates(other, {})).by, Chooser::model) << other.n_out;
   }
   Problem other = problem();

@@ -225,6 +225,7 @@ TEST_F(StoreTest, PriorsAreReadOnlyAndOwnTimesGoBefore) {
 // What each of many processes writes, number by number.
 std::vector<Record> burst(int process, int number) {
   std::vector<Record> records;
+  records.reserve(5);
   for (int k = 0; k < 5; ++k) {
     records.push_back(record("p" + std::to_string(process), "k" + std::to_string(5 * number + k),
                              1e-6 * (1 + process + 100 * (5 * number + k))));
@@ -293,6 +294,7 @@ TEST_F(StoreTest, KilledWritersLoseAtMostTheirLastLine) {
 TEST_F(StoreTest, ThreadsReadAndAdd) {
   Store one = store();
   std::vector<std::jthread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&one, t] {
       for (int n = 0; n < 50; ++n) {

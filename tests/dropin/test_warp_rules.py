@@ -274,7 +274,7 @@ def test_every_set_of_parameters_is_repeatable(
 
 @mark.usefixtures("warp_state")
 def test_iterations_do_not_grow_memory(scene, randn):
-    """Live tensors after 20 and after 120 iterations."""
+    """No more live tensors after 120 iterations than after 20."""
     x, weight = scene(), randn(27, 4, 4).requires_grad_()
 
     def train(steps: int) -> int:
@@ -285,7 +285,8 @@ def test_iterations_do_not_grow_memory(scene, randn):
         gc.collect()
         return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 
-    assert train(20) == train(100)
+    some = train(20)
+    assert train(100) <= some
 
 
 @mark.usefixtures("warp_state")

@@ -21,7 +21,7 @@ const GradVariant& variant_of(const Kernel& kernel) {
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   const GradVariant& variant = variant_of(kernel);
-  const std::string reason = sm80::why_not(variant.math, sm80::grad_shared_bytes(variant), problem);
+  std::string reason = sm80::why_not(variant.math, sm80::grad_shared_bytes(variant), problem);
   if (!reason.empty() || problem.pass == Pass::grad_weight) return reason;
   return "computes grad_weight";
 }
@@ -157,6 +157,7 @@ GradCut sm80::cut_gradient(const GradVariant& variant, const GradSize& size) {
 std::vector<Kernel> grad_weight_sm80_kernels() {
   static const std::vector<GradVariant> all = variants();
   std::vector<Kernel> rows;
+  rows.reserve(all.size());
   for (const GradVariant& variant : all) rows.push_back(row_of(variant));
   return rows;
 }

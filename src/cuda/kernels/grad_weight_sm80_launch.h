@@ -39,7 +39,9 @@ void grad_weight(const Context& ctx, const GradVariant& variant, const ConvArgs&
 constexpr size_t grad_shared_bytes(const GradVariant& variant) {
   const size_t size = variant.math == Math::f16 || variant.math == Math::bf16 ? 2 : 4;
   // Three stages of 64 lines; alignment, presence words.
-  return 128 + 3 * 64 * size * (variant.rows + variant.cols) + 3 * 4 * variant.rows * size / 128;
+  const auto rows = static_cast<size_t>(variant.rows);
+  const auto columns = static_cast<size_t>(variant.cols);
+  return 128 + size_t{3} * 64 * size * (rows + columns) + size_t{3} * 4 * rows * size / 128;
 }
 
 }  // namespace voxgemm::cuda::sm80

@@ -20,7 +20,7 @@ const ConvVariant& variant_of(const Kernel& kernel) {
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   const ConvVariant& variant = variant_of(kernel);
-  const std::string reason = sm80::why_not(variant.math, sm80::conv_shared_bytes(variant), problem);
+  std::string reason = sm80::why_not(variant.math, sm80::conv_shared_bytes(variant), problem);
   if (!reason.empty() || problem.pass != Pass::grad_weight) return reason;
   return "computes forward and grad_input";
 }
@@ -137,6 +137,7 @@ Kernel row_of(const ConvVariant& variant) {
 std::vector<Kernel> implicit_gemm_sm80_kernels() {
   static const std::vector<ConvVariant> all = variants();
   std::vector<Kernel> rows;
+  rows.reserve(all.size());
   for (const ConvVariant& variant : all) rows.push_back(row_of(variant));
   return rows;
 }

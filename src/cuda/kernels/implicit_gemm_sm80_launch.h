@@ -23,9 +23,9 @@ void convolve(const Context& ctx, const ConvVariant& variant, const ConvArgs& ar
 constexpr size_t conv_shared_bytes(const ConvVariant& variant) {
   // Three stages of 128 bytes a row and a column, panels of columns whole; alignment, presence
   // words, taps.
-  const int columns = variant.cols < 64 ? 64 : variant.cols;
-  return 128 + 3 * 128 * size_t(variant.rows + columns) + 3 * 4 * size_t(variant.rows / 64) +
-         4 * 32;
+  const auto rows = static_cast<size_t>(variant.rows);
+  const auto columns = static_cast<size_t>(variant.cols < 64 ? 64 : variant.cols);
+  return 128 + size_t{3} * 128 * (rows + columns) + size_t{3} * 4 * (rows / 64) + size_t{4} * 32;
 }
 
 }  // namespace voxgemm::cuda::sm80
