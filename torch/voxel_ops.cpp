@@ -156,7 +156,7 @@ Tensor grad_of_points(const Tensor& points, const Tensor& rows, const Tensor& dw
   const HeldMatrix places = held_block(points, "points");
   const HeldMatrix found = held_block(rows, "rows");
   const HeldMatrix gradients = held_block(dweights, "dweights");
-  const Tensor dpoints = empty_tensor(ctx.device, {places.matrix.rows, 3}, points.scalar_type());
+  Tensor dpoints = empty_tensor(ctx.device, {places.matrix.rows, 3}, points.scalar_type());
   SampleMap map;
   static_cast<MatrixRef&>(map.rows) = found.matrix;
   sample_map_grad(ctx, places.matrix, map, gradients.matrix,

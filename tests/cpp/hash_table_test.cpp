@@ -12,7 +12,7 @@ namespace {
 
 template <class K>
 Matrix column(const std::vector<K>& values, Dtype dtype) {
-  const Matrix matrix = make_matrix(context(), static_cast<int64_t>(values.size()), 1, dtype);
+  Matrix matrix = make_matrix(context(), static_cast<int64_t>(values.size()), 1, dtype);
   std::copy(values.begin(), values.end(), matrix.as<K>());
   return matrix;
 }
