@@ -39,7 +39,8 @@ class _Merge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return _Spread.apply(g, *ctx.saved_tensors, ctx.count), None, None
+        spread: Callable[..., Any] = _Spread.apply
+        return spread(g, *ctx.saved_tensors, ctx.count), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -51,4 +52,5 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return _Merge.apply(g, *ctx.saved_tensors, ctx.count), None, None
+        merge: Callable[..., Any] = _Merge.apply
+        return merge(g, *ctx.saved_tensors, ctx.count), None, None
