@@ -67,7 +67,12 @@ inline Tensor empty_tensor(const Device& device, const Ints& sizes, ScalarType t
       on_device ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), device.index,
       &handle);
   if (status != AOTI_TORCH_SUCCESS) throw std::bad_alloc();
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (!on_device) {
+    prefer_huge_pages(tensor.mutable_data_ptr(),
+                      static_cast<size_t>(tensor.numel()) * tensor.element_size());
+  }
+  return tensor;
 }
 
 inline Device device_of(const Tensor& tensor) {
