@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Hopper kernels on what cuda_kernels_test.cpp, whose operands are all copied to be aligned,
 // leaves out: operands used in place, many turns of a CTA, weights that are not finite.
-#include "cuda/kernels/implicit_gemm_sm90.h"
+#include "cuda/kernels/families.h"
 
 #include "conv/coords.h"
 #include "conv/passes.h"

@@ -34,49 +34,38 @@ const Architecture& architecture_of(int number) {
   return *found;
 }
 
-bool takes(Math math, const Problem& problem) {
-  if (problem.dtype != Dtype::f32) {
-    return (problem.dtype == Dtype::f16 && math == Math::f16) ||
-           (problem.dtype == Dtype::bf16 && math == Math::bf16);
-  }
-  switch (problem.precision) {
-    case Precision::ieee:
-      return math == Math::ieee;
-    case Precision::tf32:
-      return math == Math::tf32;
-    case Precision::bf16x3:
-      return math == Math::bf16x3;
-    case Precision::bf16x6:
-      return math == Math::bf16x6;
-  }
-  return false;
-}
+struct Facts {
+  std::string_view name;
+  Dtype dtype;
+  Precision precision;  // of f32
+  int architecture;     // the first that has it
+  double products;      // see products_of()
+};
+constexpr Facts all_facts[] = {
+    // By Math.
+    {"f16", Dtype::f16, Precision::ieee, 75, 1},
+    {"bf16", Dtype::bf16, Precision::ieee, 80, 1},
+    {"tf32", Dtype::f32, Precision::tf32, 80, 2},
+    {"bf16x3", Dtype::f32, Precision::bf16x3, 80, 3},
+    {"bf16x6", Dtype::f32, Precision::bf16x6, 80, 6},
+    {"f32", Dtype::f32, Precision::ieee, 75, 12},
+};
+const Facts& facts_of(Math math) { return all_facts[static_cast<int>(math)]; }
 
 }  // namespace
 
-std::string_view name(Math math) {
-  switch (math) {
-    case Math::f16:
-      return "f16";
-    case Math::bf16:
-      return "bf16";
-    case Math::tf32:
-      return "tf32";
-    case Math::bf16x3:
-      return "bf16x3";
-    case Math::bf16x6:
-      return "bf16x6";
-    case Math::ieee:
-      return "f32";
-  }
-  return "";
-}
+std::string_view name(Math math) { return facts_of(math).name; }
+double products_of(Math math) { return facts_of(math).products; }
 
 // Called for every row of the registry in every call of an operator: the usual reasons are short.
 std::string why_not(Math math, size_t shared_bytes, const Problem& problem) {
   if (problem.device.kind != DeviceKind::cuda) return "runs on CUDA only";
-  if (!takes(math, problem)) return std::string("takes ").append(name(math));
-  const int needed = math == Math::f16 || math == Math::ieee ? 75 : 80;
+  const Facts& facts = facts_of(math);
+  if (problem.dtype != facts.dtype ||
+      (problem.dtype == Dtype::f32 && problem.precision != facts.precision)) {
+    return std::string("takes ").append(facts.name);
+  }
+  const int needed = facts.architecture;
   if (problem.architecture < needed) {
     return join("needs compute capability ", needed / 10, ".", needed % 10, ", the device has ",
                 problem.architecture / 10, ".", problem.architecture % 10);
@@ -86,23 +75,6 @@ std::string why_not(Math math, size_t shared_bytes, const Problem& problem) {
     return join("needs ", shared_bytes, " bytes of shared memory, the device has ", most);
   }
   return "";
-}
-
-double products_of(Math math) {
-  switch (math) {
-    case Math::f16:
-    case Math::bf16:
-      return 1;
-    case Math::tf32:
-      return 2;
-    case Math::bf16x3:
-      return 3;
-    case Math::bf16x6:
-      return 6;
-    case Math::ieee:
-      return 12;
-  }
-  return 1;
 }
 
 Rates rates_of(Math math, int architecture) {

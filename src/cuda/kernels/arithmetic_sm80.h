@@ -12,33 +12,15 @@ namespace voxgemm::cuda::sm80 {
 enum class Math { f16, bf16, tf32, bf16x3, bf16x6, ieee };
 constexpr Math all_math[] = {Math::f16,    Math::bf16,   Math::tf32,
                              Math::bf16x3, Math::bf16x6, Math::ieee};
+constexpr bool is_16bit(Math math) { return math == Math::f16 || math == Math::bf16; }
 
 std::string_view name(Math math);
 
 // Calls body.operator()<math>() with the arithmetic as a constant.
-template <class Body>
-void dispatch(Math math, Body&& body) {
-  switch (math) {
-    case Math::f16:
-      return body.template operator()<Math::f16>();
-    case Math::bf16:
-      return body.template operator()<Math::bf16>();
-    case Math::tf32:
-      return body.template operator()<Math::tf32>();
-    case Math::bf16x3:
-      return body.template operator()<Math::bf16x3>();
-    case Math::bf16x6:
-      return body.template operator()<Math::bf16x6>();
-    case Math::ieee:
-      return body.template operator()<Math::ieee>();
-  }
-}
-
-// Of rows whose schedule is by mask or natural, and whose reduction is cut in slices or whole.
-constexpr Algorithm algorithm_of(bool masked, bool split) {
-  if (masked)
-    return split ? Algorithm::masked_implicit_gemm_splitk : Algorithm::masked_implicit_gemm;
-  return split ? Algorithm::implicit_gemm_splitk : Algorithm::implicit_gemm;
+template <Math known = Math::f16, class Body>
+void dispatch(Math math, const Body& body) {
+  if (math == known) return body.template operator()<known>();
+  if constexpr (known != Math::ieee) dispatch<all_math[int(known) + 1]>(math, body);
 }
 
 // Why kernels of this arithmetic that take so much shared memory cannot run the problem; empty if

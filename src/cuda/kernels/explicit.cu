@@ -10,7 +10,7 @@
 // An absent row is multiplied as zeros here, which an infinite weight or gradient turns into NaN;
 // elements that come out NaN are computed again over present rows only. Finite operands never get
 // there.
-#include "cuda/kernels/explicit.h"
+#include "cuda/kernels/families.h"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/kernels/implicit_gemm_sm90.h"
+#include "cuda/kernels/families.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
-
+// Compiled once for each arithmetic, VOXGEMM_MATH.
+//
 // Weight gradient by the warp's matrix instructions, on everything from sm_75 on: dW[t] = sum over
 // pairs of x[i]^T dy[o], f32 sums, over the tiles of a schedule by mask or of natural order
 // (schedule.h).
@@ -16,7 +16,7 @@
 // (tile_sm80.cuh); the instructions want both transposed, which ldmatrix does for 16 bits. A thread
 // copies one piece of four lines of every panel. The warps look at 32 granules at a time; the input
 // rows of a granule are loaded when the one before has been copied. Three stages and one barrier a
-// stage, as in implicit_gemm_sm80.cuh.
+// stage, as in implicit_gemm_sm80.cu.
 //
 // Slices: a CTA takes every slices-th granule (they stand by falling number of taps, so all slices
 // get alike) and leaves f32 sums, which add_slices() adds in order. Slices depend on the problem
@@ -26,6 +26,7 @@
 // sums that come out NaN are computed once more, over present rows; finite operands never get
 // there.
 
+#include "cuda/kernels/families_sm80.h"
 #include "cuda/kernels/tile_sm80.cuh"
 #include "cuda/launch.cuh"
 
@@ -388,5 +389,78 @@ __global__ void add_slices(const __grid_constant__ GradParams p) {
     finish_weight<T>(p, place, sum);
   }
 }
+
+inline GradParams grad_params(const Variant& variant, const ConvArgs& args) {
+  const WeightsRef& dw = args.w;
+  GradParams p;
+  p.x = args.x.data;
+  p.x_row_bytes = static_cast<uint32_t>(args.x.stride * size_of(args.x.dtype));
+  p.c_in = dw.c_in;
+  p.dy = args.y.data;
+  p.dy_row_bytes = static_cast<uint32_t>(args.y.stride * size_of(args.y.dtype));
+  p.c_out = dw.c_out;
+  p.rows = args.y.rows;
+  p.taps = dw.taps;
+  p.neighbours = args.map->neighbours.as<int32_t>();
+  p.pieces = static_cast<int>(ceil_div(dw.c_in * size_of(args.x.dtype), 16));
+  const GradCut cut = cut_gradient(variant, {dw.taps, dw.c_in, dw.c_out, args.y.rows});
+  p.groups = cut.groups;
+  p.row_blocks = cut.row_blocks;
+  p.column_blocks = cut.column_blocks;
+  p.slices = cut.slices;
+  if (variant.masked) {
+    const ScheduleParts& parts = args.schedule->parts();
+    p.tiles = parts.tiles.as<int4>();
+    p.masks = parts.masks.as<uint32_t>();
+    p.order = parts.order.as<int32_t>();
+    p.indices = parts.indices.as<int32_t>();
+    p.tile_rows = args.schedule->options().tile_rows;
+    // Every group has every row.
+    p.group_tiles = ceil_div(p.rows, p.tile_rows);
+  }
+  p.dw = {dw.data, dw.tap_stride, dw.in_stride, dw.out_stride, dw.dtype == Dtype::f32};
+  return p;
+}
+
+template <class C>
+void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
+  static_assert(C::shared_bytes <= shared_bytes({true, C::math, C::rows, C::cols}));
+  GradParams p = grad_params(variant, args);
+  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
+  std::shared_ptr<void> sums;
+  p.sums = p.dw;
+  if (p.slices > 1) {
+    sums = ctx.allocate(sizeof(float) * p.slices * size);
+    p.sums = {.data = sums.get(), .tap_stride = p.c_in};
+    if (p.dw.in_stride == 1) {
+      p.sums.in_stride = 1;
+      p.sums.out_stride = static_cast<int64_t>(p.taps) * p.c_in;
+    } else {
+      p.sums.tap_stride *= p.c_out;
+      p.sums.in_stride = p.c_out;
+      p.sums.out_stride = 1;
+    }
+  }
+  launch(ctx,
+         {.blocks = int64_t{p.slices} * p.groups * p.row_blocks * p.column_blocks,
+          .threads = threads,
+          .shared_bytes = C::shared_bytes},
+         grad_weight<C>, p);
+  if (p.slices > 1) {
+    launch(ctx, {.blocks = ceil_div(size, 256)}, add_slices<typename C::T>, p);
+  }
+}
+
+template <Math math>
+void grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
+  if constexpr (sizeof(typename ElementOf<math>::type) == 2) {
+    if (variant.cols == 128) return run_grad_weight<GradConfig<math, 128, 128>>(ctx, variant, args);
+    return run_grad_weight<GradConfig<math, 128, 64>>(ctx, variant, args);
+  } else {
+    run_grad_weight<GradConfig<math, 64, 64>>(ctx, variant, args);
+  }
+}
+
+template void grad_weight<Math::VOXGEMM_MATH>(const Context&, const Variant&, const ConvArgs&);
 
 }  // namespace voxgemm::cuda::sm80
