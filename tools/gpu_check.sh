@@ -42,19 +42,21 @@ tests() { line ctest 900 ctest --test-dir "$build" --output-on-failure -j "$(($(
 python() {
   local list="$logs/python.txt"
   printf '%s\n' tests/python/test_*.py tests/dropin/test_*.py >"$list"
-  export PYTHONPATH="$PWD/python:$PWD/dropin/flex_gemm:$PWD/dropin/warpconvnet" OMP_NUM_THREADS=1 python
+  export PYTHONPATH="$PWD/python:$PWD/dropin/flex_gemm:$PWD/dropin/warpconvnet${PYTHONPATH:+:$PYTHONPATH}"
+  export OMP_NUM_THREADS=1 python
   # shellcheck disable=SC2016
   xargs -P "$(($(nproc) / 2))" -I{} bash -c \
     'line "$(basename {} .py)" 900 bash -c "$python -m pytest -q -p no:cacheprovider --tb=short --maxfail=20 {} || [ \$? = 5 ]"' <"$list"
 }
 
 sanitizers() {
-  # Short problems: one tile of every path, repeats, the extremes, an empty cloud; in as many shards as take a minute.
+  # Short problems: one tile of every path, repeats, the extremes, an empty cloud. A shard of the kernels' is
+  # one pass and dtype, since most of the time goes into instrumenting each kernel in each process.
   local maps='*Clouds*/shell_8:*Clouds*/repeat_1000:*Clouds*/extreme:*Clouds*/empty:Coords.WidestBox:Coords.Too*:Maps.Replay*'
-  local kernels='*16__33_random_129_6:*subm3_16__16_repeat_129:*conv3s2p1_6__16_repeat_129:*inv2s2_16__33_shell_8:*subm3_1__1_line_1:Kernels.*F32:Kernels.GradBias*'
+  local kernels='*subm3_16__33_random_129_6*:*subm3_16__16_repeat_129*:*conv3s2p1_6__16_repeat_129*:*inv2s2_16__33_shell_8*:*subm3_1__1_line_1*:Kernels.*F32:Kernels.GradBias*'
   local list="$logs/sanitizers.txt" tool shard
   for tool in racecheck initcheck memcheck synccheck; do
-    for shard in 0 1 2 3 4 5 6; do echo "$tool cuda_kernels_test 7 $shard $kernels"; done
+    for shard in {0..11}; do echo "$tool cuda_kernels_test 12 $shard $kernels"; done
     for shard in 0 1 2 3; do echo "$tool cuda_operators_test 4 $shard *"; done
     echo "$tool cuda_maps_test 1 0 $maps"
     echo "$tool schedule_gpu_test 1 0 *line*:*empty*:*repeat*"

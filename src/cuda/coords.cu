@@ -216,8 +216,8 @@ __device__ Position position_of(const BlockSet& set, uint32_t slot) {
 
 enum class KeyPart { both, lower, upper };
 struct Keys {
-  const uint32_t* slots;  // [room]
-  uint64_t* keys;         // [room]; both: lower blocks * upper + lower
+  uint32_t* slots;  // [room], 0 where there is no block
+  uint64_t* keys;   // [room]; both: lower blocks * upper + lower
   KeyPart part;
   int64_t room;
   uint64_t largest;  // of the bits that are sorted by
@@ -236,6 +236,7 @@ __global__ void write_keys(BlockSet set, Keys out) {
   }
   for (int64_t i = thread_index(); i < out.room; i += thread_count()) {
     if (i >= count) {
+      out.slots[i] = 0;
       out.keys[i] = out.largest;
       continue;
     }
