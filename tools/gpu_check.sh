@@ -53,7 +53,7 @@ sanitizers() {
   # Short problems: one tile of every path, repeats, the extremes, an empty cloud. A shard of the kernels' is
   # one pass and dtype, since most of the time goes into instrumenting each kernel in each process.
   local maps='*Clouds*/shell_8:*Clouds*/repeat_1000:*Clouds*/extreme:*Clouds*/empty:Coords.WidestBox:Coords.Too*:Maps.Replay*'
-  local kernels='*subm3_16__33_random_129_6*:*subm3_16__16_repeat_129*:*conv3s2p1_6__16_repeat_129*:*inv2s2_16__33_shell_8*:*subm3_1__1_line_1*:Kernels.*F32:Kernels.GradBias*'
+  local kernels='List/ShortLayers*:Kernels.GradBias*'
   local list="$logs/sanitizers.txt" tool shard
   for tool in racecheck initcheck memcheck synccheck; do
     for shard in {0..11}; do echo "$tool cuda_kernels_test 12 $shard $kernels"; done
