@@ -3,7 +3,7 @@
 // What the formulas of the cost models say of problems on any device, for bench/choice.py: lines of
 //   cpu|cuda ARCHITECTURE THREADS ROWS_IN ROWS_OUT PAIRS PROBLEM
 // (pairs -1: not known to the host) become lines of JSON: the sizes that corrections are made of,
-// and by kernel the formula's seconds.
+// and by kernel the formula's seconds and those that the library predicts, with what corrects them.
 #include <iomanip>
 #include <iostream>
 #include <sstream>
@@ -39,15 +39,20 @@ int main() {
     for (size_t term = 0; term < sizes.size(); ++term) {
       std::cout << (term == 0 ? "" : ",") << sizes[term];
     }
+    const Known known(problem, false);
+    std::ostringstream corrected;
+    corrected << std::setprecision(9);
     std::cout << R"(],"kernels":{)";
     const char* comma = "";
     for (const Kernel& kernel : registry(problem.device.kind)) {
       const std::string reason = kernel.why_not(kernel, problem);
       // One that this machine lacks may have been timed on another.
       if (kernel.reference || (!reason.empty() && reason != kernel.unavailable)) continue;
-      std::cout << comma << json_string(kernel.name) << ":" << kernel.cost(kernel, problem);
+      const std::string key = join(comma, json_string(kernel.name), ":");
+      std::cout << key << kernel.cost(kernel, problem);
+      corrected << key << known.predicted(kernel);
       comma = ",";
     }
-    std::cout << "}}\n";
+    std::cout << R"(},"corrected":{)" << corrected.str() << "}}\n";
   }
 }

@@ -43,6 +43,7 @@ struct Trial {
   double predicted = 0;
   std::unique_ptr<Plan> plan;
   int calls = 1;
+  double once = 0;  // seconds of a call, as far as is known beforehand
   bool wrong = false;
 };
 
@@ -99,11 +100,12 @@ class Bench {
     if (trial->wrong) return;
     const auto work = [&] { operands_.run(ctx_, trial->plan.get(), pass_); };
     // Pages, modules and memory are in the first.
-    double once = time_call(ctx_, 1, work);
-    if (once < 10 * lap_seconds_) {
-      once = std::min(time_call(ctx_, 1, work), time_call(ctx_, 1, work));
+    trial->once = time_call(ctx_, 1, work);
+    if (trial->once < 10 * lap_seconds_) {
+      trial->once = std::min(time_call(ctx_, 1, work), time_call(ctx_, 1, work));
     }
-    trial->calls = std::clamp(static_cast<int>(lap_seconds_ / std::max(once, 1e-9)), 1, most_calls);
+    trial->calls =
+        std::clamp(static_cast<int>(lap_seconds_ / std::max(trial->once, 1e-9)), 1, most_calls);
   }
   // Seconds a call; of one with wrong results `never`.
   double time(const Trial& trial) {
@@ -156,7 +158,13 @@ Tuner run_rounds(Bench* bench,
   while (const std::optional<size_t> turn = tuner.next()) {
     Trial& trial = (*trials)[places[*turn]];
     try {
+      const bool warms_up = !trial.plan;
       bench->prepare(problem, &trial);
+      if (warms_up && trial.calls == 1 && !trial.wrong) {
+        // A long call is its own lap.
+        tuner.record(trial.once, trial.once);
+        continue;
+      }
       const auto begin = std::chrono::steady_clock::now();
       const double seconds = bench->time(trial);
       const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;

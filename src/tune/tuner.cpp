@@ -13,9 +13,10 @@ constexpr double plausible = 2.0;
 constexpr size_t most_plausible = 8;
 constexpr size_t least_plausible = 3;
 // What is this far behind after three counted rounds will not come first, nor what is so far behind
-// after one.
+// after one, or after the round that warms up.
 constexpr double behind = 1.25;
 constexpr double far_behind = 2.0;
+constexpr double hopeless = 4.0;
 
 }  // namespace
 
@@ -68,6 +69,7 @@ void Tuner::drop() {
   const size_t contender = *next();
   turn_ = contender;
   dropped_[contender] = true;
+  laps_[contender].clear();
   advance();
 }
 
@@ -76,21 +78,31 @@ void Tuner::advance() {
     if (++turn_ < laps_.size()) continue;
     turn_ = 0;
     ++round_;
-    if (round_ != 2 && round_ < 4) continue;
-    double best = std::numeric_limits<double>::infinity();
-    for (size_t c = 0; c < laps_.size(); ++c) {
-      if (const double of = seconds(c); of > 0) best = std::min(best, of);
-    }
-    // The first stays: it is what the others are held against.
-    for (size_t c = 1; c < laps_.size(); ++c) {
-      if (seconds(c) > (round_ < 4 ? far_behind : behind) * best) dropped_[c] = true;
+    if (round_ == 1) {
+      drop_slow(hopeless, [this](size_t c) { return laps_[c].empty() ? 0 : laps_[c][0]; });
+    } else if (round_ == 2 || round_ >= 4) {
+      drop_slow(round_ == 2 ? far_behind : behind, [this](size_t c) { return seconds(c); });
     }
   } while (round_ <= options_.rounds && dropped_[turn_]);
+}
+
+void Tuner::drop_slow(double factor, const std::function<double(size_t)>& seconds_of) {
+  double best = std::numeric_limits<double>::infinity();
+  for (size_t c = 0; c < laps_.size(); ++c) {
+    if (const double of = seconds_of(c); of > 0) best = std::min(best, of);
+  }
+  // The first stays: it is what the others are held against.
+  for (size_t c = 1; c < laps_.size(); ++c) {
+    if (seconds_of(c) > factor * best) dropped_[c] = true;
+  }
 }
 
 double Tuner::seconds(size_t contender) const {
   const std::vector<double>& laps = laps_[contender];
   const std::vector<double>& first = laps_[0];
+  if (laps.size() == 1 && dropped_[contender]) {
+    return first.empty() ? laps[0] : laps[0] / first[0] * seconds(0);
+  }
   if (laps.size() < 2) return 0;
   if (contender == 0 || dropped_[0]) return median({laps.begin() + 1, laps.end()});
   std::vector<double> ratios;

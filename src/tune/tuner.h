@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -26,8 +27,8 @@ std::vector<size_t> worth_timing(std::span<const Contender> contenders, const Wa
 
 // Rounds in which each contender is timed once. What changes a machine's speed meets all of a round
 // alike, so times are compared inside a round: with that of the first contender, the model's
-// favourite. The first round warms up and is not counted. Contenders that are clearly behind drop
-// out after some rounds, and keep their times.
+// favourite. The first round warms up and is not counted, but for those that it shows to be
+// hopeless. Contenders that are clearly behind drop out after some rounds, and keep their times.
 class Tuner {
  public:
   struct Options {
@@ -43,13 +44,14 @@ class Tuner {
   // It cannot be timed.
   void drop();
 
-  // The first's median over the counted rounds, times the median of a contender's ratio to it; 0:
-  // it has no counted round.
+  // The first's median over the counted rounds, times the median of a contender's ratio to it, or,
+  // of a hopeless one, its ratio in the first round; 0: it has no counted round.
   double seconds(size_t contender) const;
   double spent() const { return spent_; }
 
  private:
   void advance();
+  void drop_slow(double factor, const std::function<double(size_t)>& seconds_of);
 
   Options options_;
   std::vector<std::vector<double>> laps_;  // by contender; the first is the warm-up
