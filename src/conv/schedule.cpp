@@ -26,14 +26,15 @@ uint32_t gray_rank(uint32_t mask) {
 uint32_t gray_mask(uint32_t rank) { return rank ^ (rank >> 1); }
 
 struct TilePart {
-  Tile tile;                    // first and first_block relative to the chunk
-  std::vector<uint32_t> masks;  // of each 64 rows
+  Tile tile;          // first and first_block relative to the chunk
+  size_t first_mask;  // among the chunk's
 };
 
 // What one chunk contributes to the schedule, before its place in the whole is known.
 struct ChunkPart {
   std::vector<int32_t> order;  // output rows, group by group
   std::vector<TilePart> tiles;
+  std::vector<uint32_t> masks;  // of each 64 rows of a tile, tile_rows / 64 a tile
   std::vector<int32_t> block_taps;
 };
 
@@ -45,25 +46,35 @@ struct Builder {
     return static_cast<int>(static_cast<int64_t>(group) * map.taps() / options.groups);
   }
 
-  uint32_t mask(int group, int64_t row) const {
-    uint32_t bits = 0;
+  // Of the chunk's rows the taps that they have, tap after tap, as the table lies in memory.
+  void masks(int group, int64_t first_row, std::vector<uint32_t>* bits) const {
+    std::fill(bits->begin(), bits->end(), 0U);
     const int begin = group_begin(group);
     for (int tap = begin; tap < group_begin(group + 1); ++tap) {
-      const bool present = map.neighbours.row<int32_t>(tap)[row] >= 0;
-      bits |= static_cast<uint32_t>(present) << (tap - begin);
+      const int32_t* inputs = map.neighbours.row<int32_t>(tap) + first_row;
+      for (size_t row = 0; row < bits->size(); ++row) {
+        (*bits)[row] |= static_cast<uint32_t>(inputs[row] >= 0) << (tap - begin);
+      }
     }
-    return bits;
   }
 
   // Rows of the chunk in the group's order, with the Gray ranks of their masks in the high half.
-  void sort_rows(int group, int64_t first_row, int64_t rows, std::vector<uint64_t>* keys) const {
-    keys->clear();
-    for (int64_t row = 0; row < rows; ++row) {
-      const uint32_t bits = mask(group, first_row + row);
-      if (options.order == Order::by_tap && bits == 0) continue;
-      keys->push_back(uint64_t{gray_rank(bits)} << 32 | static_cast<uint64_t>(row));
+  void sort_rows(int group,
+                 int64_t first_row,
+                 std::vector<uint32_t>* bits,
+                 std::vector<uint64_t>* keys) const {
+    masks(group, first_row, bits);
+    const bool by_tap = options.order == Order::by_tap;
+    keys->resize(bits->size());
+    size_t count = 0;
+    for (size_t row = 0; row < bits->size(); ++row) {
+      const uint32_t mask = (*bits)[row];
+      (*keys)[count] = uint64_t{by_tap ? mask : gray_rank(mask)} << 32 | row;
+      // No branch: which rows have a tap cannot be foreseen.
+      count += static_cast<size_t>(!by_tap || mask != 0);
     }
-    if (options.order == Order::by_mask) std::sort(keys->begin(), keys->end());
+    keys->resize(count);
+    if (!by_tap) std::sort(keys->begin(), keys->end());
   }
 
   // The tile of `rows` (keys of sort_rows), appended to the part.
@@ -72,18 +83,24 @@ struct Builder {
                 std::span<const uint64_t> rows,
                 ChunkPart* part) const {
     TilePart& added = part->tiles.emplace_back();
-    added.masks.resize(options.tile_rows / 64, 0);
+    added.first_mask = part->masks.size();
+    part->masks.resize(part->masks.size() + options.tile_rows / 64, 0);
     Tile& tile = added.tile;
     tile.group = group;
     tile.rows = static_cast<int>(rows.size());
     tile.first = static_cast<int64_t>(part->order.size());
     tile.first_block = static_cast<int64_t>(part->block_taps.size());
+    part->order.resize(part->order.size() + rows.size());
+    int32_t* order = part->order.data() + tile.first;
     uint32_t tile_mask = 0;
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const uint32_t row_mask = gray_mask(static_cast<uint32_t>(rows[i] >> 32));
-      tile_mask |= row_mask;
-      added.masks[i / 64] |= row_mask;
-      part->order.push_back(static_cast<int32_t>(first_row + static_cast<uint32_t>(rows[i])));
+    for (size_t first = 0; first < rows.size(); first += 64) {
+      uint32_t mask = 0;
+      for (size_t i = first; i < std::min(first + 64, rows.size()); ++i) {
+        mask |= gray_mask(static_cast<uint32_t>(rows[i] >> 32));
+        order[i] = static_cast<int32_t>(first_row + static_cast<uint32_t>(rows[i]));
+      }
+      part->masks[added.first_mask + first / 64] = mask;
+      tile_mask |= mask;
     }
     for (uint32_t rest = tile_mask; rest != 0; rest &= rest - 1) {
       part->block_taps.push_back(group_begin(group) + std::countr_zero(rest));
@@ -95,15 +112,17 @@ struct Builder {
     ChunkPart part;
     const int64_t first_row = chunk * options.chunk_rows;
     const int64_t rows = std::min<int64_t>(options.chunk_rows, map.n_out - first_row);
+    std::vector<uint32_t> bits(static_cast<size_t>(rows));
     std::vector<uint64_t> keys;
     for (int group = 0; group < options.groups; ++group) {
-      sort_rows(group, first_row, rows, &keys);
+      sort_rows(group, first_row, &bits, &keys);
       const std::span<const uint64_t> all = keys;
       const auto group_tiles = static_cast<int64_t>(part.tiles.size());
       for (size_t first = 0; first < all.size(); first += options.tile_rows) {
         const size_t count = std::min<size_t>(options.tile_rows, all.size() - first);
         add_tile(group, first_row, all.subspan(first, count), &part);
       }
+      if (options.order == Order::by_tap) continue;
       // The longest first: what is handed out last decides when all is done.
       std::stable_sort(
           part.tiles.begin() + group_tiles, part.tiles.end(),
@@ -182,8 +201,8 @@ ScheduleParts build_parts(const Context& ctx,
     for (size_t t = 0; t < part.tiles.size(); ++t) {
       const Tile& tile = part.tiles[t].tile;
       const int64_t number = before.tiles + static_cast<int64_t>(t);
-      std::copy(part.tiles[t].masks.begin(), part.tiles[t].masks.end(),
-                result.masks.row<uint32_t>(number));
+      std::copy_n(part.masks.begin() + static_cast<int64_t>(part.tiles[t].first_mask),
+                  options.tile_rows / 64, result.masks.row<uint32_t>(number));
       auto* entry = result.tiles.row<int32_t>(number);
       const int64_t first_block = before.blocks + tile.first_block;
       entry[0] = static_cast<int32_t>(before.positions + tile.first);
@@ -193,8 +212,8 @@ ScheduleParts build_parts(const Context& ctx,
       for (int b = 0; b < tile.blocks; ++b) {
         auto* indices = result.indices.row<int32_t>(first_block + b);
         const auto* neighbours = map.neighbours.row<int32_t>(part.block_taps[tile.first_block + b]);
-        std::fill_n(indices, options.tile_rows, -1);
         for (int i = 0; i < tile.rows; ++i) indices[i] = neighbours[part.order[tile.first + i]];
+        std::fill(indices + tile.rows, indices + options.tile_rows, -1);
       }
     }
   });
