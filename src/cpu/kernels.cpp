@@ -4,6 +4,8 @@
 #include "conv/kernel.h"
 
 #include <algorithm>
+#include <cmath>
+#include <string_view>
 
 #include "cpu/convolution.h"
 #include "cpu/engine.h"
@@ -77,54 +79,77 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
   return options;
 }
 
-// Seconds of a pair beside arithmetic: its index, and rows of k and n that are read and written.
-double pair_seconds(const Engine& engine, Pass pass, int k, int n) {
-  const bool gradient = pass == Pass::grad_weight;
-  // Outer products smaller than some registers are made of copies.
-  const double narrow = gradient && k * n <= 32 && engine.panel_cols > 4 ? 13e-9 : 0.0;
-  const double rows =
-      narrow + (gradient ? 1.5e-10 : 1.6e-10) * k + (gradient ? 1.0e-10 : 1.2e-10) * n;
-  if (engine.dtype == Dtype::f16) return rows + 12e-9;
-  if (!gradient) return rows + 3.5e-9;
-  if (engine.dtype == Dtype::f32) return rows + 5e-9;
-  // Wide instructions want their rows of bf16 in pairs.
-  return rows + (engine.panel_cols > 4 ? 10e-9 : 4.4e-9);
+// Nanoseconds of a pair beside its arithmetic: of its own, of each element of its rows of k and n,
+// and where n is no multiple of a vector.
+struct PairCosts {
+  double pair;
+  double k;
+  double n;
+  double tail;
+};
+
+PairCosts pair_costs(const Engine& engine, bool gradient) {
+  if (engine.dtype == Dtype::f32) {
+    return gradient ? PairCosts{0, 0.15, 0.06, 24} : PairCosts{0, 0.21, 0.09, 1.6};
+  }
+  if (engine.dtype == Dtype::f16) {
+    // Without instructions for it conversion is arithmetic on integers.
+    if (engine.panel_cols <= 4) {
+      return gradient ? PairCosts{6.5, 0.87, 0.5, 61} : PairCosts{23, 0.28, 0.23, 14};
+    }
+    return gradient ? PairCosts{8.6, 0.18, 0.16, 16} : PairCosts{3.9, 0.09, 0.11, 8.2};
+  }
+  const std::string_view isa = engine.isa;
+  // Products of bf16 take rows as they are, or of a gradient in pairs.
+  if (isa == "amx" || isa == "v4bf16") {
+    return gradient ? PairCosts{8.4, 0.04, 0.13, 15} : PairCosts{1.4, 0.07, 0.15, 4.2};
+  }
+  return gradient ? PairCosts{7.9, 0.05, 0.17, 18} : PairCosts{2.1, 0.23, 0.15, 2.4};
 }
 
-// Arithmetic at the engine's rate, degraded where few columns leave registers unused, what a pair
-// and an index entry cost beside it, and a call of the engine. Fitted to 1,800 times of 135
-// problems on one core of a Xeon with AMX.
+// Of building the schedule of a pass.
+double building_seconds(const Variant& variant, const Problem& problem) {
+  if (variant.order == Order::natural) return 0;
+  const double taps = problem.geometry.taps();
+  const auto rows = static_cast<double>(problem.n_out);
+  if (variant.order == Order::by_tap) {
+    return 1e-9 * rows * taps + 2.7e-9 * static_cast<double>(problem.pairs);
+  }
+  return rows * (40e-9 * std::ceil(taps / 32) + 1.4e-9 * taps);
+}
+
+// Arithmetic at the engine's rate, what pairs and index entries cost beside it, and of a schedule
+// that serves the passes of several layers on its map, sixteen, say, its part. Fitted to 4,000
+// times of 260 problems on one core of a Xeon with AMX.
 double cost(const Kernel& kernel, const Problem& problem) {
   const Engine& engine = engine_of(kernel);
   const Variant& variant = variant_of(kernel);
   const bool gradient = problem.pass == Pass::grad_weight;
   const int k = problem.pass == Pass::grad_input ? problem.c_out : problem.c_in;
   const int n = columns(problem);
-  const int panels = (n + engine.panel_cols - 1) / engine.panel_cols;
+  const int lanes = engine.panel_cols;
   const auto all_pairs = static_cast<double>(problem.pairs);
   const auto rows = static_cast<double>(problem.n_out);
   const double taps = problem.geometry.taps();
-  const double arithmetic =
-      2.0 * all_pairs * k * panels * engine.panel_cols / (engine.gflops * 1e9);
-  const double pairs = all_pairs * pair_seconds(engine, problem.pass, k, n);
-  // Sorted rows leave most absent neighbours out, and make fewer and longer calls.
-  const bool sorted = variant.order != Order::natural;
-  const double entries = variant.order == Order::by_tap ? all_pairs
-                         : sorted                       ? std::min(1.3 * all_pairs, rows * taps)
-                                                        : rows * taps;
-  const double entry =
-      variant.order == Order::by_mask ? (gradient ? 1.4e-9 : 0.7e-9) : (gradient ? 0.6e-9 : 0.4e-9);
-  const ScheduleOptions options = schedule(kernel, problem);
-  const double calls = taps * (sorted ? 1 + rows / 4096 : rows / options.tile_rows);
-  // A schedule serves the passes of all layers on its map: eight of them, say.
-  const double building = sorted ? (40e-9 + 0.4e-9 * taps) * rows / 8 : 0.0;
+  // Outer products keep fewer sums in registers.
+  const double products = (gradient ? 2.5 : 2.0) * k * ((n + lanes - 1) / lanes * lanes);
+  const PairCosts costs = pair_costs(engine, gradient);
+  double pair = costs.pair + costs.k * k + costs.n * n;
+  // A gradient's rows are copied to whole vectors then.
+  if (n % lanes != 0) pair += costs.tail * (gradient ? lanes / 16.0 : 1.0);
+  // Sorted rows leave most absent neighbours out, but name their rows.
+  double entries = 0.68 * rows * taps;
+  if (variant.order == Order::by_tap) entries = 1.6 * all_pairs;
+  if (variant.order == Order::by_mask) entries = 2.1 * std::min(1.3 * all_pairs, rows * taps);
   const double weights = taps * k * n;
-  const double results = gradient ? 1.5e-9 * weights : 2.5e-10 * rows * n + 1e-10 * weights;
-  const double sums = kernel.slices == 1 ? 0.0 : gradient ? 2e-9 * weights : 2.4e-9 * rows * n;
+  const double results = gradient ? 2.8 * weights : 0.39 * rows * n + 0.2 * weights;
+  const double sums = kernel.slices == 1 || gradient ? 0.0 : 2.0 * rows * n;
+  const double seconds = all_pairs * products / (engine.gflops * 1e9) +
+                         1e-9 * (all_pairs * pair + entries + results + sums) +
+                         building_seconds(variant, problem) / 16;
   // Divided by the threads whatever a kernel's tasks: kernels add in different orders, so where
   // another one won with many threads only, results would depend on these.
-  return (4e-6 + arithmetic + pairs + entries * entry + 5e-8 * calls + building + results + sums) /
-         problem.threads;
+  return (1e-6 + seconds) / problem.threads;
 }
 
 void launch(const Kernel& kernel, const Context& ctx, Pass pass, const ConvArgs& args) {
