@@ -30,12 +30,10 @@ bool read_number(std::string_view word, double* number) {
 Correction sizes_for_correction(const Problem& problem) {
   const bool backward = problem.pass == Pass::grad_input;
   const double rows = doublings(static_cast<double>(problem.n_out), 32768, 7);
-  return {1,
-          rows,
-          std::abs(rows),
-          doublings(backward ? problem.c_out : problem.c_in, 64, 4),
-          doublings(backward ? problem.c_in : problem.c_out, 64, 4),
-          doublings(problem.geometry.taps(), 27, 5)};
+  const double in = doublings(backward ? problem.c_out : problem.c_in, 64, 4);
+  const double out = doublings(backward ? problem.c_in : problem.c_out, 64, 4);
+  const double taps = doublings(problem.geometry.taps(), 27, 5);
+  return {1, rows, std::abs(rows), in, std::abs(in), out, std::abs(out), taps};
 }
 
 Corrections read_corrections(std::string_view lines, DeviceKind kind) {

@@ -12,7 +12,7 @@ namespace voxgemm {
 //   2^(c[0] + c[1] x[1] + c[2] x[2] + ...), x of sizes_for_correction().
 // It mends what a cost model's formula does not say, smoothly, and no more than that: sizes beyond
 // those that were measured count as the last measured one.
-constexpr int correction_terms = 6;
+constexpr int correction_terms = 8;
 using Correction = std::array<double, correction_terms>;
 
 Correction sizes_for_correction(const Problem& problem);

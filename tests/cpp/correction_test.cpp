@@ -28,14 +28,14 @@ size_t row_of(const std::string& kernel) {
 
 TEST(Correction, IsOneAtTheMiddleOfAllSizes) {
   EXPECT_EQ(sizes_for_correction(problem_of("forward f32 subm3 64->64")),
-            (Correction{1, 0, 0, 0, 0, 0}));
+            (Correction{1}));
 }
 
 TEST(Correction, CountsDoublingsOfThePassesOwnSizes) {
   EXPECT_EQ(sizes_for_correction(problem_of("forward f32 subm3 128->16", 65536)),
-            (Correction{1, 1, 1, 1, -2, 0}));
+            (Correction{1, 1, 1, 1, 1, -2, 2, 0}));
   EXPECT_EQ(sizes_for_correction(problem_of("grad_input f32 subm3 128->16", 16384)),
-            (Correction{1, -1, 1, -2, 1, 0}));
+            (Correction{1, -1, 1, -2, 2, 1, 1, 0}));
 }
 
 TEST(Correction, EndsWhereNothingWasMeasured) {
@@ -49,13 +49,13 @@ TEST(Correction, EndsWhereNothingWasMeasured) {
 
 TEST(Correction, IsReadFromLines) {
   const std::string kernel = "implicit_gemm_cpu/f32/portable";
-  const std::string lines = "forward " + kernel + " 1 2 3 4 5 6\n" +         //
-                            "grad_weight " + kernel + " -1.5 0 0 0 0 0\n" +  //
-                            "forward masked_implicit_gemm_cpu/f32/portable 1 2 3 4 5\n" +
-                            "forward a_kernel_of_tomorrow/f32 1 1 1 1 1 1\n" +
-                            "both explicit_gemm_cpu/f32/portable 1 1 1 1 1 1\n\n";
+  const std::string lines = "forward " + kernel + " 1 2 3 4 5 6 7 8\n" +         //
+                            "grad_weight " + kernel + " -1.5 0 0 0 0 0 0 0\n" +  //
+                            "forward masked_implicit_gemm_cpu/f32/portable 1 2 3 4 5 6 7\n" +
+                            "forward a_kernel_of_tomorrow/f32 1 1 1 1 1 1 1 1\n" +
+                            "both explicit_gemm_cpu/f32/portable 1 1 1 1 1 1 1 1\n\n";
   const Corrections all = read_corrections(lines, DeviceKind::cpu);
-  const Correction numbers = {1, 2, 3, 4, 5, 6};
+  const Correction numbers = {1, 2, 3, 4, 5, 6, 7, 8};
   for (const Pass pass : {Pass::forward, Pass::grad_input}) {
     EXPECT_EQ(all[static_cast<size_t>(pass)][row_of(kernel)], numbers);
   }
