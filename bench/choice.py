@@ -234,13 +234,25 @@ def levels(group: tuple[str, str]) -> tuple[tuple[str, ...], ...]:
 
 
 def fit(times: Times, use: np.ndarray, noise: float) -> dict[tuple[str, str], np.ndarray]:
+    """The corrections by pass and kernel, from the problems that are to be used."""
+    of_pass = np.array([group[0] for group in times.group])
+    found = {}
+    for name in sorted(set(of_pass)):
+        found |= fit_pass(times, np.flatnonzero(of_pass == name), use, noise)
+    return found
+
+
+def fit_pass(
+    times: Times, mine: np.ndarray, use: np.ndarray, noise: float
+) -> dict[tuple[str, str], np.ndarray]:
     """Ridge regression of log2(measured / formula) on the sizes, the corrections of like kernels
     being alike. Kernels near the fastest count most: the others need no more than to be known as
     slow."""
     terms = times.sizes.shape[1]
+    groups = [times.group[entry] for entry in mine]
     names: dict[tuple[Any, ...], int] = {}
     places = []
-    for group in times.group:
+    for group in groups:
         keys = enumerate(levels(group))
         places.append([names.setdefault((level, *key), len(names)) for level, key in keys])
     at = np.array(places)  # [entries, levels]
@@ -249,20 +261,21 @@ def fit(times: Times, use: np.ndarray, noise: float) -> dict[tuple[str, str], np
     for level, spread in enumerate(_LEVELS):
         for term in range(terms):
             column = at[:, level] * terms + term
-            a[np.arange(len(at)), column] = spread * scales[term] * times.sizes[:, term]
-    target = np.log2(times.seconds / times.formula)
-    weight = np.sqrt(times.best[times.problem] / times.seconds)
-    entries = np.flatnonzero(use[times.problem])
+            a[np.arange(len(at)), column] = spread * scales[term] * times.sizes[mine, term]
+    problems = times.problem[mine]
+    target = np.log2(times.seconds[mine] / times.formula[mine])
+    weight = times.best[problems] / times.seconds[mine]
+    entries = np.flatnonzero(use[problems])
     both = np.column_stack([a, target])[entries] * weight[entries, None]
-    for problem in np.unique(times.problem[entries]):
-        of = times.problem[entries] == problem
-        mine = weight[entries][of]
-        both[of] -= _COMMON * np.outer(mine, mine @ both[of] / (mine @ mine))
+    for problem in np.unique(problems[entries]):
+        of = problems[entries] == problem
+        share = weight[entries][of]
+        both[of] -= _COMMON * np.outer(share, share @ both[of] / (share @ share))
     rows, wanted = both[:, :-1], both[:, -1]
     normal = rows.T @ rows + noise**2 * np.eye(rows.shape[1])
     solved = np.linalg.solve(normal, rows.T @ wanted)
     found = {}
-    for group in set(times.group):
+    for group in set(groups):
         total = np.zeros(terms)
         for level, (key, spread) in enumerate(zip(levels(group), _LEVELS, strict=True)):
             first = names[(level, *key)] * terms

@@ -188,7 +188,9 @@ double cost(const Kernel& kernel, const Problem& problem) {
   // Four bytes are read for every one to four units.
   const double splitting = sm90::is_split(row.math) ? 4e-6 + 4.0 * operands / 3.5e12 : 0;
   const double items_time = turns * (steps * std::max(products, copies) + end) / clock;
-  return launching + splitting + std::max(items_time, memory) + adding;
+  // Sums of all groups but the last go to memory and back, beside little else.
+  const double passing_on = slices > 1 ? 0 : 8 * rows * sizes.c_out * (groups - 1) / 4e12;
+  return launching + splitting + std::max(items_time, memory) + passing_on + adding;
 }
 
 ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
