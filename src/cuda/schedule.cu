@@ -13,23 +13,29 @@
 //                    of the sorted tiles. Left out where segments are one slab.
 //                    index blocks [slab]: sums are the numbers of the first.
 //   write_tiles    a block of threads 8 tiles and one tap: the tap's index blocks, gathered from
-//                  the table. All blocks of threads of one tap come before those of the next, so
-//                  that what they gather from is one row of the table, which the L2 cache holds: a
-//                  gathered entry takes 32 bytes, and 8 neighbouring ones belong to different
-//                  tiles. Where groups have whole lines of taps along z it is a line instead of a
-//                  tap: if rows ascend, inputs of taps adjacent on z follow each other (the map's
-//                  masks say of which rows that holds), and only the first of a run is gathered.
+//                  the table. In a chunk all blocks of threads of one tap come before those of the
+//                  next, so that what they gather from is one row of the table, which the L2 cache
+//                  holds: a gathered entry takes 32 bytes, and 8 neighbouring ones belong to
+//                  different tiles. Where groups have whole lines of taps along z it is a line
+//                  instead of a tap: if rows ascend, inputs of taps adjacent on z follow each other
+//                  (the map's masks say of which rows that holds), and only the first of a run is
+//                  gathered. With several chunks it is three lines: all their rows of the table
+//                  for one chunk stay in the cache, and a row's mask is read once for the three.
 //                  Those of a group's first tap write the tiles' entries too.
 //
 // One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 8 of the
 // map's masks (43 of its table), three digits 43, measure_tiles 14, write_tiles by tap 87, which is
 // 13.4 M gathered entries at 32 bytes each, all that L2 gives; by line the schedule takes 129 us in
-// all instead of 155 (65536 rows a chunk: 119 instead of 145). Lost, 20 us for measure_tiles: slabs
-// of 128 tiles, which leave most multiprocessors without one. Lost, for chunks of 65536 rows: each
-// tap's part of the table in shared memory, 3 bytes an entry, and gathered from there, the schedule
-// 169 us instead of 146 (a multiprocessor loads or gathers). Lost: loops over the taps of a run in
-// write_tiles that gather each, 658 us instead of 552 at 4.1 M rows; launches that overlap, 265 us
-// instead of 268 for map and schedule.
+// all instead of 155 (65536 rows a chunk: 119 instead of 145). Since the scan of measure_tiles
+// reads four words at once, 126 (4.1 M rows: 462 instead of 478); chunk after chunk and by three
+// lines, 113 of 120 in chunks of 65536 rows (375 of 442, of which write_tiles 210 of 283). Three
+// lines lose where the device is not full, 39 us instead of 32 for 64160 rows in chunks of 16384.
+// Lost, 20 us for measure_tiles: slabs of 128 tiles, which leave most multiprocessors without one.
+// Lost, for chunks of 65536 rows: each tap's part of the table in shared memory, 3 bytes an entry,
+// and gathered from there, the schedule 169 us instead of 146 (a multiprocessor loads or gathers).
+// Lost: loops over the taps of a run in write_tiles that gather each, 658 us instead of 552 at 4.1
+// M rows; launches that overlap, 265 us instead of 268 for map and schedule, and of 15192 rows 58
+// instead of 53.
 #include "conv/schedule.h"
 
 #include <limits>
@@ -91,10 +97,10 @@ struct Notes {
 constexpr int measure_threads = 512;
 constexpr int measure_blocks = 2;  // of a multiprocessor, for the registers
 
-// Exclusive, in place, by the threads of a block together; the sum of all.
+// Exclusive, in place, by the threads of a block together; the sum of all. list: 16-byte aligned.
 __device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
   __shared__ uint32_t warp_sums[measure_threads / 32];
-  constexpr uint32_t run = 8;  // of a thread
+  constexpr uint32_t run = 16;  // of a thread
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t warp = threadIdx.x / 32;
   uint32_t carry = 0;
@@ -103,9 +109,21 @@ __device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
     uint32_t values[run];
     uint32_t sum = 0;
 #pragma unroll
-    for (uint32_t i = 0; i < run; ++i) {
-      values[i] = at + i < count ? __ldcg(list + at + i) : 0;
-      sum += values[i];
+    for (uint32_t i = 0; i < run; i += 4) {
+      const uint32_t left = at + i < count ? count - at - i : 0;
+      uint4 quad = make_uint4(0, 0, 0, 0);
+      if (left >= 4) {
+        quad = __ldcg(reinterpret_cast<const uint4*>(list + at + i));
+      } else {
+        if (left > 0) quad.x = __ldcg(list + at + i);
+        if (left > 1) quad.y = __ldcg(list + at + i + 1);
+        if (left > 2) quad.z = __ldcg(list + at + i + 2);
+      }
+      values[i] = quad.x;
+      values[i + 1] = quad.y;
+      values[i + 2] = quad.z;
+      values[i + 3] = quad.w;
+      sum += quad.x + quad.y + quad.z + quad.w;
     }
     uint32_t through = sum;
     for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
@@ -121,9 +139,15 @@ __device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
     }
     __syncthreads();
 #pragma unroll
-    for (uint32_t i = 0; i < run; ++i) {
-      if (at + i < count) list[at + i] = before;
-      before += values[i];
+    for (uint32_t i = 0; i < run; i += 4) {
+      const uint32_t second = before + values[i];
+      const uint32_t third = second + values[i + 1];
+      const uint32_t fourth = third + values[i + 2];
+      // Memory comes in pieces of 256 bytes: there is room behind the list.
+      if (at + i < count) {
+        *reinterpret_cast<uint4*>(list + at + i) = make_uint4(before, second, third, fourth);
+      }
+      before = fourth + values[i + 3];
     }
   }
   return carry;
@@ -231,12 +255,15 @@ __global__ void __launch_bounds__(measure_threads, measure_blocks)
   __threadfence();
   const auto counts = static_cast<uint32_t>(notes.slab_blocks - notes.counts);
   const uint32_t sum = scan_in_block(notes.counts, counts + gridDim.x);
+  __syncthreads();
   if (threadIdx.x == 0) notes.slab_blocks[gridDim.x] = sum;
 }
 
 struct TileWriter {
   Notes notes;
   Arrays out;
+  uint32_t taps;         // of a block of threads: one or more lines, at most 16
+  uint32_t line_starts;  // which of them are the first of a line
 };
 
 constexpr int write_threads = 128;
@@ -297,18 +324,19 @@ __device__ void write_entries(const Cut& cut,
   }
 }
 
-// Blocks of threads: batches of tiles of a group in all chunks, and lines of taps.
+// Blocks of threads: for all chunks and their lines of taps the batches of tiles of a group.
 __global__ void __launch_bounds__(write_threads)
     write_tiles(Cut cut, Grain batch, Neighbours neighbours, const uint32_t* ranks, TileWriter to) {
   const Notes& notes = to.notes;
-  // First position, rows, the line's taps that the tile has, the index block of the first of them.
+  // First position, rows, the block's taps that the tile has, the index block of the first of them.
   __shared__ uint4 works[batch_tiles];
-  const uint32_t first_tap = blockIdx.y * cut.line;
+  const uint32_t batches = blockIdx.x / batch.whole;  // whole ones before
+  const uint32_t chunk = batches / (cut.taps / to.taps);
+  const uint32_t first_tap = batches * to.taps - chunk * cut.taps;
   const uint32_t group = cut.group_of(first_tap);
   const uint32_t first_bit = first_tap - cut.group_begin(group);
-  const uint32_t chunk = blockIdx.x / batch.whole;
   Part part = cut.segment(chunk, group, notes.tile);
-  const uint32_t first_tile = (blockIdx.x - chunk * batch.whole) * batch_tiles;
+  const uint32_t first_tile = (blockIdx.x - batches * batch.whole) * batch_tiles;
   const uint32_t tiles = first_tile < part.items ? min(batch_tiles, part.items - first_tile) : 0;
   bool has_work = false;
   if (threadIdx.x < batch_tiles) {
@@ -316,7 +344,7 @@ __global__ void __launch_bounds__(write_threads)
     if (threadIdx.x < tiles) {
       part.item = first_tile + threadIdx.x;
       const FoundTile tile(cut, notes, part);
-      work.z = tile.mask >> first_bit & ((1U << cut.line) - 1);
+      work.z = tile.mask >> first_bit & ((1U << to.taps) - 1);
       has_work = work.z != 0;
       if (has_work) {
         work.x = tile.first;
@@ -346,11 +374,11 @@ __global__ void __launch_bounds__(write_threads)
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
       const bool steady = cut.line > 1 && (masks[t] & Neighbours::steady_bit) != 0;
-      masks[t] = cut.mask(masks[t]) >> first_bit & ((1U << cut.line) - 1);
+      masks[t] = cut.mask(masks[t]) >> first_bit & ((1U << to.taps) - 1);
       // Taps behind one whose input is the one before theirs.
-      if (steady) masks[t] |= (masks[t] & masks[t] << 1) << 16;
+      if (steady) masks[t] |= (masks[t] & masks[t] << 1 & ~to.line_starts) << 16;
     }
-    for (uint32_t tap = 0; tap < cut.line; ++tap) {
+    for (uint32_t tap = 0; tap < to.taps; ++tap) {
       const int32_t* table = neighbours.data + (first_tap + tap) * neighbours.stride;
 #pragma unroll
       for (uint32_t t = 0; t < batch_tiles; ++t) {
@@ -433,11 +461,16 @@ ScheduleParts build_schedule(const Context& ctx,
   }
   allocate_blocks();
   const Grain batch = cut.grain(int64_t{batch_tiles} * cut.tile_rows);
-  const Grid grid = {.blocks = cut.chunks() * batch.whole,
-                     .columns = map.taps() / cut.line,
-                     .threads = write_threads};
-  launch(ctx, grid, write_tiles, cut, batch, neighbours, sorted.ranks,
-         TileWriter{notes, Arrays(parts)});
+  // Three lines at once read a row's mask once, but their rows of the table stay in the L2 cache
+  // for one chunk only.
+  const int64_t batches = cut.chunks() * batch.whole;  // of one line of taps
+  const int64_t thirds = batches * (cut.taps / cut.line) / 3;
+  const bool together = cut.chunks() > 1 && cut.taps % (3 * cut.line * cut.groups) == 0 &&
+                        3 * cut.line <= 16 && thirds >= 2 * multiprocessors(ctx);
+  TileWriter to = {notes, Arrays(parts), together ? 3 * cut.line : cut.line, 0};
+  for (uint32_t tap = 0; tap < to.taps; tap += cut.line) to.line_starts |= 1U << tap;
+  const Grid grid = {.blocks = batches * (cut.taps / to.taps), .threads = write_threads};
+  launch(ctx, grid, write_tiles, cut, batch, neighbours, sorted.ranks, to);
   return parts;
 }
 
