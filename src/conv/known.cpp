@@ -63,6 +63,7 @@ class Models {
     Model*& found = by_device_[{device.kind, device.index}];
     if (found != nullptr) return *found;
     const bool is_cuda = device.kind == DeviceKind::cuda;
+    if (is_cuda) cuda::load_kernels(device);
     const std::string name = is_cuda ? cuda::model(device) : cpu::model();
     std::unique_ptr<Model>& model = by_name_[name];
     if (!model) model = std::make_unique<Model>(device.kind, name);

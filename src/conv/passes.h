@@ -33,6 +33,8 @@ void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
 // Ten times the compute capability of a device, e.g. 90.
 int architecture(const Device& device);
 std::string model(const Device& device);
+// Loads the code of the convolutions' kernels, which the first call of a layer would wait for.
+void load_kernels(const Device& device);
 // Whether the context's stream is being captured into a graph.
 bool is_capturing(const Context& ctx);
 // Seconds of `calls` calls of work, which queues on the context's stream; the host waits for them.

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "conv/passes.h"
+#include "cuda/device.h"
 #include "cuda/kernels/families.h"
+#include "cuda/kernels/families_sm80.h"
+#include "cuda/kernels/implicit_gemm_sm90_launch.h"
 
 namespace voxgemm::cuda {
 
@@ -10,6 +14,24 @@ std::vector<Kernel> kernels() {
     rows.insert(rows.end(), family.begin(), family.end());
   }
   return rows;
+}
+
+void load_kernels(const Device& device) {
+  const DeviceGuard guard(device);
+  const bool is_hopper = architecture(device) / 10 == 9;
+  // Loading takes memory, which a capture on another thread or this one need not know of.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  for (const sm80::Math math : sm80::all_math) {
+    sm80::dispatch(math, [&]<sm80::Math known>() {
+      sm80::load_convolve<known>();
+      if constexpr (known != sm80::Math::ieee) {
+        if (is_hopper) sm90::load_convolve<known>();
+      }
+    });
+  }
+  if (is_hopper) load_grad_weight_sm90();
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
 }
 
 }  // namespace voxgemm::cuda

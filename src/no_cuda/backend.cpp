@@ -57,6 +57,7 @@ void fill_zero(const Context&, const WeightsRef&) { absent(); }
 void grad_bias(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
 int architecture(const Device&) { absent(); }
 std::string model(const Device&) { absent(); }
+void load_kernels(const Device&) { absent(); }
 bool is_capturing(const Context&) { absent(); }
 double time_calls(const Context&, int, const std::function<void()>&) { absent(); }
 

@@ -26,6 +26,8 @@ std::vector<Kernel> implicit_gemm_sm90_kernels();
 // see grad_weight_sm90.cuh.
 std::vector<Kernel> grad_weight_sm90_kernels();
 
+void load_grad_weight_sm90();
+
 // Rows of x gathered to a dense [rows, taps * c_in] block, chunk by chunk, and one dense product
 // for each.
 std::vector<Kernel> explicit_kernels();

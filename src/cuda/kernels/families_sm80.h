@@ -23,6 +23,9 @@ template <Math math>
 void convolve(const Context& ctx, const Variant& variant, const ConvArgs& args);
 template <Math math>
 void grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args);
+// See load.cuh.
+template <Math math>
+void load_convolve();
 
 // Dynamic shared memory of a CTA, at most.
 constexpr size_t shared_bytes(const Variant& variant) {

@@ -9,6 +9,7 @@
 #include "cuda/kernels/grad_weight_sm90.cuh"
 #include "cuda/kernels/split_sm90.h"
 #include "cuda/launch.cuh"
+#include "cuda/load.cuh"
 
 namespace voxgemm::cuda {
 namespace {
@@ -268,6 +269,8 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
 }
 
 }  // namespace
+
+void load_grad_weight_sm90() { load(grad_weight_sm90::grad_weight<Config<__half, 1, 256, 128>>); }
 
 std::vector<Kernel> grad_weight_sm90_kernels() {
   static constexpr Math maths[] = {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6};

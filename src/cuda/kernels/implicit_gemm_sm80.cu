@@ -31,6 +31,7 @@
 #include "cuda/kernels/families_sm80.h"
 #include "cuda/kernels/tile_sm80.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/load.cuh"
 
 namespace voxgemm::cuda::sm80 {
 
@@ -487,5 +488,12 @@ void convolve(const Context& ctx, const Variant& variant, const ConvArgs& args) 
 }
 
 template void convolve<Math::VOXGEMM_MATH>(const Context&, const Variant&, const ConvArgs&);
+
+template <Math math>
+void load_convolve() {
+  load(finish<typename ElementOf<math>::type>);
+}
+
+template void load_convolve<Math::VOXGEMM_MATH>();
 
 }  // namespace voxgemm::cuda::sm80

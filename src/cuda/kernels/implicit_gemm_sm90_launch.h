@@ -54,4 +54,8 @@ void convolve(const Context& ctx,
               int shape,
               const Slicing& slicing);
 
+// See load.cuh.
+template <Math math>
+void load_convolve();
+
 }  // namespace voxgemm::cuda::sm90
