@@ -337,7 +337,11 @@ def fit_command(options: argparse.Namespace) -> None:
     print(row("formulas alone", times.regret(times.formula)))
     for n in _NOISES:
         print(row(f"corrections fitted without the layer, noise {n}", out[n]))
-    print(row("corrections fitted with all", times.regret(corrected(times, found))))
+    shipped = times.regret(corrected(times, found))
+    print(row("corrections fitted with all", shipped))
+    passes = np.array([line["problem"].split()[0] for line in lines])
+    for name in sorted(set(passes)):
+        print(row(f"{name} of these", shipped[passes == name]))
     if options.out:
         text = ""
         for (of_pass, kernel), numbers in sorted(found.items()):
@@ -348,6 +352,7 @@ def fit_command(options: argparse.Namespace) -> None:
         curves = {
             "formulas alone": times.regret(times.formula),
             "with corrections, of layers they were not fitted to": out[noise],
+            "with corrections fitted with all": shipped,
         }
         draw(curves, options.plot)
 

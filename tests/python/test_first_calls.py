@@ -20,7 +20,9 @@ def test_every_shape_is_new_and_every_call_is_timed(device, tmp_path, capsys, mo
     assert len({(p.c_in, p.c_out, p.text) for p in map(bench.parse, texts)}) == 40
     monkeypatch.setitem(first_calls.CLOUDS, device.type, "shell:8")
     path = tmp_path / "calls.jsonl"
-    first_calls.main(["--device", device.type, "--shapes", "4", "--json", str(path)])
+    first_calls.main(
+        ["--device", device.type, "--shapes", "4", "--cold-memory", "--json", str(path)]
+    )
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["shape"] for row in rows] == first_calls.shapes(device.type, 4)
     for row in rows:
