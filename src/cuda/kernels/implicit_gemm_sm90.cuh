@@ -28,8 +28,8 @@
 // The producer: teams of 1, 2 or 4 of its warps fill stages in turn. What a step costs a warp
 // beside its copies is about a hundred instructions one behind the other, and where steps are small
 // that is most of it; small teams do it for several steps at once. Where steps are large all warps
-// fill one, or it would come too late. Row indices are held by lanes, a copy asks a shuffle for its
-// row.
+// fill one, or it would come too late. Where copies of a warp are many, or one stage a tap, a copy
+// asks a shuffle for its row.
 //
 // Synchronisation: `full` of a stage gets one arrival from every lane that fills it when its copies
 // have landed and one with the bytes of the weights; `free` one from every warp that multiplies it.
@@ -48,13 +48,12 @@
 // gather (60% against 90%); an index load per copy instead of batches (7 to 18% slower); index
 // blocks brought four taps ahead by bulk copies to a ring in shared memory (up to 30% slower: what
 // a step waits for there counts more than the way to the indices); all items in a fixed order (3
-// groups at 64 thousand rows of 512 channels 0.92 against 0.77 ms); chunks of 65 or 131 thousand
-// rows (1 to 3% faster at 1 and 4 million rows, more to sort); 9 groups in one launch of partial
-// sums (shell 16, 1024 channels: 91 against 86 us); one warp a stage for 256 columns or 256 x 128
-// tiles (5 to 12% slower); the steps of all tiles cut into equal ranges instead of each tile into
-// slices (shell 32, 1024 channels: 0.29 against 0.22 ms; shell 16: 92 against 82 us: neighbours no
-// longer read the same weights, and a step takes 1400 clocks, not 1140). The hint to fetch 128
-// bytes makes no difference.
+// groups at 64 thousand rows of 512 channels 0.92 against 0.77 ms); 9 groups in one launch of
+// partial sums (shell 16, 1024 channels: 91 against 86 us); one warp a stage for 256 columns or 256
+// x 128 tiles (5 to 12% slower); the steps of all tiles cut into equal ranges instead of each tile
+// into slices (shell 32, 1024 channels: 0.29 against 0.22 ms; shell 16: 92 against 82 us:
+// neighbours no longer read the same weights, and a step takes 1400 clocks, not 1140). The hint to
+// fetch 128 bytes makes no difference.
 
 #include <cuda.h>
 
@@ -128,15 +127,21 @@ struct Config {
   static constexpr int stage_bytes = a_bytes + b_bytes;
   // Stages start at a multiple of 1024, the swizzle's period.
   static constexpr int shared_bytes =
-      1024 + stages * stage_bytes + 16 * stages + 16 + 20 * item_slots;
+      1024 + stages * stage_bytes + 16 * stages + 32 + (16 + item_bytes) * item_slots;
   static constexpr int threads = 384;
   static constexpr int producer_registers = shape.team == 1 ? 72 : 56;
   static constexpr int consumer_registers = shape.team == 1 ? 216 : 224;
+  // Of the 168 a thread starts with; one more, and a consumer waits for ever.
+  static_assert(128 * producer_registers + 256 * consumer_registers <= 384 * 168);
   // Lanes a row, rows a copy, copies of a stage that a warp makes and their rows.
   static constexpr int lanes = depth / 8;
   static constexpr int rows_of_copy = 32 / lanes;
   static constexpr int copies = rows / rows_of_copy / team;
   static constexpr int rows_of_warp = rows / team;
+  // A lane holds the row of each of its copies, if they are few and those of several stages, else
+  // every 32nd of the warp's.
+  static constexpr bool few_copies = teams == 1 && copies <= 16;
+  static constexpr int held = few_copies ? copies : rows_of_warp / 32;
   // Columns of a box of MN-major weights.
   static constexpr int box_columns = columns < 64 ? columns : 64;
 };
@@ -180,19 +185,20 @@ class Producer {
 
   __device__ __forceinline__ void run() {
     Items<C> items(p_, shared_);
-    Dealer dealer(p_, shared_);
-    dealer.deal();
-    Item item = items.next().arrived(p_);
+    Dealer<C> dealer(p_, shared_);
+    dealer.load();
+    dealer.hand_out();
+    Item item = items.next();
     bool loaded = false;
     while (item.valid) {
-      dealer.deal();
-      ItemLoad<C> load = items.next();
+      dealer.load();
       Item next;
       bool looked = false;
       const auto look_ahead = [&] {
         if (looked) return;
         looked = true;
-        next = load.arrived(p_);
+        dealer.hand_out();
+        next = items.next();
         prefetch_blocks(next);
       };
       const int first_tap = item.group * p_.taps / p_.groups;
@@ -225,7 +231,7 @@ class Producer {
           ring_.skip_few(C::teams);
         }
         ring_.skip_few(k_end - k);
-        // By then the load has arrived.
+        // By then the description of the next item has arrived.
         if (one_team || item.steps - walk.left >= 4) look_ahead();
       }
       look_ahead();
@@ -266,7 +272,12 @@ class Producer {
   }
   __device__ __forceinline__ void take_rows() {
 #pragma unroll
-    for (int i = 0; i < C::rows_of_warp / 32; ++i) rows_[i] = upcoming_[i];
+    for (int i = 0; i < C::held; ++i)
+      rows_[i] = C::few_copies ? row_of_copy(upcoming_, i) : upcoming_[i];
+  }
+  __device__ __forceinline__ int row_of_copy(const int (&rows)[C::rows_of_warp / 32], int i) const {
+    const int n = i * C::rows_of_copy;
+    return __shfl_sync(0xffffffff, rows[n / 32], n % 32 + lane_ / C::lanes);
   }
 
   // place: (input channel, tap, output channel); bit: of the tap in the masks.
@@ -285,11 +296,16 @@ class Producer {
     const auto copy_half = [&]<int half>(std::integral_constant<int, half>) {
 #pragma unroll
       for (int i = half * C::copies / 2; i < (half + 1) * C::copies / 2; ++i) {
-        const int n = i * C::rows_of_copy;
-        const int in = __shfl_sync(0xffffffff, rows_[n / 32], n % 32 + lane_ / C::lanes);
+        int in;
+        if constexpr (C::few_copies) {
+          in = rows_[i];
+        } else {
+          in = row_of_copy(rows_, i);
+        }
         // Rows four apart differ in one bit of the swizzle.
         const uint32_t to = C::depth == 64 && C::team == 1 && i % 2 == 1 ? to_ ^ 64 : to_;
-        ptx::gather_16(to + stage + n * C::team * C::row_bytes, x, in, p_.x_row_bytes, outside);
+        ptx::gather_16(to + stage + i * C::rows_of_copy * C::team * C::row_bytes, x, in,
+                       p_.x_row_bytes, outside);
       }
     };
     if ((item.mask_0 >> bit & 1) != 0) copy_half(std::integral_constant<int, 0>());
@@ -309,7 +325,7 @@ class Producer {
   int turn_ = 0;     // the team that fills the next stage
   Ring<C::stages> ring_;
   int upcoming_[C::rows_of_warp / 32] = {};
-  int rows_[C::rows_of_warp / 32] = {};
+  int rows_[C::held] = {};
 };
 
 // Adds one stage to the sums of blocks [first, last) of 64 rows; a: of block 0.
@@ -350,13 +366,22 @@ __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 
   ptx::wgmma_commit();
 }
 
-// Adds an item's steps to a consumer's sums.
+// The stages as a consumer goes through them.
 template <class C>
+struct Stages {
+  const Shared& shared;
+  Ring<C::stages> ring;
+};
+
+// Adds an item's steps to a consumer's sums. meanwhile() runs beside the last products.
+template <class C, class Meanwhile>
 __device__ __forceinline__ void multiply_item(const ConvParams& p,
-                                              const Shared& shared,
                                               const Item& item,
-                                              Ring<C::stages>* ring,
-                                              float (&d)[C::row_blocks][C::columns / 2]) {
+                                              Stages<C>* stages,
+                                              float (&d)[C::row_blocks][C::columns / 2],
+                                              const Meanwhile& meanwhile) {
+  const Shared& shared = stages->shared;
+  Ring<C::stages>* const ring = &stages->ring;
   const int consumer = threadIdx.x / 128 - 1;
   const int k_blocks = (p.c_in + C::depth - 1) / C::depth;
   const auto release = [&](int stage) {
@@ -412,6 +437,7 @@ __device__ __forceinline__ void multiply_item(const ConvParams& p,
   }
   // The other one's products may go on behind these.
   if (C::pingpong && threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.turn + 8 * (consumer ^ 1));
+  meanwhile();
   drain();
 }
 
@@ -424,17 +450,30 @@ __device__ __forceinline__ void write_item(const ConvParams& p,
                                            const int (&row)[C::row_blocks][2]) {
   uint32_t broken = 0;
   const int64_t buffer = static_cast<int64_t>(item.group) * p.group_buffers + item.slice;
+  if (p.added > 0) {
+#pragma unroll
+    for (int b = 0; b < C::row_blocks; ++b) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) add_partials<C>(p, d[b], h, row[b][h], item.column);
+    }
+  }
+  if (p.finish && p.bias != nullptr) add_bias<C>(p, d, item.column);
+  if (!p.finish) {
+#pragma unroll
+    for (int b = 0; b < C::row_blocks; ++b) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        store_partial<C>(p, d[b], h, row[b][h] < 0 ? -1 : buffer * p.rows + row[b][h], item.column);
+      }
+    }
+    return;
+  }
 #pragma unroll
   for (int b = 0; b < C::row_blocks; ++b) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (p.added > 0) add_partials<C>(p, d[b], h, row[b][h], item.column);
-      if (p.finish) {
-        const bool nan = store_row<C>(p, d[b], h, row[b][h], item.column);
-        broken |= static_cast<uint32_t>(nan) << (2 * b + h);
-      } else {
-        store_partial<C>(p, d[b], h, row[b][h] < 0 ? -1 : buffer * p.rows + row[b][h], item.column);
-      }
+      const bool nan = store_row<C>(p, d[b], h, row[b][h], item.column);
+      broken |= static_cast<uint32_t>(nan) << (2 * b + h);
     }
   }
   // Another lane of the quad stored the elements that this one repairs.
@@ -455,16 +494,15 @@ template <class C>
 __device__ __forceinline__ void consume(const ConvParams& p, const Shared& shared) {
   const int consumer = threadIdx.x / 128 - 1;
   const int in_block = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-  Ring<C::stages> ring;
+  Stages<C> stages{shared, {}};
   uint32_t turn_parity = consumer ^ 1;  // the first turn is nobody's to give
   bool waited = false;
   Items<C> items(p, shared);
-  Item item = items.next().arrived(p);
+  Item item = items.next();
   for (int turn = 0; item.valid; ++turn) {
-    ItemLoad<C> next = items.next();
     if (C::pingpong && turn % 2 != consumer) {
-      ring.skip(item.steps);
-      item = next.arrived(p);
+      stages.ring.skip(item.steps);
+      item = items.next();
       continue;
     }
     int row[C::row_blocks][2];
@@ -484,11 +522,17 @@ __device__ __forceinline__ void consume(const ConvParams& p, const Shared& share
       ptx::barrier_wait(shared.turn + 8 * consumer, turn_parity);
       turn_parity ^= 1;
     }
-    multiply_item<C>(p, shared, item, &ring, d);
-    if (!waited) ptx::wait_for_last_launch();
-    waited = true;
+    multiply_item<C>(p, item, &stages, d, [&] {
+      if (!waited) ptx::wait_for_last_launch();
+      waited = true;
+#pragma unroll
+      for (int b = 0; b < C::row_blocks; ++b) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) prefetch_partials<C>(p, row[b][h], item.column);
+      }
+    });
     write_item<C>(p, item, d, row);
-    item = next.arrived(p);
+    item = items.next();
   }
   // This launch must not end before the last one.
   if (!waited) ptx::wait_for_last_launch();
@@ -506,7 +550,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   shared.turn = shared.free + 8 * C::stages;
   shared.item_full = shared.turn + 16;
   shared.item_free = shared.item_full + 8 * item_slots;
-  shared.items = shared.item_free + 8 * item_slots;
+  shared.items = (shared.item_free + 8 * item_slots + 15) & ~15u;
   ptx::let_next_launch_start();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < C::stages; ++stage) {

@@ -3,13 +3,15 @@
 
 // What the CTAs of implicit_gemm_sm90.cuh work on, and how they come by it.
 //
-// All warps of a CTA go through the same items. Thread 0 draws their numbers, an item ahead of the
-// producer, and hands them on through a ring of `item_slots` numbers in shared memory: `item_full`
-// of a slot gets one arrival from thread 0, `item_free` one from every warp that has read it. The
-// first two turns go forth and back over the CTAs, so that who has the longest item gets the
-// shortest next (asked for an item ahead, a counter would give it another long one: 35 against 25
-// us at 56 thousand rows of a street, 64 channels). A few turns go on like that; more of them draw
-// from a counter of the launch, which asks for a launch of its own to clear it.
+// All warps of a CTA go through the same items. Thread 0 draws their numbers, loads what is to be
+// known of them and hands it on through a ring of `item_slots` slots in shared memory, an item
+// ahead of the producer: a warp that loaded it itself would wait for it, since the compiler brings
+// it to uniform registers at once. `item_full` of a slot gets one arrival from thread 0,
+// `item_free` one from every warp that has read it. The first two turns go forth and back over the
+// CTAs, so that who has the longest item gets the shortest next (asked for an item ahead, a counter
+// would give it another long one: 35 against 25 us at 56 thousand rows of a street, 64 channels). A
+// few turns go on like that; more of them draw from a counter of the launch, which asks for a
+// launch of its own to clear it.
 //
 // The compiler keeps what it knows to be the same for a whole warp in uniform registers, which
 // barriers and tensor copies ask for; what it does not is brought there by a loop at every use, for
@@ -23,8 +25,9 @@
 
 namespace voxgemm::cuda::sm90 {
 
-// Items whose numbers are known to the CTA and not yet to all of its warps.
+// Items that are known to the CTA and not yet to all of its warps.
 constexpr int item_slots = 4;
+constexpr int item_bytes = 32;  // its tile; column, slice, masks of its halves; no column: the end
 
 // Lane 0's value. Nothing that is computed from it is moved up from here.
 template <class T>
@@ -46,56 +49,6 @@ struct Item {
   uint32_t mask_0 = 0;  // of the rows of each half
   uint32_t mask_1 = 0;
   __device__ __forceinline__ uint32_t mask() const { return mask_0 | mask_1; }
-};
-
-// An item whose loads are under way; arrived() waits for them.
-template <class C>
-struct ItemLoad {
-  bool valid = false;
-  int column = 0;
-  int slice = 0;
-  int4 tile = {};
-  uint4 masks = {};  // of each 64 rows
-
-  __device__ __forceinline__ ItemLoad(const ConvParams& p, int number) {
-    valid = number < p.tile_count * p.column_blocks * p.slices;
-    if (!valid) return;
-    // Neighbours share what costs more: rows, or the weights where tiles are few.
-    int t;
-    if (p.tiles_first) {
-      t = number % p.tile_count;
-      column = number / p.tile_count % p.column_blocks * C::columns;
-      slice = number / p.tile_count / p.column_blocks;
-    } else {
-      column = number % p.column_blocks * C::columns;
-      slice = number / p.column_blocks % p.slices;
-      t = number / p.column_blocks / p.slices;
-    }
-    tile = __ldg(p.tiles + t);
-    if constexpr (C::rows == 128) {
-      const uint2 pair = __ldg(reinterpret_cast<const uint2*>(p.masks) + t);
-      masks = make_uint4(pair.x, 0, pair.y, 0);
-    } else {
-      masks = __ldg(reinterpret_cast<const uint4*>(p.masks) + t);
-    }
-  }
-
-  __device__ __forceinline__ Item arrived(const ConvParams& p) {
-    Item item;
-    item.valid = valid;
-    item.column = column;
-    item.slice = slice;
-    item.first = uniform(tile.x);
-    item.first_block = uniform(tile.y);
-    item.rows = uniform(tile.z);
-    item.group = uniform(tile.w);
-    item.mask_0 = uniform(masks.x | masks.y);
-    item.mask_1 = uniform(masks.z | masks.w);
-    const int all = __popc(item.mask()) * ((p.c_in + C::depth - 1) / C::depth);
-    item.first_step = slice * all / p.slices;
-    item.steps = (slice + 1) * all / p.slices - item.first_step;
-    return item;
-  }
 };
 
 // Where in an item's steps: a tap of its mask, a block of input channels, steps left.
@@ -164,12 +117,31 @@ class Items {
  public:
   __device__ __forceinline__ Items(const ConvParams& p, const Shared& shared)
       : p_(p), shared_(shared) {}
-  __device__ __forceinline__ ItemLoad<C> next() {
+  __device__ __forceinline__ Item next() {
     ptx::barrier_wait(shared_.item_full + 8 * ring_.stage, ring_.parity);
-    const int number = uniform(ptx::load_shared(shared_.items + 4 * ring_.stage));
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared_.item_free + 8 * ring_.stage);
+    const uint32_t slot = shared_.items + item_bytes * ring_.stage;
+    int4 tile = {};
+    int4 rest = {};
+    if (threadIdx.x % 32 == 0) {
+      tile = ptx::load_shared_16(slot);
+      rest = ptx::load_shared_16(slot + 16);
+      ptx::barrier_arrive(shared_.item_free + 8 * ring_.stage);
+    }
+    Item item;
+    item.first = uniform(tile.x);
+    item.first_block = uniform(tile.y);
+    item.rows = uniform(tile.z);
+    item.group = uniform(tile.w);
+    item.column = uniform(rest.x);
+    item.slice = uniform(rest.y);
+    item.mask_0 = uniform(rest.z);
+    item.mask_1 = uniform(rest.w);
     ring_.next();
-    return ItemLoad<C>(p_, number);
+    item.valid = item.column >= 0;
+    const int all = __popc(item.mask()) * ((p_.c_in + C::depth - 1) / C::depth);
+    item.first_step = item.slice * all / p_.slices;
+    item.steps = (item.slice + 1) * all / p_.slices - item.first_step;
+    return item;
   }
 
  private:
@@ -178,15 +150,44 @@ class Items {
   Ring<item_slots> ring_;
 };
 
-// The producer's part: thread 0 hands out a number and asks for the next one.
+// The producer's part: thread 0 loads the next item and, when that has arrived, hands it out and
+// draws the number of the one behind it.
+template <class C>
 class Dealer {
  public:
   __device__ __forceinline__ Dealer(const ConvParams& p, const Shared& shared)
       : p_(p), shared_(shared) {}
-  __device__ __forceinline__ void deal() {
+  __device__ __forceinline__ void load() {
+    if (threadIdx.x != 0) return;
+    rest_ = make_int4(-1, 0, 0, 0);
+    if (number_ >= p_.tile_count * p_.column_blocks * p_.slices) return;
+    // Neighbours share what costs more: rows, or the weights where tiles are few.
+    int t;
+    if (p_.tiles_first) {
+      t = number_ % p_.tile_count;
+      rest_.x = number_ / p_.tile_count % p_.column_blocks * C::columns;
+      rest_.y = number_ / p_.tile_count / p_.column_blocks;
+    } else {
+      rest_.x = number_ % p_.column_blocks * C::columns;
+      rest_.y = number_ / p_.column_blocks % p_.slices;
+      t = number_ / p_.column_blocks / p_.slices;
+    }
+    tile_ = __ldg(p_.tiles + t);
+    if constexpr (C::rows == 128) {
+      const int2 masks = __ldg(reinterpret_cast<const int2*>(p_.masks) + t);
+      rest_.z = masks.x;
+      rest_.w = masks.y;
+    } else {
+      const int4 masks = __ldg(reinterpret_cast<const int4*>(p_.masks) + t);
+      rest_.z = masks.x | masks.y;
+      rest_.w = masks.z | masks.w;
+    }
+  }
+  __device__ __forceinline__ void hand_out() {
     ptx::barrier_wait(shared_.item_free + 8 * ring_.stage, ring_.parity ^ 1);
     if (threadIdx.x == 0) {
-      ptx::store_shared(shared_.items + 4 * ring_.stage, number_);
+      ptx::store_shared_16(shared_.items + item_bytes * ring_.stage, tile_);
+      ptx::store_shared_16(shared_.items + item_bytes * ring_.stage + 16, rest_);
       ptx::barrier_arrive(shared_.item_full + 8 * ring_.stage);
       const auto ctas = static_cast<int>(gridDim.x);
       const auto cta = static_cast<int>(blockIdx.x);
@@ -204,6 +205,8 @@ class Dealer {
   Ring<item_slots> ring_;
   int turn_ = 0;
   int number_ = static_cast<int>(blockIdx.x);
+  int4 tile_ = {};
+  int4 rest_ = {};
 };
 
 }  // namespace voxgemm::cuda::sm90

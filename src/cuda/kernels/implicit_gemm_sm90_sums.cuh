@@ -21,6 +21,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/copy.cuh"
 
 namespace voxgemm::cuda::sm90 {
 
@@ -45,10 +46,10 @@ struct ConvParams {
   int groups = 0;
   bool mirror_taps = false;
   int64_t rows = 0;
-  float* partials = nullptr;   // [buffers, rows, partial_stride]
-  int64_t partial_stride = 0;  // c_out rounded up to 8
-  int added = 0;               // the first so many buffers are added to the sums of this launch
-  bool finish = true;          // rows of y are written, else buffer group * group_buffers + slice
+  float* partials = nullptr;  // [buffers, rows, partial_stride]
+  int partial_stride = 0;     // c_out rounded up to 8
+  int added = 0;              // the first so many buffers are added to the sums of this launch
+  bool finish = true;         // rows of y are written, else buffer group * group_buffers + slice
   int group_buffers = 0;
   // For repair() only: the operands as they were given.
   const int32_t* neighbours = nullptr;  // [taps, rows]
@@ -131,7 +132,29 @@ __device__ __forceinline__ void repair(const ConvParams& p, int64_t row, int n) 
 
 template <class T>
 __device__ __forceinline__ float bias_at(const ConvParams& p, int n) {
-  return p.bias != nullptr && n < p.c_out ? float(static_cast<const T*>(p.bias)[n]) : 0.0f;
+  return n < p.c_out ? float(static_cast<const T*>(p.bias)[n]) : 0.0f;
+}
+
+// Adds it to a consumer's sums: all at once, since the stores of them are one long stretch without
+// a branch, in which the exchanges of lanes wait for each other as little as they can.
+template <class C>
+__device__ __forceinline__ void add_bias(const ConvParams& p,
+                                         float (&d)[C::row_blocks][C::columns / 2],
+                                         int column) {
+#pragma unroll
+  for (int j = 0; j < C::columns / 8; ++j) {
+    const int n = column + j * 8 + threadIdx.x % 4 * 2;
+    const float low = bias_at<typename C::Result>(p, n);
+    const float high = bias_at<typename C::Result>(p, n + 1);
+#pragma unroll
+    for (int b = 0; b < C::row_blocks; ++b) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        d[b][j * 4 + h * 2] += low;
+        d[b][j * 4 + h * 2 + 1] += high;
+      }
+    }
+  }
 }
 
 // Writes eight (16-bit) or four columns.
@@ -140,7 +163,7 @@ __device__ __forceinline__ void store_16(void* to, const uint32_t (&word)[4]) {
 }
 
 // Rounds and writes one of the two rows (h) of a block of 64 that this lane's quad holds; row < 0:
-// past the tile's end. Whether one of its sums was NaN.
+// past the tile's end. Whether one of its sums is NaN.
 template <class C>
 __device__ __forceinline__ bool store_row(
     const ConvParams& p, const float (&d)[C::columns / 2], int h, int64_t row, int column) {
@@ -149,11 +172,8 @@ __device__ __forceinline__ bool store_row(
   T* const y = static_cast<T*>(p.y) + row * p.y_stride;
   bool broken = false;
   const auto sum_of = [&](int j) {
-    const int n = column + j * 8 + c * 2;
-    float2 sum = make_float2(d[j * 4 + h * 2], d[j * 4 + h * 2 + 1]);
-    broken |= isnan(sum.x) || isnan(sum.y);
-    sum.x += bias_at<T>(p, n);
-    sum.y += bias_at<T>(p, n + 1);
+    const float2 sum = make_float2(d[j * 4 + h * 2], d[j * 4 + h * 2 + 1]);
+    broken |= !(sum.x < sum.y || sum.x >= sum.y);  // neither where one is NaN: one instruction
     return sum;
   };
   if constexpr (sizeof(T) == 4) {
@@ -180,6 +200,21 @@ __device__ __forceinline__ bool store_row(
   return broken && row >= 0;
 }
 
+// Asks for what other launches left for such a row, while the last products are made.
+template <class C>
+__device__ __forceinline__ void prefetch_partials(const ConvParams& p, int64_t row, int column) {
+  if (row < 0) return;
+  constexpr int line = 32;  // floats
+  for (int buffer = 0; buffer < p.added; ++buffer) {
+    const float* part = p.partials + (buffer * p.rows + row) * p.partial_stride;
+#pragma unroll
+    for (int at = 0; at < C::columns; at += 4 * line) {
+      const int n = column + at + static_cast<int>(threadIdx.x) % 4 * line;
+      if (n < p.partial_stride) ptx::prefetch(part + n);
+    }
+  }
+}
+
 // Adds what other launches left for such a row.
 template <class C>
 __device__ __forceinline__ void add_partials(
@@ -188,8 +223,8 @@ __device__ __forceinline__ void add_partials(
   const int first = column + even_column(c);
   for (int buffer = 0; buffer < p.added; ++buffer) {
     const float* part = p.partials + (buffer * p.rows + max(row, int64_t{0})) * p.partial_stride;
-    // Four loads are under way at a time.
-    constexpr int batch = C::columns / 16 < 4 ? C::columns / 16 : 4;
+    // Eight loads are under way at a time.
+    constexpr int batch = C::columns / 16 < 8 ? C::columns / 16 : 8;
 #pragma unroll
     for (int j0 = 0; j0 < C::columns / 8; j0 += 2 * batch) {
       float4 v[batch];
@@ -241,7 +276,7 @@ __global__ void finish_rows(const __grid_constant__ ConvParams p) {
     const int n = static_cast<int>(i % pieces) * 8;
     const float* part = p.partials + i * 8;
     float sum[8] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int buffer = 0; buffer < p.added; ++buffer) {
       const auto* from = reinterpret_cast<const float4*>(part + buffer * buffer_size);
       const float4 low = __ldcg(from);
@@ -255,7 +290,7 @@ __global__ void finish_rows(const __grid_constant__ ConvParams p) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       broken |= static_cast<uint32_t>(isnan(sum[e])) << e;
-      sum[e] += bias_at<T>(p, n + e);
+      if (p.bias != nullptr) sum[e] += bias_at<T>(p, n + e);
     }
     if constexpr (sizeof(T) == 4) {
       *reinterpret_cast<float4*>(y) = make_float4(sum[0], sum[1], sum[2], sum[3]);

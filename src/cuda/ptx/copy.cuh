@@ -55,11 +55,6 @@ __device__ __forceinline__ void gather_16(
       : "memory");
 }
 
-__device__ __forceinline__ int load_shared(uint32_t from) {
-  int value;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
-  return value;
-}
 __device__ __forceinline__ int4 load_shared_16(uint32_t from) {
   int4 v;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
