@@ -7,6 +7,7 @@
 #include "cuda/aligned.h"
 #include "cuda/kernels/arithmetic_sm80.h"
 #include "cuda/kernels/grad_weight_sm90.cuh"
+#include "cuda/kernels/implicit_gemm_sm90_launch.h"
 #include "cuda/kernels/split_sm90.h"
 #include "cuda/launch.cuh"
 #include "cuda/load.cuh"
@@ -247,7 +248,7 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
   if (!scheduled) return {};
   return {.order = ScheduleOptions::Order::by_mask,
           .tile_rows = grad_weight_sm90::tile_rows,
-          .chunk_rows = one_chunk};
+          .chunk_rows = sm90::chunk_rows(problem.n_out)};
 }
 
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {

@@ -198,7 +198,7 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
   return {.order = ScheduleOptions::Order::by_mask,
           .groups = groups_of(row, problem.geometry.taps()),
           .tile_rows = shapes[row.shape].rows,
-          .chunk_rows = one_chunk};
+          .chunk_rows = sm90::chunk_rows(problem.n_out)};
 }
 
 }  // namespace

@@ -172,6 +172,11 @@ class Dealer {
       rest_.y = number_ / p_.column_blocks % p_.slices;
       t = number_ / p_.column_blocks / p_.slices;
     }
+    // Chunk by chunk, in a chunk group by group.
+    const int chunk = t / (p_.chunk_tiles * p_.launched_groups);
+    const int before = chunk * p_.chunk_tiles;  // of a group
+    t += before * (p_.groups - p_.launched_groups) +
+         p_.first_group * min(p_.chunk_tiles, p_.group_tiles - before);
     tile_ = __ldg(p_.tiles + t);
     if constexpr (C::rows == 128) {
       const int2 masks = __ldg(reinterpret_cast<const int2*>(p_.masks) + t);

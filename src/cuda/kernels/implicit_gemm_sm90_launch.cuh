@@ -60,6 +60,8 @@ inline ConvParams params_of(const ConvArgs& args, const ConvArgs& given) {
   p.y_stride = args.y.stride;
   p.c_out = w.c_out;
   p.bias = args.bias;
+  p.tiles = parts.tiles.as<int4>();
+  p.masks = parts.masks.as<uint32_t>();
   p.order = parts.order.as<int32_t>();
   p.indices = parts.indices.as<int32_t>();
   p.taps = w.taps;
@@ -97,9 +99,11 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   // Up to so many groups have a buffer each and run together; more of them take turns with one.
   const bool chained = !slicing.split && p.groups > most_groups;
   const int buffers = slicing.split ? p.groups * p.slices : chained ? 1 : p.groups - 1;
-  // Every group has every row, so its tiles are as many as any other's, and stand together.
-  const ScheduleParts& parts = args.schedule->parts();
-  const int64_t group_tiles = parts.tiles.rows / p.groups;
+  // Every group has every row, so its tiles are as many as any other's.
+  const int64_t group_tiles = args.schedule->parts().tiles.rows / p.groups;
+  const int64_t chunk_tiles = args.schedule->options().chunk_rows / C::rows;
+  p.group_tiles = static_cast<int>(group_tiles);
+  p.chunk_tiles = static_cast<int>(std::min(chunk_tiles, group_tiles));
   constexpr int most_even_turns = 4;
   const bool dealt =
       group_tiles * p.column_blocks * p.groups * p.slices > most_even_turns * multiprocessors(ctx);
@@ -113,9 +117,8 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   if (dealt) fill_bytes(ctx, next_item, 0, sizeof(int) * p.groups);
   bool overlaps = false;
   const auto launch_groups = [&](const Stage& stage) {
-    const int64_t first = group_tiles * stage.first_group;
-    p.tiles = parts.tiles.as<int4>() + first;
-    p.masks = parts.masks.row<uint32_t>(first);
+    p.first_group = stage.first_group;
+    p.launched_groups = stage.groups;
     p.tile_count = static_cast<int>(group_tiles * stage.groups);
     p.next_item = dealt ? next_item + stage.first_group : nullptr;
     p.added = stage.added;

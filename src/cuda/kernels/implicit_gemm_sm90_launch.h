@@ -35,6 +35,10 @@ constexpr bool is_for(Math math, const Shape& shape) {
   return shape.columns > 32 || (shape.depth == 64) == is_split(math);
 }
 
+// chunk_rows of schedules by mask on Hopper, in all passes and for all channels, so that they share
+// one. Rows of a mask lie all over a chunk; of many the second-level cache holds too few.
+constexpr int chunk_rows(int64_t rows) { return rows > 1 << 19 ? 1 << 16 : one_chunk; }
+
 // Into how many slices the reduction of a tile is cut, and whether all sums are partial then, to be
 // added by a pass of its own.
 struct Slicing {

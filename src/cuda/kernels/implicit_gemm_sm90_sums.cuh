@@ -33,11 +33,15 @@ struct ConvParams {
   int64_t y_stride = 0;
   int c_out = 0;
   const void* bias = nullptr;       // [c_out] or null
-  const int4* tiles = nullptr;      // see ScheduleParts; those of this launch
+  const int4* tiles = nullptr;      // see ScheduleParts
   const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
   const int32_t* order = nullptr;
   const int32_t* indices = nullptr;  // [.., rows of a tile]
-  int tile_count = 0;
+  int tile_count = 0;                // of this launch, which takes consecutive groups
+  int group_tiles = 0;               // of each group
+  int chunk_tiles = 0;               // of each group in a whole chunk
+  int first_group = 0;
+  int launched_groups = 0;
   int column_blocks = 0;
   int slices = 1;            // of the steps of a tile
   int* next_item = nullptr;  // how many items were asked for; null: they are dealt in turn
