@@ -7,11 +7,11 @@
 // known of them and hands it on through a ring of `item_slots` slots in shared memory, an item
 // ahead of the producer: a warp that loaded it itself would wait for it, since the compiler brings
 // it to uniform registers at once. `item_full` of a slot gets one arrival from thread 0,
-// `item_free` one from every warp that has read it. The first two turns go forth and back over the
-// CTAs, so that who has the longest item gets the shortest next (asked for an item ahead, a counter
-// would give it another long one: 35 against 25 us at 56 thousand rows of a street, 64 channels). A
-// few turns go on like that; more of them draw from a counter of the launch, which asks for a
-// launch of its own to clear it.
+// `item_free` one from the lane of every warp that reads it. The first two turns go forth and back
+// over the CTAs, so that who has the longest item gets the shortest next (asked for an item ahead,
+// a counter would give it another long one: 35 against 25 us at 56 thousand rows of a street, 64
+// channels). A few turns go on like that; more of them draw from a counter of the launch, which
+// asks for a launch of its own to clear it.
 //
 // The compiler keeps what it knows to be the same for a whole warp in uniform registers, which
 // barriers and tensor copies ask for; what it does not is brought there by a loop at every use, for
