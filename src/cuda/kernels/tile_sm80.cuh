@@ -20,6 +20,8 @@
 // multiplied, so the waste of a tile is that of 16 rows. A word per 64 rows of a panel has a byte
 // for each 16 rows and a bit for each piece.
 
+#include <type_traits>
+
 #include "cuda/float.cuh"
 #include "cuda/kernels/arithmetic_sm80.h"
 #include "cuda/ptx/barrier.cuh"
@@ -207,38 +209,19 @@ __device__ __forceinline__ void multiply_16bit(typename S::Sums& d, const Stage<
   }
 }
 
-template <class S>
-__device__ __forceinline__ void multiply_tf32(typename S::Sums& d, const Stage<S>& stage) {
-#pragma unroll
-  for (int step = 0; step < S::steps; ++step) {
-    uint32_t b[S::col_blocks / 2][4];
-#pragma unroll
-    for (int j = 0; j < S::col_blocks / 2; ++j) {
-      load_fragment<S, false>(b[j], stage.b, j, step);
-#pragma unroll
-      for (int q = 0; q < 4; ++q) b[j][q] = ptx::to_tf32(b[j][q]);
-    }
-#pragma unroll
-    for (int i = 0; i < S::row_blocks; ++i) {
-      if (!is_present<S>(stage.present, i, step, 1)) continue;
-      uint32_t a[4];
-      load_fragment<S, true>(a, stage.a, i, step);
-#pragma unroll
-      for (int q = 0; q < 4; ++q) a[q] = ptx::to_tf32(a[q]);
-#pragma unroll
-      for (int j = 0; j < S::col_blocks; ++j) {
-        ptx::add_product(d[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1], ptx::Tf32());
-      }
-    }
-  }
-}
-
-// Fragments of a double step in `count` pieces: words q of both steps side by side.
+// Fragments in `count` pieces: of a step rounded to tf32; of a double step in bf16, words q of both
+// steps side by side.
 template <class S, bool is_a, int count>
 __device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
                                            uint32_t from,
                                            int block,
                                            int step) {
+  if constexpr (count == 1) {
+    load_fragment<S, is_a>(pieces[0], from, block, step);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) pieces[0][q] = ptx::to_tf32(pieces[0][q]);
+    return;
+  }
   uint32_t words[2][4];
   load_fragment<S, is_a>(words[0], from, block, step);
   load_fragment<S, is_a>(words[1], from, block, step + 1);
@@ -257,9 +240,11 @@ __device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
 
 template <class S>
 __device__ __forceinline__ void multiply_split(typename S::Sums& d, const Stage<S>& stage) {
-  constexpr int count = S::math == Math::bf16x3 ? 2 : 3;
+  constexpr int count = S::math == Math::tf32 ? 1 : S::math == Math::bf16x3 ? 2 : 3;
+  constexpr int steps_at_once = count == 1 ? 1 : 2;
+  using Operand = std::conditional_t<count == 1, ptx::Tf32, __nv_bfloat16>;
 #pragma unroll
-  for (int step = 0; step < S::steps; step += 2) {
+  for (int step = 0; step < S::steps; step += steps_at_once) {
     uint32_t b[S::col_blocks / 2][count][4];
 #pragma unroll
     for (int j = 0; j < S::col_blocks / 2; ++j) {
@@ -267,7 +252,7 @@ __device__ __forceinline__ void multiply_split(typename S::Sums& d, const Stage<
     }
 #pragma unroll
     for (int i = 0; i < S::row_blocks; ++i) {
-      if (!is_present<S>(stage.present, i, step, 2)) continue;
+      if (!is_present<S>(stage.present, i, step, steps_at_once)) continue;
       uint32_t a[count][4];
       load_split<S, true>(a, stage.a, i, step);
       // The smallest products first.
@@ -278,8 +263,7 @@ __device__ __forceinline__ void multiply_split(typename S::Sums& d, const Stage<
 #pragma unroll
           for (int j = 0; j < S::col_blocks; ++j) {
             const uint32_t(&from)[4] = b[j / 2][sum - of_a];
-            ptx::add_product(d[i][j], a[of_a], from[j % 2 * 2], from[j % 2 * 2 + 1],
-                             __nv_bfloat16());
+            ptx::add_product(d[i][j], a[of_a], from[j % 2 * 2], from[j % 2 * 2 + 1], Operand());
           }
         }
       }
@@ -369,8 +353,6 @@ template <class S>
 __device__ __forceinline__ void multiply(typename S::Sums& d, const Stage<S>& stage) {
   if constexpr (S::size == 2) {
     multiply_16bit<S>(d, stage);
-  } else if constexpr (S::math == Math::tf32) {
-    multiply_tf32<S>(d, stage);
   } else if constexpr (S::math == Math::ieee) {
     multiply_ieee<S>(d, stage);
   } else {
