@@ -335,26 +335,15 @@ __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 
                                          uint32_t a,
                                          uint32_t b) {
   using Multiply = ptx::Wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>;
-  const auto k_major = [](uint32_t at) {
-    return C::depth == 64 ? ptx::swizzled_operand(at, 16, 1024)
-                          : ptx::swizzled_operand_64(at, 16, 512);
-  };
   // Further on, descriptors differ by 16ths of the distance.
-  const uint64_t rows = k_major(a);
+  const uint64_t rows = ptx::swizzled_operand<C::row_bytes>(a, 16, 8 * C::row_bytes);
 #pragma unroll
   for (int block = first; block < last; ++block) ptx::pin(d[block]);
   ptx::wgmma_fence();
-  uint64_t weights;
-  int k_bytes = 32;
-  if constexpr (C::in_contiguous) {
-    weights = k_major(b);
-  } else if constexpr (C::box_columns == 64) {
-    weights = ptx::swizzled_operand(b, C::depth * 128, 1024);
-    k_bytes = 2048;
-  } else {
-    weights = ptx::swizzled_operand_64(b, C::depth * 64, 512);
-    k_bytes = 1024;
-  }
+  constexpr int line = C::in_contiguous ? C::row_bytes : 2 * C::box_columns;  // bytes
+  constexpr int k_bytes = C::in_contiguous ? 32 : 16 * line;
+  const uint64_t weights =
+      ptx::swizzled_operand<line>(b, C::in_contiguous ? 16 : C::depth * line, 8 * line);
   constexpr Products products = products_of(C::math, C::depth);
 #pragma unroll
   for (int i = 0; i < products.count; ++i) {

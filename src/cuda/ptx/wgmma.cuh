@@ -16,25 +16,16 @@
 
 namespace voxgemm::cuda::ptx {
 
-// Shared-memory operand with 128-byte swizzle: 8 rows of 128 bytes are an atom. For a K-major
-// operand `stride` is the distance of groups of 8 rows (1024) and `leading` unused; for an MN-major
-// one `leading` is the distance of blocks of 64 columns and `stride` of groups of 8 k rows.
-// `address` is a multiple of 16 bytes.
+// Shared-memory operand with a swizzle of 128 or 64 bytes: 8 rows of so many are an atom. For a
+// K-major operand `stride` is the distance of groups of 8 rows (1024 or 512) and `leading` unused;
+// for an MN-major one `leading` is the distance of blocks of 64 columns and `stride` of groups of 8
+// k rows. `address` is a multiple of 16 bytes.
+template <int swizzle = 128>
 __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address,
                                                      uint32_t leading,
                                                      uint32_t stride) {
-  constexpr uint64_t swizzle_128 = uint64_t{1} << 62;
-  return swizzle_128 | (address & 0x3ffff) >> 4 | uint64_t{leading >> 4} << 16 |
-         uint64_t{stride >> 4} << 32;
-}
-
-// As swizzled_operand with the 64-byte swizzle: 8 rows of 64 bytes are an atom, and the K-major
-// stride is 512.
-__device__ __forceinline__ uint64_t swizzled_operand_64(uint32_t address,
-                                                        uint32_t leading,
-                                                        uint32_t stride) {
-  constexpr uint64_t swizzle_64 = uint64_t{2} << 62;
-  return swizzle_64 | (address & 0x3ffff) >> 4 | uint64_t{leading >> 4} << 16 |
+  static_assert(swizzle == 128 || swizzle == 64);
+  return uint64_t{128 / swizzle} << 62 | (address & 0x3ffff) >> 4 | uint64_t{leading >> 4} << 16 |
          uint64_t{stride >> 4} << 32;
 }
 
