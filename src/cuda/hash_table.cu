@@ -14,24 +14,31 @@ namespace voxgemm::cuda {
 namespace {
 
 template <class K, class V>
-struct Insert {
-  const K* new_keys;    // [rows]
-  const V* new_values;  // [rows], or null: row numbers
-  int64_t rows;
+struct Table {
   K* keys;    // [slots]
   V* values;  // [slots]
   int64_t slots;
+
+  explicit Table(const HashTableRef& table)
+      : keys(table.keys.as<K>()), values(table.values.as<V>()), slots(table.keys.rows) {}
+};
+
+template <class K, class V>
+struct Insert : Table<K, V> {
+  const K* new_keys = nullptr;    // [rows]
+  const V* new_values = nullptr;  // [rows], or null: row numbers
+  int64_t rows = 0;
   K* merged_keys = nullptr;    // [slots], all ones before
   V* merged_values = nullptr;  // [slots], likewise
   long long* status = nullptr;
 
   static constexpr K empty = static_cast<K>(-1);
-  int64_t entries() const { return rows + slots; }
+  __host__ __device__ int64_t entries() const { return rows + this->slots; }
 };
 
 template <class K, class V>
 __global__ void write_entries(Insert<K, V> insert, bool skip_empty, K* keys, uint32_t* numbers) {
-  for (int64_t i = thread_index(); i < insert.rows + insert.slots; i += thread_count()) {
+  for (int64_t i = thread_index(); i < insert.entries(); i += thread_count()) {
     const K key = i < insert.rows ? insert.new_keys[i] : insert.keys[i - insert.rows];
     keys[i] = key;
     numbers[i] = static_cast<uint32_t>(i);
@@ -58,7 +65,7 @@ __global__ void merge_entries(Insert<K, V> insert,
                               const K* keys,
                               const uint32_t* numbers,
                               const uint32_t* places) {
-  const int64_t count = insert.rows + insert.slots;
+  const int64_t count = insert.entries();
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     const bool first = is_first(keys, i);
     if (i == count - 1) insert.status[0] = int64_t{places[i]} + (first ? 1 : 0);
@@ -89,13 +96,11 @@ void insert_into(const Context& ctx,
                  const HashTableRef& table,
                  const HashInsert& given,
                  const Matrix& status) {
-  Insert<K, V> insert = {.new_keys = given.keys.as<K>(),
-                         .new_values = given.values ? given.values->as<V>() : nullptr,
-                         .rows = given.keys.rows,
-                         .keys = table.keys.as<K>(),
-                         .values = table.values.as<V>(),
-                         .slots = table.keys.rows,
-                         .status = status.as<long long>()};
+  Insert<K, V> insert = {Table<K, V>(table)};
+  insert.new_keys = given.keys.as<K>();
+  insert.new_values = given.values ? given.values->as<V>() : nullptr;
+  insert.rows = given.keys.rows;
+  insert.status = status.as<long long>();
   const int64_t count = insert.entries();
   Layout layout;
   const size_t merged_keys = layout.add<K>(insert.slots);
@@ -121,13 +126,6 @@ void insert_into(const Context& ctx,
          arrays.sorted_values, places);
   launch(ctx, over(ctx, insert.slots), write_table<K, V>, insert);
 }
-
-template <class K, class V>
-struct Table {
-  const K* keys;
-  const V* values;
-  int64_t slots;
-};
 
 template <class K, class V>
 __global__ void look_up(Table<K, V> table, const K* wanted, V* found, int64_t count) {
@@ -172,9 +170,8 @@ void hash_lookup(const Context& ctx,
   const DeviceGuard guard(ctx.device);
   dispatch_key(table.keys.dtype, [&]<class K>(Type<K>) {
     dispatch_key(table.values.dtype, [&]<class V>(Type<V>) {
-      const Table<K, V> slots = {table.keys.as<K>(), table.values.as<V>(), table.keys.rows};
-      launch(ctx, over(ctx, keys.rows), look_up<K, V>, slots, keys.as<K>(), values.as<V>(),
-             keys.rows);
+      launch(ctx, over(ctx, keys.rows), look_up<K, V>, Table<K, V>(table), keys.as<K>(),
+             values.as<V>(), keys.rows);
     });
   });
 }
