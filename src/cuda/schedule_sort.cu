@@ -30,8 +30,8 @@
 // 27 bits of 1.03 M rows take 55 us on an H200, 17 a digit and 21 the first. The toolkit's sort
 // takes 86, needs the segment's number in the key, and with it sometimes keys of 64 bits. Lost: 32
 // words at a time in the look back, 24 us a digit (most blocks find a sum among the first 8); lanes
-// of write_ranks that find each other and count as one, 26 us instead of 14; ranks and all digits of
-// a segment by one cluster of 16 blocks, the schedule 39 us instead of 35 (64160 rows).
+// of write_ranks that find each other and count as one, 26 us instead of 14; ranks and all digits
+// of a segment by one cluster of 16 blocks, the schedule 39 us instead of 35 (64160 rows).
 #include <algorithm>
 
 #include "cuda/schedule_cut.cuh"
