@@ -12,14 +12,6 @@ bool at_16(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 int64_t per_16_bytes(Dtype dtype) { return static_cast<int64_t>(16 / size_of(dtype)); }
 
-// An element of this size, whatever it means.
-template <class Body>
-void dispatch_size(Dtype dtype, Body&& body) {
-  if (size_of(dtype) == 2) return body(uint16_t{});
-  if (size_of(dtype) == 4) return body(uint32_t{});
-  body(uint64_t{});
-}
-
 // An array of three axes, the last one contiguous in the copy.
 struct Axes {
   int64_t sizes[3];

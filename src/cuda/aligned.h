@@ -33,4 +33,12 @@ AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w);
 // Copies weights of one shape and dtype, whatever the strides.
 void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to);
 
+// body(an unsigned integer as large as an element), for what only moves them.
+template <class Body>
+void dispatch_size(Dtype dtype, const Body& body) {
+  if (size_of(dtype) == 2) return body(uint16_t{});
+  if (size_of(dtype) == 4) return body(uint32_t{});
+  body(uint64_t{});
+}
+
 }  // namespace voxgemm::cuda

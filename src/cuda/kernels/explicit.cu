@@ -10,13 +10,11 @@
 // An absent row is multiplied as zeros here, which an infinite weight or gradient turns into NaN;
 // elements that come out NaN are computed again over present rows only. Finite operands never get
 // there.
-#include "cuda/kernels/families.h"
-
 #include <algorithm>
 
 #include "cuda/aligned.h"
-#include "cuda/float.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/kernels/families.h"
+#include "cuda/kernels/pass.cuh"
 #include "cuda/voxel_index.cuh"
 #include "voxgemm/choose.h"
 
@@ -30,28 +28,21 @@ struct Mode {
 
 constexpr int64_t most_block_bytes = int64_t{64} << 20;
 
-struct Gather {
-  const int32_t* neighbours;  // [taps, all_rows], at the chunk's first row
-  int64_t all_rows;
-  int taps;
-  bool mirror_taps;
-  int64_t units;         // of a row of x
-  int64_t stride;        // from row to row of x, in units
-  int64_t block_stride;  // of G
-};
-
-// Unit: whatever divides rows and their distances.
+// Rows of G from row `first` of the pass on. Unit: whatever divides rows of x and their distances,
+// per_unit elements.
 template <class Unit>
-__global__ void gather_rows(Gather g, const Unit* x, int64_t rows, Unit* block) {
-  const int64_t count = rows * g.taps * g.units;
+__global__ void gather_rows(PassArgs p, int per_unit, int64_t first, int64_t rows, Unit* block) {
+  const auto* x = static_cast<const Unit*>(p.x);
+  const int64_t stride = p.x_stride / per_unit;
+  const int64_t units = p.c_in / per_unit;
+  const int64_t count = rows * p.taps * units;
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    const int64_t unit = i % g.units;
-    const int tap = static_cast<int>(i / g.units % g.taps);
-    const int64_t row = i / g.units / g.taps;
-    const int32_t in = g.neighbours[tap * g.all_rows + row];
-    const int place = g.mirror_taps ? g.taps - 1 - tap : tap;
-    block[row * g.block_stride + place * g.units + unit] =
-        in >= 0 ? x[in * g.stride + unit] : Unit{};
+    const int64_t unit = i % units;
+    const int tap = static_cast<int>(i / units % p.taps);
+    const int64_t row = i / units / p.taps;
+    const int32_t in = p.neighbours[tap * p.rows + first + row];
+    block[(row * p.taps + p.weight_tap(tap)) * units + unit] =
+        in >= 0 ? x[in * stride + unit] : Unit{};
   }
 }
 
@@ -63,46 +54,14 @@ __global__ void count_up(int32_t* list, int64_t* pairs_per_tap, int64_t count) {
   }
 }
 
-// What repair needs of a pass; rows are those of the whole map.
+// Elements that came out NaN once more, over present rows.
 template <class T>
-struct Repair {
-  const int32_t* neighbours;  // [taps, rows]
-  int64_t rows;
-  int taps;
-  bool mirror_taps;
-  int c_in;
-  int c_out;
-  const T* x;
-  int64_t x_stride;
-};
-
-template <class T>
-struct Placed {
-  T* data;
-  int64_t tap_stride;
-  int64_t in_stride;
-  int64_t out_stride;
-  __device__ T& at(int tap, int k, int n) const {
-    return data[tap * tap_stride + k * in_stride + n * out_stride];
-  }
-};
-
-template <class T>
-__global__ void repair_rows(Repair<T> r, Placed<const T> w, const T* bias, T* y, int64_t stride) {
-  for (int64_t i = thread_index(); i < r.rows * r.c_out; i += thread_count()) {
-    const int64_t row = i / r.c_out;
-    const int n = static_cast<int>(i % r.c_out);
-    T& result = y[row * stride + n];
-    if (!isnan(widen(result))) continue;
-    Sum<T> sum = 0;
-    for (int tap = 0; tap < r.taps; ++tap) {
-      const int32_t in = r.neighbours[tap * r.rows + row];
-      const int of_tap = r.mirror_taps ? r.taps - 1 - tap : tap;
-      for (int k = 0; in >= 0 && k < r.c_in; ++k) {
-        sum += Sum<T>(widen(r.x[in * r.x_stride + k])) * Sum<T>(widen(w.at(of_tap, k, n)));
-      }
-    }
-    store(bias != nullptr ? sum + Sum<T>(widen(bias[n])) : sum, &result);
+__global__ void repair_rows(PassArgs p) {
+  for (int64_t i = thread_index(); i < p.rows * p.c_out; i += thread_count()) {
+    const int64_t row = i / p.c_out;
+    const int n = static_cast<int>(i % p.c_out);
+    T& result = static_cast<T*>(p.y)[row * p.y_stride + n];
+    if (isnan(widen(result))) store(p.with_bias<T>(n, p.result_again<T>(row, n)), &result);
   }
 }
 
@@ -114,39 +73,21 @@ __global__ void add_part(const S* part, S* total, int64_t size, bool is_first) {
   }
 }
 
-// Rounds the sums to dw, those that are NaN once more over present pairs.
-template <class T, class Result>
-__global__ void write_gradient(
-    Repair<T> r, const Sum<T>* sums, const T* dy, int64_t dy_stride, Placed<Result> dw) {
-  const int64_t size = int64_t{r.taps} * r.c_in * r.c_out;
-  for (int64_t i = thread_index(); i < size; i += thread_count()) {
-    const int n = static_cast<int>(i % r.c_out);
-    const int k = static_cast<int>(i / r.c_out % r.c_in);
-    const int tap = static_cast<int>(i / r.c_out / r.c_in);
-    Sum<T> sum = sums[i];
-    if (isnan(sum)) {
-      sum = 0;
-      for (int64_t row = 0; row < r.rows; ++row) {
-        const int32_t in = r.neighbours[tap * r.rows + row];
-        if (in < 0) continue;
-        sum += Sum<T>(widen(r.x[in * r.x_stride + k])) * Sum<T>(widen(dy[row * dy_stride + n]));
-      }
-    }
-    store(sum, &dw.at(tap, k, n));
-  }
-}
-
-// The single-tap problem of a chunk: c_in is taps * c_in, of the pass's own sides.
-Problem product_of(const Problem& problem, int64_t rows) {
-  const bool backward = problem.pass == Pass::grad_input;
-  Problem product = problem;
-  if (backward) product.pass = Pass::forward;
-  product.operation = Operation::submanifold;
-  product.geometry = Geometry::submanifold({1, 1, 1});
-  product.c_in = problem.geometry.taps() * (backward ? problem.c_out : problem.c_in);
-  product.c_out = backward ? problem.c_in : problem.c_out;
-  product.n_in = product.n_out = product.pairs = rows;
-  return product;
+// What a product is made of.
+struct Size {
+  int64_t rows;
+  int c_in;  // taps * c_in, of the pass's own sides
+  int c_out;
+};
+// The problem of one tap that is that product, on the device of `problem` and in its arithmetic.
+Problem product_of(Problem problem, const Size& size) {
+  if (problem.pass == Pass::grad_input) problem.pass = Pass::forward;
+  problem.operation = Operation::submanifold;
+  problem.geometry = Geometry::submanifold({1, 1, 1});
+  problem.c_in = size.c_in;
+  problem.c_out = size.c_out;
+  problem.n_in = problem.n_out = problem.pairs = size.rows;
+  return problem;
 }
 
 const Kernel& product_kernel(const Problem& product) {
@@ -177,14 +118,11 @@ Product make_product(const Context& ctx, const Mode& mode, Pass pass, const Conv
   launch(ctx, over(ctx, rows), count_up, product.map.neighbours.as<int32_t>(),
          product.map.pairs_per_tap.as<int64_t>(), rows);
   Problem problem;
-  problem.pass = pass == Pass::grad_weight ? pass : Pass::forward;
+  problem.pass = pass;
   problem.dtype = mode.dtype;
   problem.precision = mode.precision;
-  problem.geometry = product.map.geometry;
-  problem.c_in = static_cast<int>(product.block.cols);
-  problem.c_out = w.c_out;
-  problem.n_in = problem.n_out = problem.pairs = rows;
   problem.place(ctx);
+  problem = product_of(problem, {rows, static_cast<int>(product.block.cols), w.c_out});
   product.kernel = &product_kernel(problem);
   product.schedule = product.kernel->schedule(*product.kernel, problem);
   check(product.schedule.order == ScheduleOptions::Order::natural, product.kernel->name,
@@ -201,29 +139,14 @@ MatrixRef gather(const Context& ctx, const ConvArgs& args, int64_t first, Produc
   map.n_in = map.n_out = block.rows;
   map.neighbours.cols = map.neighbours.stride = block.rows;
   const auto run = [&]<class Unit>(Unit) {
-    const auto per_unit = static_cast<int64_t>(sizeof(Unit) / size_of(block.dtype));
-    const Gather plan = {.neighbours = args.map->neighbours.as<int32_t>() + first,
-                         .all_rows = args.y.rows,
-                         .taps = w.taps,
-                         .mirror_taps = args.mirror_taps,
-                         .units = w.c_in / per_unit,
-                         .stride = args.x.stride / per_unit,
-                         .block_stride = block.stride / per_unit};
-    launch(ctx, over(ctx, block.rows * w.taps * plan.units), gather_rows<Unit>, plan,
-           static_cast<const Unit*>(args.x.data), block.rows, static_cast<Unit*>(block.data));
+    const auto elements = static_cast<int>(sizeof(Unit) / size_of(block.dtype));
+    launch(ctx, over(ctx, block.rows * w.taps * w.c_in / elements), gather_rows<Unit>,
+           PassArgs(args), elements, first, block.rows, static_cast<Unit*>(block.data));
   };
-  const int64_t elements = static_cast<int64_t>(16 / size_of(block.dtype));
-  const bool whole = w.c_in % elements == 0 && args.x.stride % elements == 0 &&
+  const auto in_16 = static_cast<int>(16 / size_of(block.dtype));
+  const bool whole = w.c_in % in_16 == 0 && args.x.stride % in_16 == 0 &&
                      reinterpret_cast<uintptr_t>(args.x.data) % 16 == 0;
-  if (whole) {
-    run(uint4{});
-  } else if (size_of(block.dtype) == 2) {
-    run(uint16_t{});
-  } else if (size_of(block.dtype) == 4) {
-    run(uint32_t{});
-  } else {
-    run(uint64_t{});
-  }
+  whole ? run(uint4{}) : dispatch_size(block.dtype, run);
   return block;
 }
 
@@ -238,23 +161,6 @@ MatrixRef rows_from(MatrixRef m, int64_t first, int64_t rows) {
   m.data = m.row<char>(0) + first * m.stride * static_cast<int64_t>(size_of(m.dtype));
   m.rows = rows;
   return m;
-}
-
-template <class T>
-Repair<T> repair_of(const ConvArgs& args) {
-  return {args.map->neighbours.as<int32_t>(),
-          args.y.rows,
-          args.w.taps,
-          args.mirror_taps,
-          args.w.c_in,
-          args.w.c_out,
-          args.x.as<T>(),
-          args.x.stride};
-}
-
-template <class T>
-Placed<T> placed(const WeightsRef& w) {
-  return {static_cast<T*>(w.data), w.tap_stride, w.in_stride, w.out_stride};
 }
 
 // The weights [taps, c_in] of an output channel as one axis: themselves, or a copy.
@@ -283,9 +189,7 @@ void convolve(const Context& ctx, const Mode& mode, Pass pass, const ConvArgs& a
         {.x = block, .w = joined, .bias = args.bias, .y = rows_from(args.y, first, block.rows)});
   }
   dispatch_device_float(mode.dtype, [&]<class T>(Type<T>) {
-    launch(ctx, over(ctx, args.y.rows * args.y.cols), repair_rows<T>, repair_of<T>(args),
-           placed<const T>(args.w), static_cast<const T*>(args.bias), args.y.as<T>(),
-           args.y.stride);
+    launch(ctx, over(ctx, args.y.rows * args.y.cols), repair_rows<T>, PassArgs(args));
   });
 }
 
@@ -314,15 +218,7 @@ void grad_weight(const Context& ctx, const Mode& mode, const ConvArgs& args) {
       launch(ctx, over(ctx, size), add_part<Sum<T>>, part.as<Sum<T>>(), total.as<Sum<T>>(), size,
              first == 0);
     }
-    const auto write = [&]<class Result>(Result) {
-      launch(ctx, over(ctx, size), write_gradient<T, Result>, repair_of<T>(args),
-             total.as<Sum<T>>(), args.y.as<T>(), args.y.stride, placed<Result>(w));
-    };
-    if (w.dtype == mode.dtype) {
-      write(T{});
-    } else {
-      write(float{});
-    }
+    launch(ctx, over(ctx, size), add_slices<T>, PassArgs(args), total.as<Sum<T>>(), 1, false);
   });
 }
 
@@ -337,8 +233,11 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
 
 // The product with every tap of every row, and the block written and read.
 double cost(const Kernel&, const Problem& problem) {
-  const int c_in = problem.pass == Pass::grad_input ? problem.c_out : problem.c_in;
-  const Problem product = product_of(problem, problem.n_out);
+  const bool backward = problem.pass == Pass::grad_input;
+  const int c_in = backward ? problem.c_out : problem.c_in;
+  const int c_out = backward ? problem.c_in : problem.c_out;
+  const Problem product =
+      product_of(problem, {problem.n_out, problem.geometry.taps() * c_in, c_out});
   const Kernel& kernel = product_kernel(product);
   const double bytes = 2.0 * static_cast<double>(problem.n_out) * problem.geometry.taps() * c_in *
                        static_cast<double>(size_of(problem.dtype));

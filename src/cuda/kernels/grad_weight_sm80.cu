@@ -70,8 +70,7 @@ struct GradParams {
 template <Math math, int rows, int cols>
 struct GradConfig
     : Shape<math, rows, cols, false, false, sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8> {
-  using S =
-      Shape<math, rows, cols, false, false, sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8>;
+  using S = typename GradConfig::Shape;
   static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words;
   static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
 };

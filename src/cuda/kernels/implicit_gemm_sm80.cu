@@ -26,31 +26,17 @@
 //
 // Sums leave through shared memory, 16 bytes a lane in whole rows. A zero-filled row times an
 // infinite weight is NaN, which an absent neighbour must not make: sums that come out NaN are
-// computed once more, over present rows (repaired()); finite operands never get there.
+// computed once more, over present rows (pass.cuh).
 
 #include "cuda/kernels/families_sm80.h"
+#include "cuda/kernels/pass.cuh"
 #include "cuda/kernels/tile_sm80.cuh"
-#include "cuda/launch.cuh"
 #include "cuda/load.cuh"
 
 namespace voxgemm::cuda::sm80 {
 
-struct ConvParams {
-  const void* x = nullptr;  // [n_in, c_in]
+struct ConvParams : PassArgs {
   uint32_t x_row_bytes = 0;
-  int c_in = 0;
-  const void* w = nullptr;  // strides in elements
-  int64_t tap_stride = 0;
-  int64_t in_stride = 0;
-  int64_t out_stride = 0;
-  void* y = nullptr;  // [rows, c_out]
-  int64_t y_stride = 0;
-  int c_out = 0;
-  const void* bias = nullptr;  // [c_out] or null
-  int64_t rows = 0;
-  int taps = 0;
-  bool mirror_taps = false;
-  const int32_t* neighbours = nullptr;  // [taps, rows]
   // By mask, see ScheduleParts; of natural order null. Of the launch's group:
   const int4* tiles = nullptr;
   const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
@@ -69,12 +55,15 @@ struct ConvParams {
 
 template <Math math, int rows, int cols, bool in_contiguous_>
 struct ConvConfig : Shape<math, rows, cols, true, in_contiguous_, 4> {
-  using S = Shape<math, rows, cols, true, in_contiguous_, 4>;
+  using S = typename ConvConfig::Shape;
   static constexpr bool in_contiguous = in_contiguous_;
   // Stages begin at a multiple of 128; presence words; taps of a tile.
   static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words + 4 * 32;
-  // 128 x 128: 128 sums a thread.
-  static constexpr int ctas_of_sm = rows * cols > 128 * 64 ? 2 : 3;
+  // 128 x 128: 128 sums a thread. bf16x3 of 64 x 64 is a fifth slower with the few registers more
+  // that leave room for three.
+  static constexpr int ctas_of_sm = rows * cols > 128 * 64               ? 2
+                                    : rows == 64 && math == Math::bf16x3 ? 4
+                                                                         : 3;
 };
 
 struct ConvTile {
@@ -117,7 +106,7 @@ class Producer {
     if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
       const int tap = p.first_tap + static_cast<int>(threadIdx.x);
       const int slot = __popc(tile.mask & ((1u << threadIdx.x) - 1));
-      taps_[slot] = p.mirror_taps ? p.taps - 1 - tap : tap;
+      taps_[slot] = p.weight_tap(tap);
     }
     load_rows(x_.slot, rows_);
     load_upcoming();
@@ -193,9 +182,7 @@ class Producer {
     const bool inside = w_.slot < tile_.taps && w_.piece < p_.x_pieces;
     int tap = 0;
     if (inside) {
-      tap = p_.tiles != nullptr ? static_cast<int>(taps_[w_.slot])
-            : p_.mirror_taps    ? p_.taps - 1 - w_.slot
-                                : w_.slot;
+      tap = p_.tiles != nullptr ? static_cast<int>(taps_[w_.slot]) : p_.weight_tap(w_.slot);
     }
     const int column = static_cast<int>(blockIdx.x) % p_.column_blocks * C::cols;
     const T* from = static_cast<const T*>(p_.w) + tap * p_.tap_stride;
@@ -241,23 +228,6 @@ class Producer {
   Four upcoming_[C::rows / 64];
 };
 
-// y[row, n] over present rows only.
-template <class T>
-__device__ float repaired(const ConvParams& p, int64_t row, int n) {
-  float sum = 0;
-  for (int tap = 0; tap < p.taps; ++tap) {
-    const int in = p.neighbours[tap * p.rows + row];
-    if (in < 0) continue;
-    const T* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x) +
-                                            static_cast<uint64_t>(in) * p.x_row_bytes);
-    const T* w = static_cast<const T*>(p.w) +
-                 (p.mirror_taps ? p.taps - 1 - tap : tap) * p.tap_stride + n * p.out_stride;
-    for (int k = 0; k < p.c_in; ++k) sum += widen(x[k]) * widen(w[k * p.in_stride]);
-    if (isnan(sum)) break;
-  }
-  return sum;
-}
-
 // The bias of `count` columns, 0 where there is none.
 template <class T, int count>
 __device__ __forceinline__ void load_bias(const ConvParams& p, int n, float (&bias)[count]) {
@@ -280,15 +250,19 @@ __device__ __forceinline__ void finish_piece(const ConvParams& p,
                                              const YPlace& at,
                                              const float (&sums)[count],
                                              const float (&bias)[count]) {
+  T* const y = static_cast<T*>(p.y) + at.row * p.y_stride;
   alignas(16) T out[count];
+  uint32_t broken = 0;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
-    float sum = sums[i];
-    if (isnan(sum) && at.n + i < p.c_out) sum = repaired<T>(p, at.row, at.n + i);
-    store(sum + bias[i], &out[i]);
+    broken |= static_cast<uint32_t>(isnan(sums[i])) << i;
+    store(sums[i] + bias[i], &out[i]);
   }
-  *reinterpret_cast<uint4*>(static_cast<T*>(p.y) + at.row * p.y_stride + at.n) =
-      *reinterpret_cast<const uint4*>(out);
+  *reinterpret_cast<uint4*>(y + at.n) = *reinterpret_cast<const uint4*>(out);
+  for (; broken != 0; broken &= broken - 1) {
+    const int n = at.n + __ffs(broken) - 1;
+    if (n < p.c_out) store(p.with_bias<T>(n, p.result_again<T>(at.row, n)), y + n);
+  }
 }
 
 template <int count>
@@ -400,32 +374,17 @@ __global__ void finish(const __grid_constant__ ConvParams p) {
 }
 
 inline ConvParams conv_params(const Variant& variant, const ConvArgs& args) {
-  const WeightsRef& w = args.w;
-  ConvParams p;
-  p.x = args.x.data;
+  ConvParams p = {PassArgs(args)};
   p.x_row_bytes = static_cast<uint32_t>(args.x.stride * size_of(args.x.dtype));
-  p.c_in = w.c_in;
-  p.w = w.data;
-  p.tap_stride = w.tap_stride;
-  p.in_stride = w.in_stride;
-  p.out_stride = w.out_stride;
-  p.y = args.y.data;
-  p.y_stride = args.y.stride;
-  p.c_out = w.c_out;
-  p.bias = args.bias;
-  p.rows = args.y.rows;
-  p.taps = w.taps;
-  p.mirror_taps = args.mirror_taps;
-  p.neighbours = args.map->neighbours.as<int32_t>();
-  p.column_blocks = static_cast<int>(ceil_div(w.c_out, variant.cols));
-  p.x_pieces = static_cast<int>(ceil_div(w.c_in * size_of(w.dtype), 16));
+  p.column_blocks = static_cast<int>(ceil_div(p.c_out, variant.cols));
+  p.x_pieces = static_cast<int>(ceil_div(p.c_in * size_of(args.x.dtype), 16));
   const int pieces_of_step = variant.masked                                                 ? 1
                              : variant.math == Math::bf16x3 || variant.math == Math::bf16x6 ? 4
                                                                                             : 2;
   p.pieces = static_cast<int>(ceil_div(p.x_pieces, pieces_of_step)) * pieces_of_step;
   p.slices = variant.slices;
   // Whole pieces of y.
-  p.sums_stride = ceil_div(w.c_out, 8) * 8;
+  p.sums_stride = ceil_div(p.c_out, 8) * 8;
   return p;
 }
 

@@ -1,71 +1,121 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/kernels/families.h"
-
+//
+// y[o] = bias + sum over taps of x[in(o, t)] W[t], and dW[t] = sum over pairs of x[i]^T dy[o], as
+// loops.
+//
+// Forward: a warp owns 4 rows and 32 columns, a lane one column; a weight is read once for the 4
+// rows, and a row's operand by all lanes at once. Taps and channels go up, one fused multiply-add
+// each, in f32 (f64 for f64); the bias comes last, then one rounding. A tap that a row lacks is
+// passed over: an infinite weight of an absent neighbour does not count.
+//
+// Weight gradient: a warp owns 4 input channels and 32 output channels of one tap and one slice of
+// the rows, and adds the pairs of its rows in rising order. With more than one slice the partial
+// sums go to memory and are added in order by add_slices(). Slices depend on the problem alone, so
+// the bits do too.
+//
+// Nothing is in shared memory and nothing is synchronised.
 #include <algorithm>
 
-#include "cuda/kernels/naive.cuh"
+#include "cuda/kernels/families.h"
+#include "cuda/kernels/pass.cuh"
 #include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {
 namespace {
 
+constexpr int warps = 8;
+constexpr int rows_of_warp = 4;
+constexpr int columns_of_warp = 32;
+constexpr int inputs_of_warp = 4;  // input channels, in the weight gradient
+
 template <class T>
-Weights<T> weights_of(const WeightsRef& w) {
-  return {static_cast<T*>(w.data), w.tap_stride, w.in_stride, w.out_stride};
+__global__ void __launch_bounds__(32 * warps) naive_forward(PassArgs p) {
+  const int warp = threadIdx.x / 32;
+  const int column = blockIdx.y * columns_of_warp + threadIdx.x % 32;
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * warps + warp) * rows_of_warp;
+  if (column >= p.c_out) return;
+  Sum<T> sums[rows_of_warp] = {};
+  for (int tap = 0; tap < p.taps; ++tap) {
+    const T* x[rows_of_warp];
+    bool any = false;
+    for (int r = 0; r < rows_of_warp; ++r) {
+      const int32_t in = first + r < p.rows ? p.neighbours[tap * p.rows + first + r] : -1;
+      x[r] = in >= 0 ? static_cast<const T*>(p.x) + in * p.x_stride : nullptr;
+      any = any || in >= 0;
+    }
+    if (!any) continue;
+    const T* w = static_cast<const T*>(p.w) + p.place_of({p.weight_tap(tap), 0, column});
+    for (int k = 0; k < p.c_in; ++k) {
+      const Sum<T> weight = widen(w[k * p.in_stride]);
+      for (int r = 0; r < rows_of_warp; ++r) {
+        if (x[r] != nullptr) sums[r] = fma(static_cast<Sum<T>>(widen(x[r][k])), weight, sums[r]);
+      }
+    }
+  }
+  T* y = static_cast<T*>(p.y) + first * p.y_stride + column;
+  for (int r = 0; r < rows_of_warp && first + r < p.rows; ++r) {
+    store(p.with_bias<T>(column, sums[r]), y + r * p.y_stride);
+  }
+}
+
+// partial: [slices, taps, c_in, c_out], or null with one slice.
+template <class T>
+__global__ void __launch_bounds__(32 * warps)
+    naive_grad_weight(PassArgs p, int slices, Sum<T>* partial) {
+  const int lane = threadIdx.x % 32;
+  const int inputs = warps * inputs_of_warp;
+  const int blocks_in = (p.c_in + inputs - 1) / inputs;
+  const int64_t block = blockIdx.x / blocks_in;
+  const int tap = static_cast<int>(block % p.taps);
+  const int64_t slice = block / p.taps;
+  const int k0 = (blockIdx.x % blocks_in) * inputs + threadIdx.x / 32 * inputs_of_warp;
+  const int column = blockIdx.y * columns_of_warp + lane;
+  if (k0 >= p.c_in) return;
+  const int64_t end = (slice + 1) * p.rows / slices;
+  const int32_t* neighbours = p.neighbours + tap * p.rows;
+  Sum<T> sums[inputs_of_warp] = {};
+  for (int64_t first = slice * p.rows / slices; first < end; first += 32) {
+    const int32_t mine = first + lane < end ? neighbours[first + lane] : -1;
+    unsigned present = __ballot_sync(0xffffffff, mine >= 0);
+    for (; present != 0; present &= present - 1) {
+      const int r = __ffs(present) - 1;
+      const int32_t in = __shfl_sync(0xffffffff, mine, r);
+      const T* x = static_cast<const T*>(p.x) + in * p.x_stride + k0;
+      const T* of_row = static_cast<const T*>(p.y) + (first + r) * p.y_stride;
+      const Sum<T> dy = column < p.c_out ? widen(of_row[column]) : Sum<T>(0);
+      for (int k = 0; k < inputs_of_warp; ++k) {
+        if (k0 + k < p.c_in) sums[k] = fma(static_cast<Sum<T>>(widen(x[k])), dy, sums[k]);
+      }
+    }
+  }
+  if (column >= p.c_out) return;
+  for (int k = 0; k < inputs_of_warp && k0 + k < p.c_in; ++k) {
+    if (partial != nullptr) {
+      partial[((slice * p.taps + tap) * p.c_in + k0 + k) * p.c_out + column] = sums[k];
+    } else {
+      p.store_gradient<T>({tap, k0 + k, column}, sums[k]);
+    }
+  }
 }
 
 template <class T>
-void forward(const Context& ctx, const ConvArgs& args) {
-  const NaiveForward<T> conv = {.neighbours = args.map->neighbours.as<int32_t>(),
-                                .rows = args.y.rows,
-                                .taps = args.w.taps,
-                                .mirror_taps = args.mirror_taps,
-                                .c_in = args.w.c_in,
-                                .c_out = args.w.c_out,
-                                .x = args.x.as<T>(),
-                                .x_stride = args.x.stride,
-                                .w = weights_of<const T>(args.w),
-                                .bias = static_cast<const T*>(args.bias),
-                                .y = args.y.as<T>(),
-                                .y_stride = args.y.stride};
-  launch(ctx,
-         {.blocks = ceil_div(args.y.rows, naive_warps * naive_rows),
-          .columns = ceil_div(args.w.c_out, naive_columns),
-          .threads = 32 * naive_warps},
-         naive_forward<T>, conv);
-}
-
-template <class T, class Result>
-void grad_weight(const Context& ctx, const ConvArgs& args) {
-  const WeightsRef& w = args.w;
-  const int64_t size = static_cast<int64_t>(w.taps) * w.c_in * w.c_out;
+void grad_weight(const Context& ctx, const PassArgs& p) {
   // Shorter slices do not pay for their partial sums, and those must not take more memory than
   // this.
   constexpr int64_t rows_per_slice = 1024;
   constexpr int64_t most_partial_bytes = int64_t{32} << 20;
-  const int64_t slices = std::max<int64_t>(
-      1, std::min({args.y.rows / rows_per_slice, int64_t{64},
-                   most_partial_bytes / static_cast<int64_t>(sizeof(Sum<T>) * size)}));
-  std::shared_ptr<void> partial;
-  if (slices > 1) partial = ctx.allocate(sizeof(Sum<T>) * size * slices);
-  const NaiveGradWeight<T, Result> conv = {.neighbours = args.map->neighbours.as<int32_t>(),
-                                           .rows = args.y.rows,
-                                           .taps = w.taps,
-                                           .c_in = w.c_in,
-                                           .c_out = w.c_out,
-                                           .x = args.x.as<T>(),
-                                           .x_stride = args.x.stride,
-                                           .dy = args.y.as<T>(),
-                                           .dy_stride = args.y.stride,
-                                           .dw = weights_of<Result>(w),
-                                           .slices = static_cast<int>(slices),
-                                           .partial = static_cast<Sum<T>*>(partial.get())};
+  const int64_t slice_bytes = static_cast<int64_t>(sizeof(Sum<T>)) * p.w_size();
+  const auto slices = static_cast<int>(std::max<int64_t>(
+      1, std::min({p.rows / rows_per_slice, int64_t{64}, most_partial_bytes / slice_bytes})));
+  std::shared_ptr<void> memory;
+  if (slices > 1) memory = ctx.allocate(slice_bytes * slices);
+  auto* partial = static_cast<Sum<T>*>(memory.get());
   launch(ctx,
-         {.blocks = slices * w.taps * ceil_div(w.c_in, naive_warps * naive_inputs),
-          .columns = ceil_div(w.c_out, naive_columns),
-          .threads = 32 * naive_warps},
-         naive_grad_weight<T, Result>, conv);
-  if (slices > 1) launch(ctx, over(ctx, size), add_slices<T, Result>, conv);
+         {.blocks = int64_t{slices} * p.taps * ceil_div(p.c_in, warps * inputs_of_warp),
+          .columns = ceil_div(p.c_out, columns_of_warp),
+          .threads = 32 * warps},
+         naive_grad_weight<T>, p, slices, partial);
+  if (slices > 1) launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, partial, slices, false);
 }
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
@@ -82,12 +132,14 @@ ScheduleOptions schedule(const Kernel&, const Problem&) {
 
 void launch_pass(const Kernel&, const Context& ctx, Pass pass, const ConvArgs& args) {
   const DeviceGuard guard(ctx.device);
+  const PassArgs p(args);
   dispatch_device_float(args.x.dtype, [&]<class T>(Type<T>) {
-    if (pass != Pass::grad_weight) return forward<T>(ctx, args);
-    if (args.w.dtype == args.x.dtype) return grad_weight<T, T>(ctx, args);
-    check(args.w.dtype == Dtype::f32, "the weight gradient has dtype ", name(args.w.dtype),
-          ", expected f32 or that of x");
-    grad_weight<T, float>(ctx, args);
+    if (pass == Pass::grad_weight) return grad_weight<T>(ctx, p);
+    launch(ctx,
+           {.blocks = ceil_div(p.rows, warps * rows_of_warp),
+            .columns = ceil_div(p.c_out, columns_of_warp),
+            .threads = 32 * warps},
+           naive_forward<T>, p);
   });
 }
 

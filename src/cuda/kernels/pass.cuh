@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What kernels know of a pass, and results over present rows one by one. Where a zero stands for an
+// absent neighbour, an infinite factor makes NaN of it, which the neighbour must not: sums that
+// come out NaN are computed once more here. Finite operands never get there.
+
+#include "conv/kernel.h"
+#include "cuda/float.cuh"
+#include "cuda/launch.cuh"
+
+namespace voxgemm::cuda {
+
+struct WeightPlace {
+  int tap;
+  int in;
+  int out;
+};
+
+// ConvArgs for kernels; strides in elements.
+struct PassArgs {
+  const int32_t* neighbours;  // [taps, rows]
+  int64_t rows;
+  int taps;
+  bool mirror_taps;
+  int c_in;
+  int c_out;
+  const void* x;  // [n_in, c_in]
+  int64_t x_stride;
+  void* w;  // [taps, c_in, c_out], the result of grad_weight
+  int64_t tap_stride;
+  int64_t in_stride;
+  int64_t out_stride;
+  bool w_is_f32;     // else of the operands' type
+  const void* bias;  // [c_out] or null
+  void* y;           // [rows, c_out]; grad_weight: dy
+  int64_t y_stride;
+
+  explicit PassArgs(const ConvArgs& args)
+      : neighbours(args.map->neighbours.as<int32_t>()),
+        rows(args.y.rows),
+        taps(args.w.taps),
+        mirror_taps(args.mirror_taps),
+        c_in(args.w.c_in),
+        c_out(args.w.c_out),
+        x(args.x.data),
+        x_stride(args.x.stride),
+        w(args.w.data),
+        tap_stride(args.w.tap_stride),
+        in_stride(args.w.in_stride),
+        out_stride(args.w.out_stride),
+        w_is_f32(args.w.dtype == Dtype::f32),
+        bias(args.bias),
+        y(args.y.data),
+        y_stride(args.y.stride) {}
+
+  int64_t w_size() const { return int64_t{taps} * c_in * c_out; }
+  __device__ int weight_tap(int tap) const { return mirror_taps ? taps - 1 - tap : tap; }
+  __device__ int64_t place_of(const WeightPlace& at) const {
+    return at.tap * tap_stride + at.in * in_stride + at.out * out_stride;
+  }
+
+  // y[row, n] without the bias.
+  template <class T>
+  __device__ Sum<T> result_again(int64_t row, int n) const {
+    Sum<T> sum = 0;
+    for (int tap = 0; tap < taps; ++tap) {
+      const int32_t in = neighbours[tap * rows + row];
+      if (in < 0) continue;
+      const T* from = static_cast<const T*>(x) + in * x_stride;
+      const T* weights = static_cast<const T*>(w) + place_of({weight_tap(tap), 0, n});
+      for (int k = 0; k < c_in; ++k) {
+        sum += Sum<T>(widen(from[k])) * Sum<T>(widen(weights[k * in_stride]));
+      }
+      if (isnan(sum)) break;
+    }
+    return sum;
+  }
+  template <class T>
+  __device__ Sum<T> with_bias(int n, Sum<T> sum) const {
+    return bias != nullptr ? sum + Sum<T>(widen(static_cast<const T*>(bias)[n])) : sum;
+  }
+
+  // dw there.
+  template <class T>
+  __device__ Sum<T> gradient_again(const WeightPlace& at) const {
+    Sum<T> sum = 0;
+    for (int64_t row = 0; row < rows && !isnan(sum); ++row) {
+      const int32_t in = neighbours[at.tap * rows + row];
+      if (in < 0) continue;
+      sum += Sum<T>(widen(static_cast<const T*>(x)[in * x_stride + at.in])) *
+             Sum<T>(widen(static_cast<const T*>(y)[row * y_stride + at.out]));
+    }
+    return sum;
+  }
+  // Writes it, rounded.
+  template <class T>
+  __device__ void store_gradient(const WeightPlace& at, Sum<T> sum) const {
+    if (w_is_f32) {
+      store(sum, static_cast<float*>(w) + place_of(at));
+    } else {
+      store(sum, static_cast<T*>(w) + place_of(at));
+    }
+  }
+  template <class T>
+  __device__ void finish_gradient(const WeightPlace& at, Sum<T> sum) const {
+    store_gradient<T>(at, isnan(sum) ? gradient_again<T>(at) : sum);
+  }
+};
+
+// dw from the sums of slices, in order: each [taps, c_in, c_out] or, along_in, [c_out, taps, c_in].
+template <class T>
+__global__ void add_slices(const __grid_constant__ PassArgs p,
+                           const Sum<T>* sums,
+                           int slices,
+                           bool along_in) {
+  const int64_t size = int64_t{p.taps} * p.c_in * p.c_out;
+  for (int64_t i = thread_index(); i < size; i += thread_count()) {
+    Sum<T> sum = sums[i];
+    for (int slice = 1; slice < slices; ++slice) sum += sums[slice * size + i];
+    WeightPlace at;
+    if (along_in) {
+      at.in = static_cast<int>(i % p.c_in);
+      at.tap = static_cast<int>(i / p.c_in % p.taps);
+      at.out = static_cast<int>(i / p.c_in / p.taps);
+    } else {
+      at.out = static_cast<int>(i % p.c_out);
+      at.in = static_cast<int>(i / p.c_out % p.c_in);
+      at.tap = static_cast<int>(i / p.c_out / p.c_in);
+    }
+    p.finish_gradient<T>(at, sum);
+  }
+}
+
+}  // namespace voxgemm::cuda
