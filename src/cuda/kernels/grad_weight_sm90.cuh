@@ -87,8 +87,8 @@ template <class C>
 struct Producer {
   const Params& p;
   const Shared& shared;
-  Ring<C::batches> ring;
-  Ring<C::slots> slots;
+  ptx::Ring<C::batches> ring;
+  ptx::Ring<C::slots> slots;
   int head = 0;  // of the queue
 
   // Four rows of `blocks` blocks of a stage, of this thread's piece. Channels past the end are left
@@ -204,7 +204,7 @@ struct Producer {
   }
 
   __device__ __forceinline__ void claim(int note) const {
-    const Ring<C::batches> before = ring.before(C::packed ? distance(note) : C::batches);
+    const ptx::Ring<C::batches> before = ring.before(C::packed ? distance(note) : C::batches);
     ptx::barrier_wait(shared.free + 8 * before.at, before.parity);
   }
   __device__ __forceinline__ void finish(int note) {
@@ -356,7 +356,7 @@ struct Consumer {
   const Params& p;
   const Shared& shared;
   int first_block;
-  Ring<C::batches> ring;
+  ptx::Ring<C::batches> ring;
 
   __device__ __forceinline__ void release(int batch) const {
     __syncwarp();  // all lanes have read the note

@@ -32,23 +32,6 @@ constexpr int note_sets = (1 << 16) - 1;
 __device__ __forceinline__ int first_unit(int note) { return note >> 16 & 31; }
 __device__ __forceinline__ int distance(int note) { return note >> 21 & 15; }
 
-template <int places>
-struct Ring {
-  int at = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++at == places) {
-      at = 0;
-      parity ^= 1;
-    }
-  }
-  // At most `places` steps.
-  __device__ __forceinline__ Ring before(int steps) const {
-    const bool wraps = at < steps;
-    return {at - steps + (wraps ? places : 0), parity ^ static_cast<uint32_t>(wraps)};
-  }
-};
-
 // In the note of a round without a schedule, beside the number of its rows: a piece ends.
 constexpr int round_last = 1 << 30;
 
@@ -223,7 +206,7 @@ class BatchIndexer {
 
   const Params& p_;
   const Shared& shared_;
-  Ring<C::slots> ring_;
+  ptx::Ring<C::slots> ring_;
   Placer<C> placer_;
 };
 
@@ -334,7 +317,7 @@ class RowIndexer {
 
   const Params& p_;
   const Shared& shared_;
-  Ring<2> ring_;
+  ptx::Ring<2> ring_;
   int end_ = 0;  // of the rows in the queue
 };
 

@@ -283,10 +283,10 @@ class Producer {
 
   // place: (input channel, tap, output channel); bit: of the tap in the masks.
   __device__ __forceinline__ void fill_stage(const Item& item, int bit, int3 place) {
-    const uint32_t full = shared_.full + 8 * ring_.stage;
-    const uint32_t stage = ring_.stage * C::stage_bytes;
-    ptx::barrier_wait(shared_.free + 8 * ring_.stage, ring_.parity ^ 1);
-    if (lane_ == 0 && member_ == ring_.stage % C::team) {
+    const uint32_t full = shared_.full + 8 * ring_.at;
+    const uint32_t stage = ring_.at * C::stage_bytes;
+    ptx::barrier_wait(shared_.free + 8 * ring_.at, ring_.parity ^ 1);
+    if (lane_ == 0 && member_ == ring_.at % C::team) {
       ptx::barrier_expect(full, C::b_bytes);
       copy_weights<C>(weight_map_, shared_.stages + stage + C::a_bytes, full, place);
     }
@@ -324,7 +324,7 @@ class Producer {
   int k_blocks_;
   uint32_t to_ = 0;  // in stage 0
   int turn_ = 0;     // the team that fills the next stage
-  Ring<C::stages> ring_;
+  ptx::Ring<C::stages> ring_;
   int upcoming_[C::rows_of_warp / 32] = {};
   int rows_[C::held] = {};
 };
@@ -360,7 +360,7 @@ __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 
 template <class C>
 struct Stages {
   const Shared& shared;
-  Ring<C::stages> ring;
+  ptx::Ring<C::stages> ring;
 };
 
 // Adds an item's steps to a consumer's sums. meanwhile() runs beside the last products.
@@ -371,7 +371,7 @@ __device__ __forceinline__ void multiply_item(const ConvParams& p,
                                               float (&d)[C::row_blocks][C::columns / 2],
                                               const Meanwhile& meanwhile) {
   const Shared& shared = stages->shared;
-  Ring<C::stages>* const ring = &stages->ring;
+  ptx::Ring<C::stages>* const ring = &stages->ring;
   const int consumer = threadIdx.x / 128 - 1;
   const int k_blocks = (p.c_in + C::depth - 1) / C::depth;
   const auto release = [&](int stage) {
@@ -396,9 +396,9 @@ __device__ __forceinline__ void multiply_item(const ConvParams& p,
     if (!low && !high) drain();
     const int k_end = walk.k_end(k_blocks);
     for (int k = walk.k; k < k_end; ++k) {
-      ptx::barrier_wait(shared.full + 8 * ring->stage, ring->parity);
+      ptx::barrier_wait(shared.full + 8 * ring->at, ring->parity);
       if (low || high) {
-        const uint32_t b = shared.stages + ring->stage * C::stage_bytes + C::a_bytes;
+        const uint32_t b = shared.stages + ring->at * C::stage_bytes + C::a_bytes;
         const int first = C::pingpong ? 0 : consumer * C::row_blocks;
         const uint32_t a = b - C::a_bytes + first * 64 * C::row_bytes;
         ptx::proxy_fence();
@@ -418,9 +418,9 @@ __device__ __forceinline__ void multiply_item(const ConvParams& p,
         ptx::wgmma_wait<1>();
         pin_all();
         if (multiplying >= 0) release(multiplying);
-        multiplying = ring->stage;
+        multiplying = ring->at;
       } else {
-        release(ring->stage);
+        release(ring->at);
       }
       ring->next();
     }

@@ -72,35 +72,6 @@ struct Walk {
   }
 };
 
-// The stage at hand and the parity of its barriers' phase.
-template <int stages>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-  // Fewer than `stages`, or as many; also back by what was skipped too far.
-  __device__ __forceinline__ void skip_few(int count) {
-    stage += count;
-    if (stage >= stages) {
-      stage -= stages;
-      parity ^= 1;
-    } else if (stage < 0) {
-      stage += stages;
-      parity ^= 1;
-    }
-  }
-  __device__ __forceinline__ void skip(int count) {
-    const int place = stage + count;
-    parity ^= place / stages & 1;
-    stage = place % stages;
-  }
-};
-
 struct Shared {
   uint32_t stages;  // addresses in shared memory
   uint32_t full;
@@ -118,14 +89,14 @@ class Items {
   __device__ __forceinline__ Items(const ConvParams& p, const Shared& shared)
       : p_(p), shared_(shared) {}
   __device__ __forceinline__ Item next() {
-    ptx::barrier_wait(shared_.item_full + 8 * ring_.stage, ring_.parity);
-    const uint32_t slot = shared_.items + item_bytes * ring_.stage;
+    ptx::barrier_wait(shared_.item_full + 8 * ring_.at, ring_.parity);
+    const uint32_t slot = shared_.items + item_bytes * ring_.at;
     int4 tile = {};
     int4 rest = {};
     if (threadIdx.x % 32 == 0) {
       tile = ptx::load_shared_16(slot);
       rest = ptx::load_shared_16(slot + 16);
-      ptx::barrier_arrive(shared_.item_free + 8 * ring_.stage);
+      ptx::barrier_arrive(shared_.item_free + 8 * ring_.at);
     }
     Item item;
     item.first = uniform(tile.x);
@@ -147,7 +118,7 @@ class Items {
  private:
   const ConvParams& p_;
   const Shared& shared_;
-  Ring<item_slots> ring_;
+  ptx::Ring<item_slots> ring_;
 };
 
 // The producer's part: thread 0 loads the next item and, when that has arrived, hands it out and
@@ -189,11 +160,11 @@ class Dealer {
     }
   }
   __device__ __forceinline__ void hand_out() {
-    ptx::barrier_wait(shared_.item_free + 8 * ring_.stage, ring_.parity ^ 1);
+    ptx::barrier_wait(shared_.item_free + 8 * ring_.at, ring_.parity ^ 1);
     if (threadIdx.x == 0) {
-      ptx::store_shared_16(shared_.items + item_bytes * ring_.stage, tile_);
-      ptx::store_shared_16(shared_.items + item_bytes * ring_.stage + 16, rest_);
-      ptx::barrier_arrive(shared_.item_full + 8 * ring_.stage);
+      ptx::store_shared_16(shared_.items + item_bytes * ring_.at, tile_);
+      ptx::store_shared_16(shared_.items + item_bytes * ring_.at + 16, rest_);
+      ptx::barrier_arrive(shared_.item_full + 8 * ring_.at);
       const auto ctas = static_cast<int>(gridDim.x);
       const auto cta = static_cast<int>(blockIdx.x);
       ++turn_;
@@ -207,7 +178,7 @@ class Dealer {
  private:
   const ConvParams& p_;
   const Shared& shared_;
-  Ring<item_slots> ring_;
+  ptx::Ring<item_slots> ring_;
   int turn_ = 0;
   int number_ = static_cast<int>(blockIdx.x);
   int4 tile_ = {};

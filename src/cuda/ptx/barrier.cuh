@@ -39,6 +39,40 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
+// A place among several with a barrier each, and the parity of their phase.
+template <int places>
+struct Ring {
+  int at = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++at == places) {
+      at = 0;
+      parity ^= 1;
+    }
+  }
+  // Fewer than `places`, or as many; also back by what was skipped too far.
+  __device__ __forceinline__ void skip_few(int count) {
+    at += count;
+    if (at >= places) {
+      at -= places;
+      parity ^= 1;
+    } else if (at < 0) {
+      at += places;
+      parity ^= 1;
+    }
+  }
+  __device__ __forceinline__ void skip(int count) {
+    const int place = at + count;
+    parity ^= place / places & 1;
+    at = place % places;
+  }
+  // At most `places` steps.
+  __device__ __forceinline__ Ring before(int steps) const {
+    const bool wraps = at < steps;
+    return {at - steps + (wraps ? places : 0), parity ^ static_cast<uint32_t>(wraps)};
+  }
+};
+
 // Named barrier among `threads` threads of the CTA.
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
