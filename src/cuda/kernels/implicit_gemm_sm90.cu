@@ -1,9 +1,187 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once for each arithmetic.
-#include "cuda/kernels/implicit_gemm_sm90_launch.cuh"
+// Launches of implicit_gemm_sm90.cuh. Compiled once for each arithmetic, VOXGEMM_MATH.
+#include <cudaTypedefs.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "cuda/kernels/implicit_gemm_sm90.cuh"
 #include "cuda/load.cuh"
+#include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda::sm90 {
+
+// The driver's function, found at run time: linking libcuda would tie the library to a driver.
+inline PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
+                                              cudaEnableDefault, &result),
+             "cudaGetDriverEntryPointByVersion");
+  check(result == cudaDriverEntryPointSuccess, ErrorCode::device,
+        "the driver has no cuTensorMapEncodeTiled");
+  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
+}
+
+// The weights as a tensor (contiguous channels, taps, other channels), in boxes of one tap;
+// channels past the end read as zero.
+template <class C>
+CUtensorMap weight_map(const WeightsRef& w) {
+  static const auto encode = find_encoder();
+  constexpr bool in = C::in_contiguous;
+  constexpr cuuint32_t contiguous = in ? C::depth : C::box_columns;
+  constexpr cuuint32_t others = in ? C::columns : C::depth;
+  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(in ? w.c_in : w.c_out),
+                               static_cast<cuuint64_t>(w.taps),
+                               static_cast<cuuint64_t>(in ? w.c_out : w.c_in)};
+  const cuuint64_t strides[2] = {2 * static_cast<cuuint64_t>(w.tap_stride),
+                                 2 * static_cast<cuuint64_t>(in ? w.out_stride : w.in_stride)};
+  const cuuint32_t box[3] = {contiguous, 1, others};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  CUtensorMap map;
+  const CUresult status =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, w.data, sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE,
+             contiguous == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(status == CUDA_SUCCESS, ErrorCode::device, "cuTensorMapEncodeTiled failed with ",
+        static_cast<int>(status));
+  return map;
+}
+
+inline ConvParams params_of(const ConvArgs& args, const ConvArgs& given) {
+  const WeightsRef& w = args.w;
+  const ScheduleParts& parts = args.schedule->parts();
+  ConvParams p;
+  p.x = args.x.data;
+  p.x_row_bytes = static_cast<uint32_t>(2 * args.x.stride);
+  p.c_in = w.c_in;
+  p.y = args.y.data;
+  p.y_stride = args.y.stride;
+  p.c_out = w.c_out;
+  p.bias = args.bias;
+  p.tiles = parts.tiles.as<int4>();
+  p.masks = parts.masks.as<uint32_t>();
+  p.order = parts.order.as<int32_t>();
+  p.indices = parts.indices.as<int32_t>();
+  p.taps = w.taps;
+  p.groups = args.schedule->options().groups;
+  p.mirror_taps = args.mirror_taps;
+  p.rows = args.y.rows;
+  p.partial_stride = ceil_div(w.c_out, 8) * 8;
+  p.neighbours = args.map->neighbours.as<int32_t>();
+  p.given_x = given.x.data;
+  p.given_x_stride = given.x.stride;
+  p.given_c_in = given.w.c_in;
+  p.weights = given.w.data;
+  p.tap_stride = given.w.tap_stride;
+  p.in_stride = given.w.in_stride;
+  p.out_stride = given.w.out_stride;
+  return p;
+}
+
+// Which groups a launch takes, and what becomes of their sums.
+struct Stage {
+  int first_group = 0;
+  int groups = 0;
+  int added = 0;
+  bool finish = true;
+  int group_buffers = 0;
+};
+
+template <class C>
+void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const Slicing& slicing) {
+  const CUtensorMap map = weight_map<C>(args.w);
+  ConvParams p = params_of(args, given);
+  p.column_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
+  p.slices = slicing.slices;
+  p.tiles_first = slicing.split;
+  // Up to so many groups have a buffer each and run together; more of them take turns with one.
+  const bool chained = !slicing.split && p.groups > most_groups;
+  const int buffers = slicing.split ? p.groups * p.slices : chained ? 1 : p.groups - 1;
+  // Every group has every row, so its tiles are as many as any other's.
+  const int64_t group_tiles = args.schedule->parts().tiles.rows / p.groups;
+  const int64_t chunk_tiles = args.schedule->options().chunk_rows / C::rows;
+  p.group_tiles = static_cast<int>(group_tiles);
+  p.chunk_tiles = static_cast<int>(std::min(chunk_tiles, group_tiles));
+  constexpr int most_even_turns = 4;
+  const bool dealt =
+      group_tiles * p.column_blocks * p.groups * p.slices > most_even_turns * multiprocessors(ctx);
+  Layout layout;
+  const auto sums = layout.add<float>(buffers * p.rows * p.partial_stride);
+  const auto counters = layout.add<int>(dealt ? p.groups : 0);
+  std::shared_ptr<void> memory;
+  if (layout.bytes() > 0) memory = ctx.allocate(layout.bytes());
+  p.partials = Layout::at<float>(memory, sums);
+  int* const next_item = dealt ? Layout::at<int>(memory, counters) : nullptr;
+  if (dealt) fill_bytes(ctx, next_item, 0, sizeof(int) * p.groups);
+  bool overlaps = false;
+  const auto launch_groups = [&](const Stage& stage) {
+    p.first_group = stage.first_group;
+    p.launched_groups = stage.groups;
+    p.tile_count = static_cast<int>(group_tiles * stage.groups);
+    p.next_item = dealt ? next_item + stage.first_group : nullptr;
+    p.added = stage.added;
+    p.finish = stage.finish;
+    p.group_buffers = stage.group_buffers;
+    const int64_t items = int64_t{p.tile_count} * p.column_blocks * p.slices;
+    launch(ctx,
+           {.blocks = std::min<int64_t>(items, multiprocessors(ctx)),
+            .threads = C::threads,
+            .shared_bytes = C::shared_bytes,
+            .overlaps = overlaps},
+           implicit_gemm<C>, map, p);
+    overlaps = true;
+  };
+  if (slicing.split && buffers > 1) {
+    launch_groups({.groups = p.groups, .finish = false, .group_buffers = p.slices});
+    p.added = buffers;
+    Grid grid = over(ctx, p.rows * p.partial_stride / 8);
+    grid.overlaps = true;
+    launch(ctx, grid, finish_rows<typename C::Result>, p);
+  } else if (chained) {
+    for (int g = 0; g < p.groups; ++g) {
+      launch_groups(
+          {.first_group = g, .groups = 1, .added = std::min(g, 1), .finish = g == p.groups - 1});
+    }
+  } else {
+    const int others = p.groups - 1;
+    if (others > 0) launch_groups({.groups = others, .finish = false, .group_buffers = 1});
+    launch_groups({.first_group = others, .groups = 1, .added = others});
+  }
+}
+
+template <Math math, bool in_contiguous, size_t... i>
+void run_shape(const Context& ctx,
+               const ConvArgs& args,
+               const ConvArgs& given,
+               std::pair<int, Slicing> how,
+               std::index_sequence<i...>) {
+  const auto run_one = [&]<size_t shape>() {
+    if constexpr (is_for(math, shapes[shape])) {
+      if (how.first == static_cast<int>(shape)) {
+        run<Config<math, shapes[shape], in_contiguous>>(ctx, args, given, how.second);
+      }
+    }
+  };
+  (run_one.template operator()<i>(), ...);
+}
+
+template <Math math>
+void convolve(const Context& ctx,
+              const ConvArgs& args,
+              const ConvArgs& given,
+              int shape,
+              const Slicing& slicing) {
+  constexpr auto all = std::make_index_sequence<std::size(shapes)>();
+  // Split weights are contiguous along the input channels.
+  if constexpr (!is_split(math)) {
+    if (args.w.in_stride != 1) {
+      return run_shape<math, false>(ctx, args, given, {shape, slicing}, all);
+    }
+  }
+  run_shape<math, true>(ctx, args, given, {shape, slicing}, all);
+}
 
 template void convolve<Math::VOXGEMM_MATH>(
     const Context&, const ConvArgs&, const ConvArgs&, int, const Slicing&);
