@@ -366,7 +366,7 @@ __global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
 #pragma unroll
       for (int i = 0; has_mask && i < size * size; ++i, neighbours += rows) {
         if (used) *neighbours = static_cast<int32_t>(~found[i]);
-        if (i % size == 0 || found[i - 1] == 0 || found[i] == 0) continue;
+        if (i % (size > 0 ? size : 1) == 0 || found[i - 1] == 0 || found[i] == 0) continue;
         steady &= found[i - 1] - found[i] == 1;
       }
     }
