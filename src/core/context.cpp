@@ -301,10 +301,10 @@ Context Context::shared(int threads, const Run& theirs) {
 void prefer_huge_pages([[maybe_unused]] void* data, size_t bytes) {
   if (bytes < 2 * huge_page) return;
 #if defined(__linux__)
-  const auto begin = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
-  const uintptr_t last = (begin + bytes) / huge_page * huge_page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const size_t before = (huge_page - address % huge_page) % huge_page;
+  const size_t whole = (bytes - before) / huge_page * huge_page;
+  if (whole > 0) madvise(static_cast<char*>(data) + before, whole, MADV_HUGEPAGE);
 #endif
 }
 

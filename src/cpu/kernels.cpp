@@ -132,7 +132,8 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const auto rows = static_cast<double>(problem.n_out);
   const double taps = problem.geometry.taps();
   // Outer products keep fewer sums in registers.
-  const double products = (gradient ? 2.5 : 2.0) * k * ((n + lanes - 1) / lanes * lanes);
+  const int whole_columns = (n + lanes - 1) / lanes * lanes;
+  const double products = (gradient ? 2.5 : 2.0) * k * whole_columns;
   const PairCosts costs = pair_costs(engine, gradient);
   double pair = costs.pair + costs.k * k + costs.n * n;
   // A gradient's rows are copied to whole vectors then.

@@ -27,8 +27,7 @@ size_t row_of(const std::string& kernel) {
 }
 
 TEST(Correction, IsOneAtTheMiddleOfAllSizes) {
-  EXPECT_EQ(sizes_for_correction(problem_of("forward f32 subm3 64->64")),
-            (Correction{1}));
+  EXPECT_EQ(sizes_for_correction(problem_of("forward f32 subm3 64->64")), (Correction{1}));
 }
 
 TEST(Correction, CountsDoublingsOfThePassesOwnSizes) {
