@@ -50,33 +50,19 @@ CUtensorMap weight_map(const WeightsRef& w) {
 }
 
 inline ConvParams params_of(const ConvArgs& args, const ConvArgs& given) {
-  const WeightsRef& w = args.w;
   const ScheduleParts& parts = args.schedule->parts();
-  ConvParams p;
-  p.x = args.x.data;
-  p.x_row_bytes = static_cast<uint32_t>(2 * args.x.stride);
-  p.c_in = w.c_in;
+  ConvParams p = {PassArgs(given)};
   p.y = args.y.data;
   p.y_stride = args.y.stride;
-  p.c_out = w.c_out;
-  p.bias = args.bias;
+  p.operand = args.x.data;
+  p.operand_bytes = static_cast<uint32_t>(2 * args.x.stride);
+  p.units = args.w.c_in;
   p.tiles = parts.tiles.as<int4>();
   p.masks = parts.masks.as<uint32_t>();
   p.order = parts.order.as<int32_t>();
   p.indices = parts.indices.as<int32_t>();
-  p.taps = w.taps;
   p.groups = args.schedule->options().groups;
-  p.mirror_taps = args.mirror_taps;
-  p.rows = args.y.rows;
-  p.partial_stride = ceil_div(w.c_out, 8) * 8;
-  p.neighbours = args.map->neighbours.as<int32_t>();
-  p.given_x = given.x.data;
-  p.given_x_stride = given.x.stride;
-  p.given_c_in = given.w.c_in;
-  p.weights = given.w.data;
-  p.tap_stride = given.w.tap_stride;
-  p.in_stride = given.w.in_stride;
-  p.out_stride = given.w.out_stride;
+  p.partial_stride = ceil_div(p.c_out, 8) * 8;
   return p;
 }
 

@@ -178,7 +178,7 @@ class Producer {
         member_(uniform(static_cast<int>(threadIdx.x) / 32 % C::team)),
         lane_(threadIdx.x % 32),
         piece_(lane_ % C::lanes),
-        k_blocks_((p.c_in + C::depth - 1) / C::depth) {
+        k_blocks_((p.units + C::depth - 1) / C::depth) {
     const int row = row_of(lane_ / C::lanes);
     const int swizzled = C::depth == 64 ? piece_ ^ (row & 7) : piece_ ^ (row / 2 & 3);
     to_ = shared.stages + row * C::row_bytes + swizzled * 16;
@@ -292,8 +292,8 @@ class Producer {
     }
     const int channel = place.x + piece_ * 8;
     const bool unused = C::math == Math::bf16x6 && piece_ >= 6;
-    const int outside = channel < p_.c_in && !unused ? 0 : 1;
-    const char* x = static_cast<const char*>(p_.x) + 2 * channel;
+    const int outside = channel < p_.units && !unused ? 0 : 1;
+    const char* x = static_cast<const char*>(p_.operand) + 2 * channel;
     const auto copy_half = [&]<int half>(std::integral_constant<int, half>) {
 #pragma unroll
       for (int i = half * C::copies / 2; i < (half + 1) * C::copies / 2; ++i) {
@@ -306,7 +306,7 @@ class Producer {
         // Rows four apart differ in one bit of the swizzle.
         const uint32_t to = C::depth == 64 && C::team == 1 && i % 2 == 1 ? to_ ^ 64 : to_;
         ptx::gather_16(to + stage + i * C::rows_of_copy * C::team * C::row_bytes, x, in,
-                       p_.x_row_bytes, outside);
+                       p_.operand_bytes, outside);
       }
     };
     if ((item.mask_0 >> bit & 1) != 0) copy_half(std::integral_constant<int, 0>());
@@ -373,7 +373,7 @@ __device__ __forceinline__ void multiply_item(const ConvParams& p,
   const Shared& shared = stages->shared;
   ptx::Ring<C::stages>* const ring = &stages->ring;
   const int consumer = threadIdx.x / 128 - 1;
-  const int k_blocks = (p.c_in + C::depth - 1) / C::depth;
+  const int k_blocks = (p.units + C::depth - 1) / C::depth;
   const auto release = [&](int stage) {
     if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.free + 8 * stage);
   };

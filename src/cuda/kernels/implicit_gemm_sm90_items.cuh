@@ -109,7 +109,7 @@ class Items {
     item.mask_1 = uniform(rest.w);
     ring_.next();
     item.valid = item.column >= 0;
-    const int all = __popc(item.mask()) * ((p_.c_in + C::depth - 1) / C::depth);
+    const int all = __popc(item.mask()) * ((p_.units + C::depth - 1) / C::depth);
     item.first_step = item.slice * all / p_.slices;
     item.steps = (item.slice + 1) * all / p_.slices - item.first_step;
     return item;

@@ -19,20 +19,17 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "cuda/launch.cuh"
+#include "cuda/kernels/pass.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/copy.cuh"
 
 namespace voxgemm::cuda::sm90 {
 
-struct ConvParams {
-  const void* x = nullptr;   // [n_in, c_in]
-  uint32_t x_row_bytes = 0;  // from row to row
-  int c_in = 0;
-  void* y = nullptr;  // [rows, c_out]
-  int64_t y_stride = 0;
-  int c_out = 0;
-  const void* bias = nullptr;       // [c_out] or null
+// Of the operands as they were given, but y as it is written.
+struct ConvParams : PassArgs {
+  const void* operand = nullptr;    // x as it is gathered: [n_in, units]
+  uint32_t operand_bytes = 0;       // from row to row
+  int units = 0;                    // input channels as the kernels take them, 16 bits each
   const int4* tiles = nullptr;      // see ScheduleParts
   const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
   const int32_t* order = nullptr;
@@ -46,24 +43,12 @@ struct ConvParams {
   int slices = 1;            // of the steps of a tile
   int* next_item = nullptr;  // how many items were asked for; null: they are dealt in turn
   bool tiles_first = false;  // items of neighbours are tiles, else column blocks
-  int taps = 0;
   int groups = 0;
-  bool mirror_taps = false;
-  int64_t rows = 0;
   float* partials = nullptr;  // [buffers, rows, partial_stride]
   int partial_stride = 0;     // c_out rounded up to 8
   int added = 0;              // the first so many buffers are added to the sums of this launch
   bool finish = true;         // rows of y are written, else buffer group * group_buffers + slice
   int group_buffers = 0;
-  // For repair() only: the operands as they were given.
-  const int32_t* neighbours = nullptr;  // [taps, rows]
-  const void* given_x = nullptr;
-  int64_t given_x_stride = 0;
-  int given_c_in = 0;
-  const void* weights = nullptr;
-  int64_t tap_stride = 0;
-  int64_t in_stride = 0;
-  int64_t out_stride = 0;
 };
 
 // Four lanes each hold four words, word q of lane c being entry (q, c); afterwards (c, q).
@@ -121,17 +106,7 @@ __device__ __forceinline__ uint32_t pack_two(float low, float high, __nv_bfloat1
 // Element (row, n) of y, computed once more over present rows only.
 template <class T>
 __device__ __forceinline__ void repair(const ConvParams& p, int64_t row, int n) {
-  float sum = 0;
-  for (int tap = 0; tap < p.taps; ++tap) {
-    const int in = p.neighbours[tap * p.rows + row];
-    if (in < 0) continue;
-    const T* x = static_cast<const T*>(p.given_x) + in * p.given_x_stride;
-    const T* w = static_cast<const T*>(p.weights) +
-                 (p.mirror_taps ? p.taps - 1 - tap : tap) * p.tap_stride + n * p.out_stride;
-    for (int k = 0; k < p.given_c_in; ++k) sum += float(x[k]) * float(w[k * p.in_stride]);
-  }
-  if (p.bias != nullptr) sum += float(static_cast<const T*>(p.bias)[n]);
-  static_cast<T*>(p.y)[row * p.y_stride + n] = T(sum);
+  store(p.with_bias<T>(n, p.result_again<T>(row, n)), static_cast<T*>(p.y) + row * p.y_stride + n);
 }
 
 template <class T>
