@@ -60,26 +60,12 @@ Division divide(int blocks, int multiprocessors) {
 
 // x, dy: as the kernel reads them.
 Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) {
-  const WeightsRef& w = args.w;
-  Params p;
-  p.neighbours = args.map->neighbours.as<int32_t>();
+  Params p = {PassArgs(args)};
   p.pairs_per_tap = args.map->pairs_per_tap.as<long long>();
-  p.rows = args.y.rows;
-  p.taps = w.taps;
-  p.x = x.data;
+  p.x_rows = x.data;
   p.x_row_bytes = static_cast<uint32_t>(2 * x.stride);
-  p.c_in = w.c_in;
-  p.dy = dy.data;
+  p.dy_rows = dy.data;
   p.dy_row_bytes = static_cast<uint32_t>(2 * dy.stride);
-  p.c_out = w.c_out;
-  const int64_t size = size_of(args.x.dtype);
-  p.x_source = {args.x.data, size * args.x.stride};
-  p.dy_source = {args.y.data, size * args.y.stride};
-  p.dw = w.data;
-  p.tap_stride = w.tap_stride;
-  p.in_stride = w.in_stride;
-  p.out_stride = w.out_stride;
-  p.dw_is_f32 = w.dtype == Dtype::f32;
   return p;
 }
 
@@ -126,7 +112,7 @@ void run(const Context& ctx, const Schedule& schedule, Params p) {
           .threads = C::threads,
           .shared_bytes = C::fixed_bytes + adding.shared_bytes},
          grad_weight_sm90::grad_weight<C>, p);
-  if (p.dw_is_f32) return launch(ctx, adding, add_pieces<C, float>, p);
+  if (p.w_is_f32) return launch(ctx, adding, add_pieces<C, float>, p);
   launch(ctx, adding, add_pieces<C, typename C::Source>, p);
 }
 

@@ -161,8 +161,8 @@ struct Producer {
   __device__ __forceinline__ void run_piece(const Piece& piece) {
     const int first_in = piece.block / p.out_blocks * C::ins;
     const int first_out = piece.block % p.out_blocks * C::columns;
-    const Operand x = operand<C::terms, C::width>(p.x, p.x_row_bytes, first_in, p.c_in);
-    const Operand dy = operand<C::terms, 64>(p.dy, p.dy_row_bytes, first_out,
+    const Operand x = operand<C::terms, C::width>(p.x_rows, p.x_row_bytes, first_in, p.c_in);
+    const Operand dy = operand<C::terms, 64>(p.dy_rows, p.dy_row_bytes, first_out,
                                              min(p.c_out, first_out + C::columns));
     if constexpr (C::scheduled) {
       Lists lists = read_slot();

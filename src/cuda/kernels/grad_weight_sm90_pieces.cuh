@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/kernels/pass.cuh"
+
 namespace voxgemm::cuda::grad_weight_sm90 {
 
 // Rows of a stage, and output rows that stay together: a quarter of a tile where rows come from a
@@ -13,30 +15,19 @@ namespace voxgemm::cuda::grad_weight_sm90 {
 constexpr int batch_rows = 64;
 constexpr int tile_rows = 256;
 
-struct Rows {
-  const void* data = nullptr;
-  int64_t row_bytes = 0;
-};
-
-struct Params {
+// x and dy as they were given, which repair() reads.
+struct Params : PassArgs {
   // Output rows in the order of a schedule, or null: then as they are.
   const int4* tiles = nullptr;      // of tile_rows rows
   const uint32_t* masks = nullptr;  // of batch_rows rows
   const int32_t* order = nullptr;
   const int32_t* indices = nullptr;
-  const int32_t* neighbours = nullptr;       // [taps, rows]
   const long long* pairs_per_tap = nullptr;  // [taps]
-  int64_t rows = 0;
-  int taps = 0;
-  const void* x = nullptr;  // [n_in, c_in], f32 in terms
+  // As they are gathered, f32 in terms.
+  const void* x_rows = nullptr;  // [n_in, c_in]
   uint32_t x_row_bytes = 0;
-  int c_in = 0;
-  const void* dy = nullptr;  // [rows, c_out], f32 in terms
+  const void* dy_rows = nullptr;  // [rows, c_out]
   uint32_t dy_row_bytes = 0;
-  int c_out = 0;
-  // As they were given.
-  Rows x_source = {};
-  Rows dy_source = {};
   int groups = 0;
   // Of channels, output channels fastest. Without a schedule they are cut into `parts` of `members`
   // each.
@@ -48,11 +39,6 @@ struct Params {
   unsigned long long* starts = nullptr;  // [groups + 1], for add_pieces()
   bool few_entries = false;              // fewer than teams
   float* partials = nullptr;             // [2 * teams, members, piece_size], see Sums
-  void* dw = nullptr;
-  int64_t tap_stride = 0;
-  int64_t in_stride = 0;
-  int64_t out_stride = 0;
-  bool dw_is_f32 = false;
 
   __host__ __device__ int batches() const {
     const int64_t rows_of_unit = tiles != nullptr ? tile_rows : batch_rows;

@@ -50,8 +50,7 @@ sum_row(const Params& p, const Piece& piece, const Place<C>& place, int m, int h
 // The element of dw.
 template <class Out>
 __device__ __forceinline__ Out* element(const Params& p, const SumRow& row) {
-  return static_cast<Out*>(p.dw) + row.tap * p.tap_stride + row.in * p.in_stride +
-         row.out * p.out_stride;
+  return static_cast<Out*>(p.w) + p.place_of({row.tap, row.in, row.out});
 }
 
 // Element (j, e) of (m, h) is at[j * eight + e * one].
@@ -91,10 +90,8 @@ __device__ __forceinline__ void repair(const Params& p,
       const int64_t row = rows.row(r);
       const int from = to.exists ? p.neighbours[to.tap * p.rows + row] : -1;
       if (from < 0) continue;
-      const auto* x = reinterpret_cast<const T*>(static_cast<const char*>(p.x_source.data) +
-                                                 from * p.x_source.row_bytes);
-      const auto* dy = reinterpret_cast<const T*>(static_cast<const char*>(p.dy_source.data) +
-                                                  row * p.dy_source.row_bytes);
+      const T* x = static_cast<const T*>(p.x) + from * p.x_stride;
+      const T* dy = static_cast<const T*>(p.y) + row * p.y_stride;
       const auto value = static_cast<float>(x[to.in]);
 #pragma unroll
       for (int i = 0; i < C::columns / 4; ++i) {
@@ -164,7 +161,7 @@ __device__ __forceinline__ void finish_piece(const Params& p,
       return Goal<float>{to + m * C::columns / 8 * 1024 + 2 * h, 1, 1024};
     });
   }
-  if (p.dw_is_f32) {
+  if (p.w_is_f32) {
     return write_sums<C, float>(p, piece, d, false, [&](const SumRow& row, int, int) {
       return Goal<float>{element<float>(p, row), p.out_stride, 8 * p.out_stride};
     });
