@@ -228,43 +228,6 @@ class Producer {
   Four upcoming_[C::rows / 64];
 };
 
-// The bias of `count` columns, 0 where there is none.
-template <class T, int count>
-__device__ __forceinline__ void load_bias(const ConvParams& p, int n, float (&bias)[count]) {
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    bias[i] = 0;
-    if (p.bias != nullptr && n + i < p.c_out) bias[i] = widen(static_cast<const T*>(p.bias)[n + i]);
-  }
-}
-
-// Where 16 bytes of y begin.
-struct YPlace {
-  int64_t row;
-  int n;
-};
-
-// Bias, one rounding, and 16 bytes of y.
-template <class T, int count>
-__device__ __forceinline__ void finish_piece(const ConvParams& p,
-                                             const YPlace& at,
-                                             const float (&sums)[count],
-                                             const float (&bias)[count]) {
-  T* const y = static_cast<T*>(p.y) + at.row * p.y_stride;
-  alignas(16) T out[count];
-  uint32_t broken = 0;
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    broken |= static_cast<uint32_t>(isnan(sums[i])) << i;
-    store(sums[i] + bias[i], &out[i]);
-  }
-  *reinterpret_cast<uint4*>(y + at.n) = *reinterpret_cast<const uint4*>(out);
-  for (; broken != 0; broken &= broken - 1) {
-    const int n = at.n + __ffs(broken) - 1;
-    if (n < p.c_out) store(p.with_bias<T>(n, p.result_again<T>(at.row, n)), y + n);
-  }
-}
-
 template <int count>
 __device__ __forceinline__ void add_floats(const float* from, float (&v)[count]) {
 #pragma unroll
@@ -355,24 +318,6 @@ __global__ void __launch_bounds__(threads, C::ctas_of_sm)
   if constexpr (runs_here<C::math>()) convolve_tile<C>(p);
 }
 
-// y from the sums of the slices.
-template <class T>
-__global__ void finish(const __grid_constant__ ConvParams p) {
-  constexpr int count = 16 / sizeof(T);
-  const int pieces = (p.c_out + count - 1) / count;
-  for (int64_t i = thread_index(); i < p.rows * pieces; i += thread_count()) {
-    const int64_t row = i / pieces;
-    const int n = static_cast<int>(i % pieces) * count;
-    float v[count] = {};
-    for (int slice = 0; slice < p.slices; ++slice) {
-      add_floats(p.sums + (slice * p.rows + row) * p.sums_stride + n, v);
-    }
-    float bias[count];
-    load_bias<T>(p, n, bias);
-    finish_piece<T>(p, {row, n}, v, bias);
-  }
-}
-
 inline ConvParams conv_params(const Variant& variant, const ConvArgs& args) {
   ConvParams p = {PassArgs(args)};
   p.x_row_bytes = static_cast<uint32_t>(args.x.stride * size_of(args.x.dtype));
@@ -421,7 +366,8 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
   }
   if (p.slices == 1) return;
   const int64_t pieces = p.rows * ceil_div(p.c_out, C::per_piece);
-  launch(ctx, {.blocks = ceil_div(pieces, 256)}, finish<typename C::T>, p);
+  launch(ctx, {.blocks = ceil_div(pieces, 256)}, finish<typename C::T>, p, p.sums, p.sums_stride,
+         p.slices);
 }
 
 template <Math math, bool in_contiguous>

@@ -121,10 +121,9 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   };
   if (slicing.split && buffers > 1) {
     launch_groups({.groups = p.groups, .finish = false, .group_buffers = p.slices});
-    p.added = buffers;
     Grid grid = over(ctx, p.rows * p.partial_stride / 8);
     grid.overlaps = true;
-    launch(ctx, grid, finish_rows<typename C::Result>, p);
+    launch(ctx, grid, finish<typename C::Result>, p, p.partials, p.partial_stride, buffers);
   } else if (chained) {
     for (int g = 0; g < p.groups; ++g) {
       launch_groups(
@@ -174,7 +173,7 @@ template void convolve<Math::VOXGEMM_MATH>(
 
 template <Math math>
 void load_convolve() {
-  load(finish_rows<typename Config<math, shapes[0], true>::Result>);
+  load(finish<typename Config<math, shapes[0], true>::Result>);
 }
 
 template void load_convolve<Math::VOXGEMM_MATH>();

@@ -41,7 +41,7 @@
 //
 // Several groups: all but the last write partial sums (implicit_gemm_sm90_sums.cuh), and the last
 // adds them. It is launched after the others and overlaps their end: it multiplies at once and
-// waits before it reads partial sums. Several slices: all write partial sums, finish_rows() adds.
+// waits before it reads partial sums. Several slices: all write partial sums, finish() adds.
 //
 // Lost against this in measurement (one H200): clusters with multicast weights (1.4 to 1.7 times
 // slower; the hardware merges equal reads of neighbouring CTAs); one-row tensor copies for the

@@ -244,49 +244,4 @@ __device__ __forceinline__ void store_partial(
   }
 }
 
-// Finishes y from partial sums alone: a thread adds eight columns of a row.
-template <class T>
-__global__ void finish_rows(const __grid_constant__ ConvParams p) {
-  ptx::wait_for_last_launch();
-  const int64_t pieces = p.partial_stride / 8;
-  const int64_t buffer_size = p.rows * p.partial_stride;
-  for (int64_t i = thread_index(); i < p.rows * pieces; i += thread_count()) {
-    const int64_t row = i / pieces;
-    const int n = static_cast<int>(i % pieces) * 8;
-    const float* part = p.partials + i * 8;
-    float sum[8] = {};
-#pragma unroll 8
-    for (int buffer = 0; buffer < p.added; ++buffer) {
-      const auto* from = reinterpret_cast<const float4*>(part + buffer * buffer_size);
-      const float4 low = __ldcg(from);
-      const float4 high = __ldcg(from + 1);
-      const float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-      for (int e = 0; e < 8; ++e) sum[e] += v[e];
-    }
-    T* const y = static_cast<T*>(p.y) + row * p.y_stride + n;
-    uint32_t broken = 0;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      broken |= static_cast<uint32_t>(isnan(sum[e])) << e;
-      if (p.bias != nullptr) sum[e] += bias_at<T>(p, n + e);
-    }
-    if constexpr (sizeof(T) == 4) {
-      *reinterpret_cast<float4*>(y) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-      if (n + 4 < p.c_out) {
-        *reinterpret_cast<float4*>(y + 4) = make_float4(sum[4], sum[5], sum[6], sum[7]);
-      }
-    } else {
-      uint32_t word[4];
-#pragma unroll
-      for (int e = 0; e < 8; e += 2) word[e / 2] = pack_two(sum[e], sum[e + 1], T());
-      store_16(y, word);
-    }
-    for (; broken != 0; broken &= broken - 1) {
-      const int at = n + __ffs(broken) - 1;
-      if (at < p.c_out) repair<T>(p, row, at);
-    }
-  }
-}
-
 }  // namespace voxgemm::cuda::sm90

@@ -8,6 +8,7 @@
 #include "conv/kernel.h"
 #include "cuda/float.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/ptx/barrier.cuh"
 
 namespace voxgemm::cuda {
 
@@ -129,6 +130,74 @@ __global__ void add_slices(const __grid_constant__ PassArgs p,
       at.tap = static_cast<int>(i / p.c_out / p.c_in);
     }
     p.finish_gradient<T>(at, sum);
+  }
+}
+
+// The bias of `count` columns, 0 where there is none.
+template <class T, int count>
+__device__ __forceinline__ void load_bias(const PassArgs& p, int n, float (&bias)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    bias[i] = 0;
+    if (p.bias != nullptr && n + i < p.c_out) bias[i] = widen(static_cast<const T*>(p.bias)[n + i]);
+  }
+}
+
+// Where 16 bytes of y begin.
+struct YPlace {
+  int64_t row;
+  int n;
+};
+
+// Bias, one rounding, and 16 bytes of y.
+template <class T, int count>
+__device__ __forceinline__ void finish_piece(const PassArgs& p,
+                                             const YPlace& at,
+                                             const float (&sums)[count],
+                                             const float (&bias)[count]) {
+  T* const y = static_cast<T*>(p.y) + at.row * p.y_stride;
+  alignas(16) T out[count];
+  uint32_t broken = 0;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    broken |= static_cast<uint32_t>(isnan(sums[i])) << i;
+    store(sums[i] + bias[i], &out[i]);
+  }
+  *reinterpret_cast<uint4*>(y + at.n) = *reinterpret_cast<const uint4*>(out);
+  for (; broken != 0; broken &= broken - 1) {
+    const int n = at.n + __ffs(broken) - 1;
+    if (n < p.c_out) store(p.with_bias<T>(n, p.result_again<T>(at.row, n)), y + n);
+  }
+}
+
+// y from the sums of slices, [slices, rows, stride], in order. A launch that overlaps the one
+// before waits for it.
+template <class T>
+__global__ void finish(PassArgs p, const float* sums, int64_t stride, int slices) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  ptx::wait_for_last_launch();
+#endif
+  constexpr int count = 16 / sizeof(T);
+  const int pieces = (p.c_out + count - 1) / count;
+  for (int64_t i = thread_index(); i < p.rows * pieces; i += thread_count()) {
+    const int64_t row = i / pieces;
+    const int n = static_cast<int>(i % pieces) * count;
+    float v[count] = {};
+#pragma unroll 8
+    for (int slice = 0; slice < slices; ++slice) {
+#pragma unroll
+      for (int e = 0; e < count; e += 4) {
+        const float* from = sums + (slice * p.rows + row) * stride + n + e;
+        const float4 four = __ldcg(reinterpret_cast<const float4*>(from));
+        v[e] += four.x;
+        v[e + 1] += four.y;
+        v[e + 2] += four.z;
+        v[e + 3] += four.w;
+      }
+    }
+    float bias[count];
+    load_bias<T>(p, n, bias);
+    finish_piece<T>(p, {row, n}, v, bias);
   }
 }
 
