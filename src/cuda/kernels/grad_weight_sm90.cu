@@ -112,8 +112,7 @@ void run(const Context& ctx, const Schedule& schedule, Params p) {
           .threads = C::threads,
           .shared_bytes = C::fixed_bytes + adding.shared_bytes},
          grad_weight_sm90::grad_weight<C>, p);
-  if (p.w_is_f32) return launch(ctx, adding, add_pieces<C, float>, p);
-  launch(ctx, adding, add_pieces<C, typename C::Source>, p);
+  launch(ctx, adding, add_pieces<C>, p);
 }
 
 // Groups of a masked schedule have that many taps at most.

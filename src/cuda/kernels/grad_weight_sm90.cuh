@@ -47,7 +47,7 @@
 //
 // Rows past the end of a batch are zeros on both sides. A row that lacks a tap of its batch is zero
 // on the side of x alone, and zero times an infinite dy is NaN, which an absent pair must not make:
-// a warp with NaN among its sums computes those once more, over present pairs only (repair()).
+// sums that are NaN when they are written are computed once more, over present pairs only.
 //
 // A copy instruction of a warp (512 bytes) takes 13 clocks on an H200, and zeros count like rows.
 // Lost (H200, bf16): seven warps that copy and one that indexes, whose loads and stores wait behind

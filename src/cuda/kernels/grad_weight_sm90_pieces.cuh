@@ -15,7 +15,7 @@ namespace voxgemm::cuda::grad_weight_sm90 {
 constexpr int batch_rows = 64;
 constexpr int tile_rows = 256;
 
-// x and dy as they were given, which repair() reads.
+// x and dy as they were given, which is what is read where sums are NaN.
 struct Params : PassArgs {
   // Output rows in the order of a schedule, or null: then as they are.
   const int4* tiles = nullptr;      // of tile_rows rows
@@ -57,6 +57,8 @@ struct Config {
   static constexpr int columns = columns_;  // output channels
   // Batches are those of a schedule; else rows that have the tap are gathered into batches.
   static constexpr bool scheduled = taps > 1;
+  // Zeros stand for absent rows; or terms of an infinite value are not its terms.
+  static constexpr bool has_absent = scheduled || terms > 1;
   // Blocks of 64 columns that a tap fills, or taps that fill one.
   static constexpr int in_blocks = ins < 64 ? 1 : ins / 64;
   static constexpr int block_taps = ins < 64 ? 64 / ins : 1;
@@ -292,29 +294,6 @@ class Batches {
   int count_;
   int base_ = 0;
   uint32_t found_ = 0;
-};
-
-// The output rows of a batch.
-struct BatchRows {
-  const int32_t* order;  // null: first, first + 1, ...
-  int64_t first;
-  int count;
-
-  __device__ __forceinline__ BatchRows(const Params& p, int batch) {
-    order = p.order;
-    first = static_cast<int64_t>(batch) * batch_rows;
-    int64_t end = p.rows;
-    if (p.tiles != nullptr) {
-      constexpr int quarters = tile_rows / batch_rows;
-      const int4 tile = __ldg(p.tiles + batch / quarters);
-      first = tile.x + static_cast<int64_t>(batch % quarters) * batch_rows;
-      end = static_cast<int64_t>(tile.x) + tile.z;
-    }
-    count = static_cast<int>(max(min(end - first, static_cast<int64_t>(batch_rows)), int64_t{0}));
-  }
-  __device__ __forceinline__ int64_t row(int i) const {
-    return order != nullptr ? __ldg(order + first + i) : first + i;
-  }
 };
 
 }  // namespace voxgemm::cuda::grad_weight_sm90

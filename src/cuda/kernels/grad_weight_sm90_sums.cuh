@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What becomes of the sums of a piece: they are written, computed anew where they are NaN, and
-// added to those of other teams; see grad_weight_sm90.cuh.
+// What becomes of the sums of a piece: they are written, or left for add_pieces() to add to those
+// of other teams; see grad_weight_sm90.cuh.
 
 #include "cuda/kernels/grad_weight_sm90_pieces.cuh"
 #include "cuda/ptx/barrier.cuh"
@@ -14,125 +14,55 @@ namespace voxgemm::cuda::grad_weight_sm90 {
 template <class C>
 using Sums = float[C::own_blocks][C::columns / 2];
 
-// Where a thread's sums belong: d[m][4 * j + 2 * h + e] to tap tap(m) of the group, input channel
-// in(m) + 8 * h and output channel out() + 8 * j + e of the tile.
-template <class C>
-struct Place {
-  int thread;  // of the consumers' 256
-
-  __device__ __forceinline__ int row() const { return thread % 128 / 32 * 16 + thread % 32 / 4; }
-  __device__ __forceinline__ int block(int m) const { return thread / 128 * C::own_blocks + m; }
-  __device__ __forceinline__ int tap(int m) const {
-    return block(m) / C::in_blocks * C::block_taps + row() / C::width;
-  }
-  __device__ __forceinline__ int in(int m) const {
-    return block(m) % C::in_blocks * 64 + row() % C::width;
-  }
-  __device__ __forceinline__ int out() const { return thread % 4 * 2; }
-};
-
-// A thread's sums (m, h) of an entry of dw.
-struct SumRow {
-  int tap;
-  int in;
-  int out;  // of (j, e) = (0, 0)
-  bool exists;
+// Where d[m][4 * j] of a consumer thread belongs, in no tap where that is negative. Sum 2 * h + e
+// behind it belongs to input channel in + 8 * h and output channel out + e.
+struct Four {
+  int thread;  // of 256
+  int m;
+  int j;
 };
 template <class C>
-__device__ __forceinline__ SumRow
-sum_row(const Params& p, const Piece& piece, const Place<C>& place, int m, int h) {
-  const int tap = piece.tap(place.tap(m));
-  const int in = piece.block / p.out_blocks * C::ins + place.in(m) + h * 8;
-  const int out = piece.block % p.out_blocks * C::columns + place.out();
-  return {tap, in, out, tap >= 0 && in < p.c_in};
+__device__ __forceinline__ WeightPlace place_of(const Params& p,
+                                                const Piece& piece,
+                                                const Four& four) {
+  const int row = four.thread % 128 / 32 * 16 + four.thread % 32 / 4;
+  const int block = four.thread / 128 * C::own_blocks + four.m;
+  return {piece.tap(block / C::in_blocks * C::block_taps + row / C::width),
+          piece.block / p.out_blocks * C::ins + block % C::in_blocks * 64 + row % C::width,
+          piece.block % p.out_blocks * C::columns + 8 * four.j + four.thread % 4 * 2};
+}
+__device__ __forceinline__ bool exists(const Params& p, const WeightPlace& at) {
+  return at.tap >= 0 && at.in < p.c_in && at.out < p.c_out;
 }
 
-// The element of dw.
-template <class Out>
-__device__ __forceinline__ Out* element(const Params& p, const SumRow& row) {
-  return static_cast<Out*>(p.w) + p.place_of({row.tap, row.in, row.out});
-}
-
-// Element (j, e) of (m, h) is at[j * eight + e * one].
-template <class Out>
-struct Goal {
-  Out* at;
-  int64_t one;
-  int64_t eight;
-};
-
+// Writes all sums of a thread, and those that are NaN again.
 template <class C, class Out>
-__device__ __forceinline__ void store_sums(const Params& p,
-                                           const SumRow& row,
-                                           const Goal<Out>& goal,
-                                           const float (&d)[C::columns / 4]) {
-  if (!row.exists) return;
-#pragma unroll
-  for (int i = 0; i < C::columns / 4; ++i) {
-    if (row.out + i / 2 * 8 + i % 2 < p.c_out)
-      goal.at[i / 2 * goal.eight + i % 2 * goal.one] = Out(d[i]);
-  }
-}
-
-// The sums of a row once more, over present pairs only. By a whole warp, each lane for its own row.
-template <class C>
-__device__ __forceinline__ void repair(const Params& p,
-                                       const Piece& piece,
-                                       const SumRow& to,
-                                       float (&d)[C::columns / 4]) {
-  using T = typename C::Source;
-#pragma unroll
-  for (int i = 0; i < C::columns / 4; ++i) d[i] = 0;
-  Batches batches(p, piece);
-  for (int batch = batches.next(); batch >= 0; batch = batches.next()) {
-    const BatchRows rows(p, batch);
-    for (int r = 0; r < rows.count; ++r) {
-      const int64_t row = rows.row(r);
-      const int from = to.exists ? p.neighbours[to.tap * p.rows + row] : -1;
-      if (from < 0) continue;
-      const T* x = static_cast<const T*>(p.x) + from * p.x_stride;
-      const T* dy = static_cast<const T*>(p.y) + row * p.y_stride;
-      const auto value = static_cast<float>(x[to.in]);
-#pragma unroll
-      for (int i = 0; i < C::columns / 4; ++i) {
-        const int n = to.out + i / 2 * 8 + i % 2;
-        if (n < p.c_out) d[i] += value * static_cast<float>(dy[n]);
-      }
-    }
-  }
-}
-
-// Stores every (m, h) at goal(m, h), unless that was done, and what is NaN again.
-template <class C, class Out, class GoalOf>
-__device__ __forceinline__ void write_sums(
-    const Params& p, const Piece& piece, const Sums<C>& d, bool stored, const GoalOf& goal) {
-  const Place<C> place = {static_cast<int>(threadIdx.x) - 256};
-  uint32_t broken = 0;
+__device__ __forceinline__ void write_sums(const Params& p, const Piece& piece, const Sums<C>& d) {
+  const int thread = static_cast<int>(threadIdx.x) - 256;
+  uint32_t broken = 0;  // of columns 8 * j + e, bit 2 * j + e
 #pragma unroll
   for (int m = 0; m < C::own_blocks; ++m) {
+    const WeightPlace first = place_of<C>(p, piece, {thread, m, 0});
+    Out* const to = static_cast<Out*>(p.w) + p.place_of(first);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const SumRow row = sum_row<C>(p, piece, place, m, h);
-      float sums[C::columns / 4];
-      bool nan = false;
-#pragma unroll
-      for (int i = 0; i < C::columns / 4; ++i) {
-        sums[i] = d[m][i / 2 * 4 + h * 2 + i % 2];
-        nan = nan || (row.out + i / 2 * 8 + i % 2 < p.c_out && isnan(sums[i]));
-      }
-      if (!stored) store_sums<C, Out>(p, row, goal(row, m, h), sums);
-      broken |= static_cast<uint32_t>(row.exists && nan) << (2 * m + h);
+    for (int i = 0; i < C::columns / 2; ++i) {
+      const int in = i / 2 % 2 * 8;
+      const int out = i / 4 * 8 + i % 2;
+      if (!exists(p, {first.tap, first.in + in, first.out + out})) continue;
+      to[in * p.in_stride + out * p.out_stride] = Out(d[m][i]);
+      broken |= static_cast<uint32_t>(isnan(d[m][i])) << (i / 4 * 2 + i % 2);
     }
   }
-  if constexpr (C::taps > 1 || C::terms > 1) {
-    broken = __reduce_or_sync(0xffffffff, broken);
-    for (; broken != 0; broken &= broken - 1) {
-      const int m = (__ffs(broken) - 1) / 2;
-      const int h = (__ffs(broken) - 1) % 2;
-      const SumRow row = sum_row<C>(p, piece, place, m, h);
-      float sums[C::columns / 4];
-      repair<C>(p, piece, row, sums);
-      store_sums<C, Out>(p, row, goal(row, m, h), sums);
+  if constexpr (!C::has_absent) return;
+  broken = __reduce_or_sync(0xffffffff, broken);
+  for (; broken != 0; broken &= broken - 1) {
+    const int column = __ffs(broken) - 1;
+    for (int row = 0; row < 2 * C::own_blocks; ++row) {
+      WeightPlace at = place_of<C>(p, piece, {thread, row / 2, column / 2});
+      at.in += row % 2 * 8;
+      at.out += column % 2;
+      using T = typename C::Source;
+      if (exists(p, at)) p.store_gradient<T>(at, p.gradient_again<T>(at));
     }
   }
 }
@@ -146,30 +76,20 @@ template <class C>
 __device__ __forceinline__ void finish_piece(const Params& p,
                                              const Piece& piece,
                                              const Sums<C>& d) {
-  if (!piece.whole) {
-    float* to = partials_of<C>(p, piece.slot, static_cast<int>(blockIdx.x) % p.members) +
-                4 * (static_cast<int>(threadIdx.x) - 256);
+  if (piece.whole) {
+    if (p.w_is_f32) return write_sums<C, float>(p, piece, d);
+    return write_sums<C, typename C::Source>(p, piece, d);
+  }
+  float* to = partials_of<C>(p, piece.slot, static_cast<int>(blockIdx.x) % p.members) +
+              4 * (static_cast<int>(threadIdx.x) - 256);
 #pragma unroll
-    for (int m = 0; m < C::own_blocks; ++m) {
+  for (int m = 0; m < C::own_blocks; ++m) {
 #pragma unroll
-      for (int j = 0; j < C::columns / 8; ++j) {
-        *reinterpret_cast<float4*>(to + (m * C::columns / 8 + j) * 1024) =
-            make_float4(d[m][4 * j], d[m][4 * j + 1], d[m][4 * j + 2], d[m][4 * j + 3]);
-      }
+    for (int j = 0; j < C::columns / 8; ++j) {
+      *reinterpret_cast<float4*>(to + (m * C::columns / 8 + j) * 1024) =
+          make_float4(d[m][4 * j], d[m][4 * j + 1], d[m][4 * j + 2], d[m][4 * j + 3]);
     }
-    return write_sums<C, float>(p, piece, d, true, [&](const SumRow&, int m, int h) {
-      return Goal<float>{to + m * C::columns / 8 * 1024 + 2 * h, 1, 1024};
-    });
   }
-  if (p.w_is_f32) {
-    return write_sums<C, float>(p, piece, d, false, [&](const SumRow& row, int, int) {
-      return Goal<float>{element<float>(p, row), p.out_stride, 8 * p.out_stride};
-    });
-  }
-  using T = typename C::Source;
-  write_sums<C, T>(p, piece, d, false, [&](const SumRow& row, int, int) {
-    return Goal<T>{element<T>(p, row), p.out_stride, 8 * p.out_stride};
-  });
 }
 
 // Pieces that a thread reads at once.
@@ -179,7 +99,7 @@ constexpr int add_threads = 256;
 // Row y of the grid: without a schedule (entry, member) or, where those are many, (boundary of two
 // teams, member), the first boundary within an entry standing for it; with one, the member. Column
 // x: four sums of all consumer threads.
-template <class C, class Out>
+template <class C>
 __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant__ Params p) {
   extern __shared__ AxisPlace starts[];
   ptx::wait_for_last_launch();
@@ -235,15 +155,17 @@ __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant_
       sum.w += more[t].w;
     }
   }
-  const Place<C> place = {static_cast<int>(threadIdx.x)};
+  const WeightPlace at = place_of<C>(p, piece, {static_cast<int>(threadIdx.x), m, j});
+  const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    SumRow row = sum_row<C>(p, piece, place, m, h);
-    row.out += 8 * j;
-    if (!row.exists) continue;
-    Out* to = element<Out>(p, row);
-    if (row.out < p.c_out) to[0] = Out(h == 0 ? sum.x : sum.z);
-    if (row.out + 1 < p.c_out) to[p.out_stride] = Out(h == 0 ? sum.y : sum.w);
+  for (int i = 0; i < 4; ++i) {
+    const WeightPlace own = {at.tap, at.in + i / 2 * 8, at.out + i % 2};
+    if (!exists(p, own)) continue;
+    if constexpr (C::has_absent) {
+      p.finish_gradient<typename C::Source>(own, sums[i]);
+    } else {
+      p.store_gradient<typename C::Source>(own, sums[i]);
+    }
   }
 }
 

@@ -475,7 +475,7 @@ __device__ __forceinline__ void write_item(const ConvParams& p,
     const int64_t broken_row = p.order[item.first + place];
     for (int e = 0; e < C::columns / 4; ++e) {
       const int n = item.column + e / 2 * 8 + threadIdx.x % 4 * 2 + e % 2;
-      if (n < p.c_out) repair<typename C::Result>(p, broken_row, n);
+      if (n < p.c_out) p.repair<typename C::Result>(broken_row, n);
     }
   }
 }

@@ -13,7 +13,7 @@
 // finishes a row adds them in the order of the buffers, so the bits do not depend on timing.
 //
 // A zero-filled row times an infinite weight is NaN, which an absent neighbour must not make. Sums
-// that come out NaN are therefore computed once more, only over present rows (repair()); finite
+// that come out NaN are therefore computed once more, only over present rows; finite
 // weights never get there. The same puts right what splitting f32 operands makes of infinite ones.
 
 #include <cuda_bf16.h>
@@ -101,12 +101,6 @@ __device__ __forceinline__ uint32_t pack_two(float low, float high, __half) {
 __device__ __forceinline__ uint32_t pack_two(float low, float high, __nv_bfloat16) {
   const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(two);
-}
-
-// Element (row, n) of y, computed once more over present rows only.
-template <class T>
-__device__ __forceinline__ void repair(const ConvParams& p, int64_t row, int n) {
-  store(p.with_bias<T>(n, p.result_again<T>(row, n)), static_cast<T*>(p.y) + row * p.y_stride + n);
 }
 
 template <class T>

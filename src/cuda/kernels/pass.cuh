@@ -81,16 +81,26 @@ struct PassArgs {
   __device__ Sum<T> with_bias(int n, Sum<T> sum) const {
     return bias != nullptr ? sum + Sum<T>(widen(static_cast<const T*>(bias)[n])) : sum;
   }
+  // Writes y[row, n] where it came out NaN.
+  template <class T>
+  __device__ void repair(int64_t row, int n) const {
+    store(with_bias<T>(n, result_again<T>(row, n)), static_cast<T*>(y) + row * y_stride + n);
+  }
 
   // dw there.
   template <class T>
   __device__ Sum<T> gradient_again(const WeightPlace& at) const {
+    constexpr int batch = 8;  // of rows whose loads are under way at a time
+    const T* from = static_cast<const T*>(x) + at.in;
+    const T* dy = static_cast<const T*>(y) + at.out;
     Sum<T> sum = 0;
-    for (int64_t row = 0; row < rows && !isnan(sum); ++row) {
-      const int32_t in = neighbours[at.tap * rows + row];
-      if (in < 0) continue;
-      sum += Sum<T>(widen(static_cast<const T*>(x)[in * x_stride + at.in])) *
-             Sum<T>(widen(static_cast<const T*>(y)[row * y_stride + at.out]));
+    for (int64_t first = 0; first < rows && !isnan(sum); first += batch) {
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        const int64_t row = first + i;
+        const int32_t in = row < rows ? neighbours[at.tap * rows + row] : -1;
+        if (in >= 0) sum += Sum<T>(widen(from[in * x_stride])) * Sum<T>(widen(dy[row * y_stride]));
+      }
     }
     return sum;
   }
@@ -166,7 +176,7 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
   *reinterpret_cast<uint4*>(y + at.n) = *reinterpret_cast<const uint4*>(out);
   for (; broken != 0; broken &= broken - 1) {
     const int n = at.n + __ffs(broken) - 1;
-    if (n < p.c_out) store(p.with_bias<T>(n, p.result_again<T>(at.row, n)), y + n);
+    if (n < p.c_out) p.repair<T>(at.row, n);
   }
 }
 
