@@ -70,14 +70,7 @@ Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) 
 }
 
 template <class C>
-void run(const Context& ctx, const Schedule& schedule, Params p) {
-  if (C::scheduled) {
-    const ScheduleParts& parts = schedule.parts();
-    p.tiles = parts.tiles.as<int4>();
-    p.masks = parts.masks.as<uint32_t>();
-    p.order = parts.order.as<int32_t>();
-    p.indices = parts.indices.as<int32_t>();
-  }
+void run(const Context& ctx, Params p) {
   p.groups = static_cast<int>(ceil_div(p.taps, C::taps));
   p.out_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
   p.blocks = static_cast<int>(ceil_div(p.c_in, C::ins)) * p.out_blocks;
@@ -85,7 +78,7 @@ void run(const Context& ctx, const Schedule& schedule, Params p) {
   int pieces = 2;  // of a team
   if (C::scheduled) {
     p.members = p.groups * p.blocks;
-    const int64_t useful_teams = ceil_div(p.batches(), batches_per_team);
+    const int64_t useful_teams = ceil_div(p.batches(true), batches_per_team);
     p.teams = static_cast<int>(std::clamp<int64_t>(multiprocessors(ctx) / p.members, 1,
                                                    std::max<int64_t>(useful_teams, 1)));
     pieces = 1;
@@ -97,7 +90,6 @@ void run(const Context& ctx, const Schedule& schedule, Params p) {
     p.members = division.members;
     const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
     p.teams = static_cast<int>(std::min<int64_t>(division.teams, useful_teams));
-    p.few_entries = p.groups * p.parts < p.teams;
     adding.columns = std::min(p.groups * p.parts, p.teams - 1) * int64_t{p.members};
     adding.shared_bytes = sizeof(unsigned long long) * (p.groups + 1);
   }
@@ -246,10 +238,13 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   const Size size = {args.w.taps, args.w.c_in, args.w.c_out};
   with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
     if constexpr (C::terms == 1) {
-      run<C>(ctx, *args.schedule, params_of(args, x.matrix, dy.matrix));
+      run<C>(ctx, params_of(args, x.matrix, dy.matrix));
     } else {
-      const sm90::SplitRows split = sm90::split_rows(ctx, C::terms, x.matrix, dy.matrix, C::width);
-      run<C>(ctx, *args.schedule, params_of(args, split.x, split.dy));
+      const sm90::SplitOperands split =
+          sm90::split_operands(ctx, C::terms == 2 ? Math::bf16x3 : Math::bf16x6,
+                               {sm90::as_weights(x.matrix), {C::width, C::terms * C::width}},
+                               {sm90::as_weights(dy.matrix), {64, C::terms * 64}});
+      run<C>(ctx, params_of(args, split.x_rows(), split.w_rows()));
     }
   });
 }

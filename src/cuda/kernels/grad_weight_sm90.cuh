@@ -271,7 +271,6 @@ __device__ __forceinline__ Blocks<C> blocks_of(const Shared& shared,
 // terms those that matter, the smallest first.
 template <class C, int chosen>
 __device__ __forceinline__ void multiply_blocks(Sums<C>& d, const Blocks<C>& at) {
-  using Multiply = ptx::Wgmma<typename C::T, C::columns, true, true>;
   const auto for_chosen = [](const auto& body) {
 #pragma unroll
     for (int m = 0; m < C::own_blocks; ++m) {
@@ -290,7 +289,8 @@ __device__ __forceinline__ void multiply_blocks(Sums<C>& d, const Blocks<C>& at)
             ptx::swizzled_operand(at.dy + i * 8192 + k * 2048, C::terms * 8192, 1024);
         for_chosen([&](int m) {
           const uint32_t rows = at.x[m] + (sum - i) * 8192 + k * 2048;
-          Multiply::add(d[m], ptx::swizzled_operand(rows, 8192, 1024), columns);
+          ptx::wgmma<typename C::T, C::columns, true, true>(
+              d[m], ptx::swizzled_operand(rows, 8192, 1024), columns);
         });
       }
     }

@@ -17,11 +17,6 @@ constexpr int tile_rows = 256;
 
 // x and dy as they were given, which is what is read where sums are NaN.
 struct Params : PassArgs {
-  // Output rows in the order of a schedule, or null: then as they are.
-  const int4* tiles = nullptr;      // of tile_rows rows
-  const uint32_t* masks = nullptr;  // of batch_rows rows
-  const int32_t* order = nullptr;
-  const int32_t* indices = nullptr;
   const long long* pairs_per_tap = nullptr;  // [taps]
   // As they are gathered, f32 in terms.
   const void* x_rows = nullptr;  // [n_in, c_in]
@@ -37,11 +32,11 @@ struct Params : PassArgs {
   int parts = 0;
   int teams = 0;
   unsigned long long* starts = nullptr;  // [groups + 1], for add_pieces()
-  bool few_entries = false;              // fewer than teams
   float* partials = nullptr;             // [2 * teams, members, piece_size], see Sums
 
-  __host__ __device__ int batches() const {
-    const int64_t rows_of_unit = tiles != nullptr ? tile_rows : batch_rows;
+  // Of the schedule's tiles, or of the rows as they are.
+  __host__ __device__ int batches(bool scheduled) const {
+    const int64_t rows_of_unit = scheduled ? tile_rows : batch_rows;
     return static_cast<int>((rows + rows_of_unit - 1) / rows_of_unit * rows_of_unit / batch_rows);
   }
 };
@@ -275,7 +270,7 @@ __device__ __forceinline__ Piece piece_of_member(const Params& p, const int* tap
 class Batches {
  public:
   __device__ __forceinline__ Batches(const Params& p, const Piece& piece)
-      : piece_(piece), count_(p.batches()) {}
+      : piece_(piece), count_(p.batches(false)) {}
   // -1 after the last.
   __device__ __forceinline__ int next() {
     while (found_ == 0) {

@@ -91,7 +91,7 @@ class BatchIndexer {
       : p_(p), shared_(shared) {}
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
-    const int count = p_.batches();
+    const int count = p_.batches(true);
     int taps[C::taps];  // 31 behind the last, where no batch has one
 #pragma unroll
     for (int j = 0; j < C::taps; ++j) taps[j] = piece.taps[j] < 0 ? 31 : piece.taps[j];

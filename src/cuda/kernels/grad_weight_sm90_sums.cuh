@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant_
     __syncthreads();
     const int number = member / p.members;
     member %= p.members;
-    const Entry entry = p.few_entries
+    const bool few_entries = p.groups * p.parts < p.teams;
+    const Entry entry = few_entries
                             ? entry_of(p, starts, number / p.parts, number % p.parts)
                             : entry_at(p, starts, static_cast<AxisPlace>(number + 1) << team_bits);
     const int first_team = static_cast<int>(entry.begin >> team_bits);
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant_
     piece.group = entry.group;
     piece.block = entry.part * p.members + member;
     if (first_team == last_team || piece.block >= p.blocks) return;
-    if (!p.few_entries && number != first_team) return;
+    if (!few_entries && number != first_team) return;
     first = 2 * first_team + 1;
     count = last_team - first_team + 1;
     step = 2;

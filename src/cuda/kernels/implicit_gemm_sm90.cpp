@@ -36,6 +36,7 @@ constexpr Row variants[] = {
     {.shape = 3, .groups = 3},
     {.shape = 4, .groups = 1},
     {.shape = 5, .groups = 1},
+    {.shape = 6, .groups = 1},
     {.shape = 0, .groups = 1, .split = true},
     {.shape = 2, .groups = 1, .split = true},
     {.shape = 3, .groups = 1, .split = true},
@@ -45,9 +46,7 @@ std::vector<Row> family_rows() {
   for (const Math math : {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6}) {
     for (Row row : variants) {
       row.math = math;
-      // The last shapes differ in what they are for.
-      if (!sm90::is_for(math, shapes[row.shape])) ++row.shape;
-      rows.push_back(row);
+      if (sm90::is_for(math, shapes[row.shape])) rows.push_back(row);
     }
   }
   return rows;
@@ -93,8 +92,10 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   aligned.y = y.matrix;
   std::shared_ptr<void> memory;
   if (sm90::is_split(row.math)) {
-    const sm90::SplitOperands split = sm90::split_operands(ctx, row.math, x.matrix, args.w);
-    aligned.x = split.x;
+    const sm90::SplitBlock block = sm90::split_block(row.math);
+    const sm90::SplitOperands split =
+        sm90::split_operands(ctx, row.math, {sm90::as_weights(x.matrix), block}, {args.w, block});
+    aligned.x = split.x_rows();
     aligned.w = split.w;
     memory = split.memory;
   } else {
@@ -133,7 +134,7 @@ Sizes sizes_of(Math math, const Problem& problem) {
   const bool backward = problem.pass == Pass::grad_input;
   const int c_in = backward ? problem.c_out : problem.c_in;
   return {problem.n_out, problem.geometry.taps(),
-          sm90::is_split(math) ? sm90::split_channels(math, c_in) : c_in,
+          sm90::is_split(math) ? sm90::split_channels(sm90::split_block(math), c_in) : c_in,
           backward ? problem.c_in : problem.c_out};
 }
 

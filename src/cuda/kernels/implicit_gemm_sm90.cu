@@ -50,30 +50,16 @@ CUtensorMap weight_map(const WeightsRef& w) {
 }
 
 inline ConvParams params_of(const ConvArgs& args, const ConvArgs& given) {
-  const ScheduleParts& parts = args.schedule->parts();
   ConvParams p = {PassArgs(given)};
   p.y = args.y.data;
   p.y_stride = args.y.stride;
   p.operand = args.x.data;
   p.operand_bytes = static_cast<uint32_t>(2 * args.x.stride);
   p.units = args.w.c_in;
-  p.tiles = parts.tiles.as<int4>();
-  p.masks = parts.masks.as<uint32_t>();
-  p.order = parts.order.as<int32_t>();
-  p.indices = parts.indices.as<int32_t>();
   p.groups = args.schedule->options().groups;
   p.partial_stride = ceil_div(p.c_out, 8) * 8;
   return p;
 }
-
-// Which groups a launch takes, and what becomes of their sums.
-struct Stage {
-  int first_group = 0;
-  int groups = 0;
-  int added = 0;
-  bool finish = true;
-  int group_buffers = 0;
-};
 
 template <class C>
 void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const Slicing& slicing) {
@@ -102,14 +88,10 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   int* const next_item = dealt ? Layout::at<int>(memory, counters) : nullptr;
   if (dealt) fill_bytes(ctx, next_item, 0, sizeof(int) * p.groups);
   bool overlaps = false;
-  const auto launch_groups = [&](const Stage& stage) {
-    p.first_group = stage.first_group;
-    p.launched_groups = stage.groups;
-    p.tile_count = static_cast<int>(group_tiles * stage.groups);
-    p.next_item = dealt ? next_item + stage.first_group : nullptr;
-    p.added = stage.added;
-    p.finish = stage.finish;
-    p.group_buffers = stage.group_buffers;
+  const auto launch_groups = [&](const Share& share) {
+    p.share = share;
+    p.tile_count = static_cast<int>(group_tiles * share.groups);
+    p.next_item = dealt ? next_item + share.first_group : nullptr;
     const int64_t items = int64_t{p.tile_count} * p.column_blocks * p.slices;
     launch(ctx,
            {.blocks = std::min<int64_t>(items, multiprocessors(ctx)),
@@ -136,36 +118,28 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   }
 }
 
-template <Math math, bool in_contiguous, size_t... i>
-void run_shape(const Context& ctx,
-               const ConvArgs& args,
-               const ConvArgs& given,
-               std::pair<int, Slicing> how,
-               std::index_sequence<i...>) {
-  const auto run_one = [&]<size_t shape>() {
-    if constexpr (is_for(math, shapes[shape])) {
-      if (how.first == static_cast<int>(shape)) {
-        run<Config<math, shapes[shape], in_contiguous>>(ctx, args, given, how.second);
-      }
-    }
-  };
-  (run_one.template operator()<i>(), ...);
-}
-
 template <Math math>
 void convolve(const Context& ctx,
               const ConvArgs& args,
               const ConvArgs& given,
               int shape,
               const Slicing& slicing) {
-  constexpr auto all = std::make_index_sequence<std::size(shapes)>();
-  // Split weights are contiguous along the input channels.
-  if constexpr (!is_split(math)) {
-    if (args.w.in_stride != 1) {
-      return run_shape<math, false>(ctx, args, given, {shape, slicing}, all);
+  const auto run_if = [&]<size_t i>() {
+    if constexpr (is_for(math, shapes[i])) {
+      if (shape != static_cast<int>(i)) return;
+      // Split weights are contiguous along the input channels.
+      if constexpr (!is_split(math)) {
+        if (args.w.in_stride != 1) {
+          return run<Config<math, shapes[i], false>>(ctx, args, given, slicing);
+        }
+      }
+      run<Config<math, shapes[i], true>>(ctx, args, given, slicing);
     }
-  }
-  run_shape<math, true>(ctx, args, given, {shape, slicing}, all);
+  };
+  const auto run_one = [&]<size_t... i>(std::index_sequence<i...>) {
+    (run_if.template operator()<i>(), ...);
+  };
+  run_one(std::make_index_sequence<std::size(shapes)>());
 }
 
 template void convolve<Math::VOXGEMM_MATH>(

@@ -69,28 +69,6 @@
 
 namespace voxgemm::cuda::sm90 {
 
-// What the instructions multiply, and the type of y and bias.
-template <Math math>
-struct Numbers {
-  using Operand = __nv_bfloat16;
-  using Result = float;
-};
-template <>
-struct Numbers<Math::f16> {
-  using Operand = __half;
-  using Result = __half;
-};
-template <>
-struct Numbers<Math::bf16> {
-  using Operand = __nv_bfloat16;
-  using Result = __nv_bfloat16;
-};
-template <>
-struct Numbers<Math::tf32> {
-  using Operand = ptx::Tf32;
-  using Result = float;
-};
-
 // The products of a stage: which 32 bytes of a row of A with which of a column of B.
 struct Products {
   int count = 4;
@@ -108,8 +86,12 @@ __device__ constexpr Products products_of(Math math, int depth) {
 template <Math math_, Shape shape, bool in_contiguous_>
 struct Config {
   static constexpr Math math = math_;
-  using Operand = typename Numbers<math>::Operand;
-  using Result = typename Numbers<math>::Result;
+  // What the instructions multiply, and the type of y and bias.
+  using Operand =
+      std::conditional_t<math == Math::f16,
+                         __half,
+                         std::conditional_t<math == Math::tf32, ptx::Tf32, __nv_bfloat16>>;
+  using Result = std::conditional_t<is_split(math), float, Operand>;
   static constexpr bool in_contiguous = in_contiguous_;
   static constexpr bool pingpong = shape.pingpong;
   static constexpr int rows = shape.rows;
@@ -146,23 +128,6 @@ struct Config {
   // Columns of a box of MN-major weights.
   static constexpr int box_columns = columns < 64 ? columns : 64;
 };
-
-template <class C>
-__device__ __forceinline__ void copy_weights(const CUtensorMap* map,
-                                             uint32_t to,
-                                             uint32_t barrier,
-                                             int3 place) {
-  // place: (input channel, tap, output channel)
-  if constexpr (C::in_contiguous) {
-    ptx::copy_box(to, map, barrier, place);
-  } else {
-#pragma unroll
-    for (int column = 0; column < C::columns; column += C::box_columns) {
-      ptx::copy_box(to + column * C::row_bytes, map, barrier,
-                    make_int3(place.z + column, place.y, place.x));
-    }
-  }
-}
 
 // What the producer's warps do.
 template <class C>
@@ -288,7 +253,7 @@ class Producer {
     ptx::barrier_wait(shared_.free + 8 * ring_.at, ring_.parity ^ 1);
     if (lane_ == 0 && member_ == ring_.at % C::team) {
       ptx::barrier_expect(full, C::b_bytes);
-      copy_weights<C>(weight_map_, shared_.stages + stage + C::a_bytes, full, place);
+      copy_weights(shared_.stages + stage + C::a_bytes, full, place);
     }
     const int channel = place.x + piece_ * 8;
     const bool unused = C::math == Math::bf16x6 && piece_ >= 6;
@@ -314,6 +279,18 @@ class Producer {
     ptx::copies_arrive(full);
   }
 
+  __device__ __forceinline__ void copy_weights(uint32_t to, uint32_t barrier, int3 place) const {
+    if constexpr (C::in_contiguous) {
+      ptx::copy_box(to, weight_map_, barrier, place);
+    } else {
+#pragma unroll
+      for (int column = 0; column < C::columns; column += C::box_columns) {
+        ptx::copy_box(to + column * C::row_bytes, weight_map_, barrier,
+                      make_int3(place.z + column, place.y, place.x));
+      }
+    }
+  }
+
   const ConvParams& p_;
   const CUtensorMap* weight_map_;
   const Shared& shared_;
@@ -334,7 +311,6 @@ template <class C, int first, int last>
 __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 2],
                                          uint32_t a,
                                          uint32_t b) {
-  using Multiply = ptx::Wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>;
   // Further on, descriptors differ by 16ths of the distance.
   const uint64_t rows = ptx::swizzled_operand<C::row_bytes>(a, 16, 8 * C::row_bytes);
 #pragma unroll
@@ -349,184 +325,119 @@ __device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 
   for (int i = 0; i < products.count; ++i) {
 #pragma unroll
     for (int block = first; block < last; ++block) {
-      Multiply::add(d[block], rows + (block * 64 * C::row_bytes + products.a[i] * 32) / 16,
-                    weights + products.b[i] * k_bytes / 16);
+      ptx::wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>(
+          d[block], rows + (block * 64 * C::row_bytes + products.a[i] * 32) / 16,
+          weights + products.b[i] * k_bytes / 16);
     }
   }
   ptx::wgmma_commit();
 }
 
-// The stages as a consumer goes through them.
+// What a consumer's warps do.
 template <class C>
-struct Stages {
-  const Shared& shared;
-  ptx::Ring<C::stages> ring;
-};
+class Consumer {
+ public:
+  __device__ __forceinline__ Consumer(const ConvParams& p, const Shared& shared)
+      : shared_(shared),
+        consumer_(threadIdx.x / 128 - 1),
+        k_blocks_((p.units + C::depth - 1) / C::depth),
+        items_(p, shared),
+        sums_(p) {}
 
-// Adds an item's steps to a consumer's sums. meanwhile() runs beside the last products.
-template <class C, class Meanwhile>
-__device__ __forceinline__ void multiply_item(const ConvParams& p,
-                                              const Item& item,
-                                              Stages<C>* stages,
-                                              float (&d)[C::row_blocks][C::columns / 2],
-                                              const Meanwhile& meanwhile) {
-  const Shared& shared = stages->shared;
-  ptx::Ring<C::stages>* const ring = &stages->ring;
-  const int consumer = threadIdx.x / 128 - 1;
-  const int k_blocks = (p.units + C::depth - 1) / C::depth;
-  const auto release = [&](int stage) {
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.free + 8 * stage);
-  };
-  const auto pin_all = [&] {
-#pragma unroll
-    for (int b = 0; b < C::row_blocks; ++b) ptx::pin(d[b]);
-  };
-  int multiplying = -1;  // the stage whose products may be unfinished
-  const auto drain = [&] {
-    ptx::wgmma_wait<0>();
-    pin_all();
-    if (multiplying >= 0) release(multiplying);
-    multiplying = -1;
-  };
-  const uint32_t mine = C::pingpong || consumer == 0 ? item.mask_0 : item.mask_1;
-  for (Walk walk(item, k_blocks); walk.left > 0; walk.next_tap(k_blocks)) {
-    const uint32_t tap = walk.taps & -walk.taps;
-    const bool low = (mine & tap) != 0;
-    const bool high = C::pingpong && (item.mask_1 & tap) != 0;
-    if (!low && !high) drain();
-    const int k_end = walk.k_end(k_blocks);
-    for (int k = walk.k; k < k_end; ++k) {
-      ptx::barrier_wait(shared.full + 8 * ring->at, ring->parity);
-      if (low || high) {
-        const uint32_t b = shared.stages + ring->at * C::stage_bytes + C::a_bytes;
-        const int first = C::pingpong ? 0 : consumer * C::row_blocks;
-        const uint32_t a = b - C::a_bytes + first * 64 * C::row_bytes;
-        ptx::proxy_fence();
-        if constexpr (C::pingpong) {
-          // A condition inside one group of products would put them one behind the other.
-          constexpr int half = C::row_blocks / 2;
-          if (low && high) {
-            multiply<C, 0, 2 * half>(d, a, b);
-          } else if (low) {
-            multiply<C, 0, half>(d, a, b);
-          } else {
-            multiply<C, half, 2 * half>(d, a, b);
-          }
+  __device__ __forceinline__ void run() {
+    uint32_t turn_parity = consumer_ ^ 1;  // the first turn is nobody's to give
+    Item item = items_.next();
+    for (int turn = 0; item.valid; ++turn, item = items_.next()) {
+      if (C::pingpong && turn % 2 != consumer_) {
+        ring_.skip(item.steps);
+        continue;
+      }
+      sums_.clear(item);
+      if (C::pingpong) {
+        ptx::barrier_wait(shared_.turn + 8 * consumer_, turn_parity);
+        turn_parity ^= 1;
+      }
+      multiply_item(item);
+      // The other one's products may go on behind these.
+      if (C::pingpong && threadIdx.x % 32 == 0) {
+        ptx::barrier_arrive(shared_.turn + 8 * (consumer_ ^ 1));
+      }
+      ptx::wait_for_last_launch();
+      sums_.prefetch_partials();
+      drain();
+      sums_.write(item);
+    }
+    // This launch must not end before the last one.
+    ptx::wait_for_last_launch();
+  }
+
+ private:
+  // Issues the products of all steps.
+  __device__ __forceinline__ void multiply_item(const Item& item) {
+    const uint32_t mine = C::pingpong || consumer_ == 0 ? item.mask_0 : item.mask_1;
+    for (Walk walk(item, k_blocks_); walk.left > 0; walk.next_tap(k_blocks_)) {
+      const uint32_t tap = walk.taps & -walk.taps;
+      const bool low = (mine & tap) != 0;
+      const bool high = C::pingpong && (item.mask_1 & tap) != 0;
+      if (!low && !high) drain();
+      const int k_end = walk.k_end(k_blocks_);
+      for (int k = walk.k; k < k_end; ++k) {
+        ptx::barrier_wait(shared_.full + 8 * ring_.at, ring_.parity);
+        if (low || high) {
+          multiply_stage(low, high);
+          ptx::wgmma_wait<1>();
+          release_multiplied();
+          multiplying_ = ring_.at;
         } else {
-          multiply<C, 0, C::row_blocks>(d, a, b);
+          release(ring_.at);
         }
-        ptx::wgmma_wait<1>();
-        pin_all();
-        if (multiplying >= 0) release(multiplying);
-        multiplying = ring->at;
+        ring_.next();
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply_stage(bool low, bool high) {
+    const uint32_t b = shared_.stages + ring_.at * C::stage_bytes + C::a_bytes;
+    const int first = C::pingpong ? 0 : consumer_ * C::row_blocks;
+    const uint32_t a = b - C::a_bytes + first * 64 * C::row_bytes;
+    ptx::proxy_fence();
+    if constexpr (C::pingpong) {
+      // A condition inside one group of products would put them one behind the other.
+      constexpr int half = C::row_blocks / 2;
+      if (low && high) {
+        multiply<C, 0, 2 * half>(sums_.d, a, b);
+      } else if (low) {
+        multiply<C, 0, half>(sums_.d, a, b);
       } else {
-        release(ring->at);
+        multiply<C, half, 2 * half>(sums_.d, a, b);
       }
-      ring->next();
+    } else {
+      multiply<C, 0, C::row_blocks>(sums_.d, a, b);
     }
   }
-  // The other one's products may go on behind these.
-  if (C::pingpong && threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.turn + 8 * (consumer ^ 1));
-  meanwhile();
-  drain();
-}
 
-// Writes a consumer's part of an item: partial sums, or the finished rows. row: of this lane's
-// sums, -1 past the tile's end.
-template <class C>
-__device__ __forceinline__ void write_item(const ConvParams& p,
-                                           const Item& item,
-                                           float (&d)[C::row_blocks][C::columns / 2],
-                                           const int (&row)[C::row_blocks][2]) {
-  uint32_t broken = 0;
-  const int64_t buffer = static_cast<int64_t>(item.group) * p.group_buffers + item.slice;
-  if (p.added > 0) {
-#pragma unroll
-    for (int b = 0; b < C::row_blocks; ++b) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) add_partials<C>(p, d[b], h, row[b][h], item.column);
-    }
+  __device__ __forceinline__ void drain() {
+    ptx::wgmma_wait<0>();
+    release_multiplied();
   }
-  if (p.finish && p.bias != nullptr) add_bias<C>(p, d, item.column);
-  if (!p.finish) {
+  __device__ __forceinline__ void release_multiplied() {
 #pragma unroll
-    for (int b = 0; b < C::row_blocks; ++b) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        store_partial<C>(p, d[b], h, row[b][h] < 0 ? -1 : buffer * p.rows + row[b][h], item.column);
-      }
-    }
-    return;
+    for (int b = 0; b < C::row_blocks; ++b) ptx::pin(sums_.d[b]);
+    if (multiplying_ >= 0) release(multiplying_);
+    multiplying_ = -1;
   }
-#pragma unroll
-  for (int b = 0; b < C::row_blocks; ++b) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const bool nan = store_row<C>(p, d[b], h, row[b][h], item.column);
-      broken |= static_cast<uint32_t>(nan) << (2 * b + h);
-    }
+  __device__ __forceinline__ void release(int stage) const {
+    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared_.free + 8 * stage);
   }
-  // Another lane of the quad stored the elements that this one repairs.
-  __syncwarp();
-  for (; broken != 0; broken &= broken - 1) {
-    const int at = __ffs(broken) - 1;
-    const int block = at / 2 + (C::pingpong ? 0 : (threadIdx.x / 128 - 1) * C::row_blocks);
-    const int place = block * 64 + threadIdx.x % 128 / 32 * 16 + at % 2 * 8 + threadIdx.x % 32 / 4;
-    const int64_t broken_row = p.order[item.first + place];
-    for (int e = 0; e < C::columns / 4; ++e) {
-      const int n = item.column + e / 2 * 8 + threadIdx.x % 4 * 2 + e % 2;
-      if (n < p.c_out) p.repair<typename C::Result>(broken_row, n);
-    }
-  }
-}
 
-template <class C>
-__device__ __forceinline__ void consume(const ConvParams& p, const Shared& shared) {
-  const int consumer = threadIdx.x / 128 - 1;
-  const int in_block = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-  Stages<C> stages{shared, {}};
-  uint32_t turn_parity = consumer ^ 1;  // the first turn is nobody's to give
-  bool waited = false;
-  Items<C> items(p, shared);
-  Item item = items.next();
-  for (int turn = 0; item.valid; ++turn) {
-    if (C::pingpong && turn % 2 != consumer) {
-      stages.ring.skip(item.steps);
-      item = items.next();
-      continue;
-    }
-    int row[C::row_blocks][2];
-    float d[C::row_blocks][C::columns / 2];
-#pragma unroll
-    for (int b = 0; b < C::row_blocks; ++b) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int block = C::pingpong ? b : consumer * C::row_blocks + b;
-        const int at = block * 64 + in_block + h * 8;
-        row[b][h] = at < item.rows ? __ldg(p.order + item.first + at) : -1;
-      }
-#pragma unroll
-      for (int i = 0; i < C::columns / 2; ++i) d[b][i] = 0;
-    }
-    if (C::pingpong) {
-      ptx::barrier_wait(shared.turn + 8 * consumer, turn_parity);
-      turn_parity ^= 1;
-    }
-    multiply_item<C>(p, item, &stages, d, [&] {
-      if (!waited) ptx::wait_for_last_launch();
-      waited = true;
-#pragma unroll
-      for (int b = 0; b < C::row_blocks; ++b) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) prefetch_partials<C>(p, row[b][h], item.column);
-      }
-    });
-    write_item<C>(p, item, d, row);
-    item = items.next();
-  }
-  // This launch must not end before the last one.
-  if (!waited) ptx::wait_for_last_launch();
-}
+  const Shared& shared_;
+  int consumer_;
+  int k_blocks_;
+  Items<C> items_;
+  Sums<C> sums_;
+  ptx::Ring<C::stages> ring_;
+  int multiplying_ = -1;  // the stage whose products may be unfinished
+};
 
 template <class C>
 __global__ void __launch_bounds__(C::threads, 1)
@@ -562,7 +473,7 @@ __global__ void __launch_bounds__(C::threads, 1)
     Producer<C>(p, &weight_map, shared).run();
   } else {
     ptx::registers_up<C::consumer_registers>();
-    consume<C>(p, shared);
+    Consumer<C>(p, shared).run();
   }
 }
 

@@ -19,11 +19,38 @@
 // be uniform, but nothing behind a loop that only some threads of a warp enter. Hence everybody
 // waits where thread 0 must, and prefetching has no loop.
 
-#include "cuda/kernels/implicit_gemm_sm90_sums.cuh"
+#include "cuda/kernels/pass.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/copy.cuh"
 
 namespace voxgemm::cuda::sm90 {
+
+// Which groups a launch takes, and what becomes of their sums.
+struct Share {
+  int first_group = 0;
+  int groups = 0;
+  int added = 0;       // the first so many buffers are added to the sums
+  bool finish = true;  // rows of y are written, else buffer group * group_buffers + slice
+  int group_buffers = 0;
+};
+
+// Of the operands as they were given, but y as it is written.
+struct ConvParams : PassArgs {
+  const void* operand = nullptr;  // x as it is gathered: [n_in, units]
+  uint32_t operand_bytes = 0;     // from row to row
+  int units = 0;                  // input channels as the kernels take them, 16 bits each
+  int tile_count = 0;             // of this launch, which takes consecutive groups
+  int group_tiles = 0;            // of each group
+  int chunk_tiles = 0;            // of each group in a whole chunk
+  Share share = {};
+  int column_blocks = 0;
+  int slices = 1;            // of the steps of a tile
+  int* next_item = nullptr;  // how many items were asked for; null: they are dealt in turn
+  bool tiles_first = false;  // items of neighbours are tiles, else column blocks
+  int groups = 0;
+  float* partials = nullptr;  // [buffers, rows, partial_stride]
+  int partial_stride = 0;     // c_out rounded up to 8
+};
 
 // Items that are known to the CTA and not yet to all of its warps.
 constexpr int item_slots = 4;
@@ -144,10 +171,10 @@ class Dealer {
       t = number_ / p_.column_blocks / p_.slices;
     }
     // Chunk by chunk, in a chunk group by group.
-    const int chunk = t / (p_.chunk_tiles * p_.launched_groups);
+    const int chunk = t / (p_.chunk_tiles * p_.share.groups);
     const int before = chunk * p_.chunk_tiles;  // of a group
-    t += before * (p_.groups - p_.launched_groups) +
-         p_.first_group * min(p_.chunk_tiles, p_.group_tiles - before);
+    t += before * (p_.groups - p_.share.groups) +
+         p_.share.first_group * min(p_.chunk_tiles, p_.group_tiles - before);
     tile_ = __ldg(p_.tiles + t);
     if constexpr (C::rows == 128) {
       const int2 masks = __ldg(reinterpret_cast<const int2*>(p_.masks) + t);

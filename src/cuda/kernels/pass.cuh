@@ -36,6 +36,11 @@ struct PassArgs {
   const void* bias;  // [c_out] or null
   void* y;           // [rows, c_out]; grad_weight: dy
   int64_t y_stride;
+  // Of a schedule by masks, else null; see ScheduleParts.
+  const int4* tiles = nullptr;
+  const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
+  const int32_t* order = nullptr;
+  const int32_t* indices = nullptr;  // [.., rows of a tile]
 
   explicit PassArgs(const ConvArgs& args)
       : neighbours(args.map->neighbours.as<int32_t>()),
@@ -53,7 +58,14 @@ struct PassArgs {
         w_is_f32(args.w.dtype == Dtype::f32),
         bias(args.bias),
         y(args.y.data),
-        y_stride(args.y.stride) {}
+        y_stride(args.y.stride) {
+    if (args.schedule == nullptr) return;
+    const ScheduleParts& parts = args.schedule->parts();
+    tiles = parts.tiles.as<int4>();
+    masks = parts.masks.as<uint32_t>();
+    order = parts.order.as<int32_t>();
+    indices = parts.indices.as<int32_t>();
+  }
 
   int64_t w_size() const { return int64_t{taps} * c_in * c_out; }
   __device__ int weight_tap(int tap) const { return mirror_taps ? taps - 1 - tap : tap; }

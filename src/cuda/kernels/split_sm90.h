@@ -2,51 +2,67 @@
 #pragma once
 
 #include "cuda/aligned.h"
+#include "cuda/device.h"
 #include "cuda/kernels/arithmetic_sm80.h"
 
 // f32 operands in the form that Hopper's matrix instructions read, made once a call: lines (rows of
-// x; the input channels of one tap and output channel of the weights) of 128-byte blocks,
-//   tf32     32 channels, rounded to tf32
-//   bf16x3   32 channels of the first pieces, then the same of the second ones
-//   bf16x6   16 channels of the first, of the second and of the third pieces, and 32 bytes unused
-// Piece i of a value is what i pieces leave of it, rounded to bf16. Channels beyond the last are
-// zeros, but in tf32 there are none beyond the last 16 bytes. A weight gradient, whose sums run
-// over rows, takes blocks of more channels of one piece; see split_rows().
+// x; the input channels of one tap and output channel of the weights) of blocks of channels,
+// rounded to tf32 or in so many pieces of bf16 as the arithmetic has products of: first pieces of
+// the block, then second ones, then third ones. Piece i of a value is what i pieces leave of it,
+// rounded to bf16. Channels beyond the last are zeros.
 namespace voxgemm::cuda::sm90 {
 
-// Operands seen as 16-bit ones of split_channels(c_in) channels, input channels contiguous.
-struct SplitOperands {
-  MatrixRef x;
-  WeightsRef w;
-  std::shared_ptr<void> memory;
+// 16-bit units that stand for so many channels, a multiple of 8.
+struct SplitBlock {
+  int channels;
+  int units;
 };
 
-constexpr int split_channels(sm80::Math math, int channels) {
-  switch (math) {
-    case sm80::Math::bf16x3:
-      return (channels + 31) / 32 * 64;
-    case sm80::Math::bf16x6:
-      return (channels + 15) / 16 * 64;
-    default:
-      return (channels + 3) / 4 * 8;
-  }
+// What implicit_gemm_sm90.cuh takes: pieces side by side in 128 bytes, of which bf16x6 uses 96. A
+// weight gradient, whose sums run over rows, takes blocks of more channels of one piece.
+constexpr SplitBlock split_block(sm80::Math math) {
+  if (math == sm80::Math::tf32) return {8, 16};
+  return {math == sm80::Math::bf16x3 ? 32 : 16, 64};
+}
+constexpr int split_channels(const SplitBlock& block, int channels) {
+  return (channels + block.channels - 1) / block.channels * block.units;
 }
 
-// x: aligned (aligned.h).
-SplitOperands split_operands(const Context& ctx,
-                             sm80::Math math,
-                             const MatrixRef& x,
-                             const WeightsRef& w);
-
-struct SplitRows {
-  MatrixRef x;
-  MatrixRef dy;
+// Seen as 16-bit operands of split_channels() input channels, contiguous. A matrix is weights of
+// one tap with a row for each output channel.
+struct SplitOperands {
+  WeightsRef x;
+  WeightsRef w;
   std::shared_ptr<void> memory;
+
+  MatrixRef x_rows() const { return rows(x); }
+  MatrixRef w_rows() const { return rows(w); }
+
+ private:
+  static MatrixRef rows(const WeightsRef& w) {
+    return {w.data, w.c_out, w.c_in, w.out_stride, w.dtype, w.device};
+  }
 };
 
-// Rows in `pieces` pieces: the first ones of `x_block` channels (of dy: 64), then the second ones
-// of the same and so on, then those of the next channels. x, dy: aligned.
-SplitRows split_rows(
-    const Context& ctx, int pieces, const MatrixRef& x, const MatrixRef& dy, int x_block);
+// An aligned matrix (aligned.h) as weights.
+inline WeightsRef as_weights(const MatrixRef& m) {
+  return {.data = m.data,
+          .taps = 1,
+          .c_in = static_cast<int>(ceil_div(m.cols, 4) * 4),
+          .c_out = static_cast<int>(m.rows),
+          .in_stride = 1,
+          .out_stride = m.stride,
+          .dtype = m.dtype,
+          .device = m.device};
+}
+
+struct SplitSource {
+  WeightsRef w;
+  SplitBlock block;
+};
+SplitOperands split_operands(const Context& ctx,
+                             sm80::Math math,
+                             const SplitSource& x,
+                             const SplitSource& w);
 
 }  // namespace voxgemm::cuda::sm90

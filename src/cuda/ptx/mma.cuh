@@ -97,10 +97,7 @@ __device__ __forceinline__ uint32_t to_bf16(float first, float second) {
 // thread is.
 __device__ __forceinline__ void copy_or_zero(uint32_t to, const void* from, bool present) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  const uint4 v = present ? __ldg(static_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
+  store_shared_16(to, present ? __ldg(static_cast<const int4*>(from)) : make_int4(0, 0, 0, 0));
 #else
   copy_16(to, from, present);
 #endif

@@ -68,11 +68,9 @@ struct WgmmaWords<Tf32, false, false> {
 };
 
 template <class T, int columns, bool transposed_a, bool transposed_b>
-struct Wgmma;
-
-template <class T, bool transposed_a, bool transposed_b>
-struct Wgmma<T, 32, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, transposed_b> {
-  static __device__ __forceinline__ void add(float (&d)[16], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void wgmma(float (&d)[columns / 2], uint64_t a, uint64_t b) {
+  using Words = WgmmaWords<T, transposed_a, transposed_b>;
+  if constexpr (columns == 32) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n32%18 {"
         "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
@@ -80,13 +78,8 @@ struct Wgmma<T, 32, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, tr
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
           "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
           "+f"(d[14]), "+f"(d[15])
-        : "l"(a), "l"(b), "C"(Wgmma::type), "C"(Wgmma::layout));
-  }
-};
-
-template <class T, bool transposed_a, bool transposed_b>
-struct Wgmma<T, 64, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, transposed_b> {
-  static __device__ __forceinline__ void add(float (&d)[32], uint64_t a, uint64_t b) {
+        : "l"(a), "l"(b), "C"(Words::type), "C"(Words::layout));
+  } else if constexpr (columns == 64) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n64%34 {"
         "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
@@ -97,13 +90,8 @@ struct Wgmma<T, 64, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, tr
           "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
           "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
           "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "l"(a), "l"(b), "C"(Wgmma::type), "C"(Wgmma::layout));
-  }
-};
-
-template <class T, bool transposed_a, bool transposed_b>
-struct Wgmma<T, 128, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, transposed_b> {
-  static __device__ __forceinline__ void add(float (&d)[64], uint64_t a, uint64_t b) {
+        : "l"(a), "l"(b), "C"(Words::type), "C"(Words::layout));
+  } else if constexpr (columns == 128) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n128%66 {"
         "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
@@ -120,13 +108,8 @@ struct Wgmma<T, 128, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, t
           "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
           "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
           "+f"(d[63])
-        : "l"(a), "l"(b), "C"(Wgmma::type), "C"(Wgmma::layout));
-  }
-};
-
-template <class T, bool transposed_a, bool transposed_b>
-struct Wgmma<T, 256, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, transposed_b> {
-  static __device__ __forceinline__ void add(float (&d)[128], uint64_t a, uint64_t b) {
+        : "l"(a), "l"(b), "C"(Words::type), "C"(Words::layout));
+  } else if constexpr (columns == 256) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n256%130 {"
         "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
@@ -156,8 +139,8 @@ struct Wgmma<T, 256, transposed_a, transposed_b> : WgmmaWords<T, transposed_a, t
           "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]),
           "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
           "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-        : "l"(a), "l"(b), "C"(Wgmma::type), "C"(Wgmma::layout));
+        : "l"(a), "l"(b), "C"(Words::type), "C"(Words::layout));
   }
-};
+}
 
 }  // namespace voxgemm::cuda::ptx
