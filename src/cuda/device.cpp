@@ -39,14 +39,23 @@ bool is_capturing(const Context& ctx) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+namespace {
+
+int attribute(cudaDeviceAttr which, const Device& device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device.index), "cudaDeviceGetAttribute");
+  return value;
+}
+
+}  // namespace
+
 int architecture(const Device& device) {
-  int major = 0;
-  int minor = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index),
-             "cudaDeviceGetAttribute");
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index),
-             "cudaDeviceGetAttribute");
-  return 10 * major + minor;
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+         attribute(cudaDevAttrComputeCapabilityMinor, device);
+}
+
+int multiprocessors(const Context& ctx) {
+  return attribute(cudaDevAttrMultiProcessorCount, ctx.device);
 }
 
 std::string model(const Device& device) {
@@ -80,13 +89,6 @@ double time_calls(const Context& ctx, int calls, const std::function<void()>& wo
   float milliseconds = 0;
   check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
   return milliseconds * 1e-3;
-}
-
-int multiprocessors(const Context& ctx) {
-  int count = 0;
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, ctx.device.index),
-             "cudaDeviceGetAttribute");
-  return count;
 }
 
 void fill_bytes(const Context& ctx, void* data, int value, size_t bytes) {

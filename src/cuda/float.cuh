@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "core/dispatch.h"
 #include "voxgemm/types.h"
 
@@ -11,30 +13,17 @@ namespace voxgemm::cuda {
 
 // What sums of a type are kept in.
 template <class T>
-struct SumOf {
-  using type = float;
-};
-template <>
-struct SumOf<double> {
-  using type = double;
-};
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
 template <class T>
-using Sum = typename SumOf<T>::type;
-
-__device__ inline float widen(__half value) { return __half2float(value); }
-__device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ inline float widen(float value) { return value; }
-__device__ inline double widen(double value) { return value; }
-
+__device__ inline Sum<T> widen(T value) {
+  return static_cast<Sum<T>>(value);
+}
 // One rounding to nearest even.
-__device__ inline void store(float value, __half* out) { *out = __float2half_rn(value); }
-__device__ inline void store(double value, __half* out) { *out = __double2half(value); }
-__device__ inline void store(float value, __nv_bfloat16* out) { *out = __float2bfloat16_rn(value); }
-__device__ inline void store(double value, __nv_bfloat16* out) { *out = __double2bfloat16(value); }
-__device__ inline void store(float value, float* out) { *out = value; }
-__device__ inline void store(double value, float* out) { *out = static_cast<float>(value); }
-__device__ inline void store(double value, double* out) { *out = value; }
-__device__ inline void store(float value, double* out) { *out = value; }
+template <class From, class To>
+__device__ inline void store(From value, To* out) {
+  *out = static_cast<To>(value);
+}
 
 // As voxgemm::dispatch_float, with the types of device code.
 template <class Body>

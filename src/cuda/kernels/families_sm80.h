@@ -23,7 +23,7 @@ template <Math math>
 void convolve(const Context& ctx, const Variant& variant, const ConvArgs& args);
 template <Math math>
 void grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args);
-// See load.cuh.
+// See load() of launch.cuh.
 template <Math math>
 void load_convolve();
 

@@ -26,50 +26,21 @@
 // sums that come out NaN are computed once more, over present rows; finite operands never get
 // there.
 
-#include "cuda/kernels/families_sm80.h"
 #include "cuda/kernels/tile_sm80.cuh"
-#include "cuda/launch.cuh"
 
 namespace voxgemm::cuda::sm80 {
 
-// Where sums go: element (tap, in, out) of dW, or of a slice's sums.
-struct Gradient {
-  void* data = nullptr;
-  int64_t tap_stride = 0;
-  int64_t in_stride = 0;
-  int64_t out_stride = 0;
-  bool is_f32 = true;  // else the operands' type
-};
-
-struct GradParams {
-  const void* x = nullptr;  // [n_in, c_in]
-  uint32_t x_row_bytes = 0;
-  int c_in = 0;
-  const void* dy = nullptr;  // [rows, c_out]
+// w is where a CTA writes: dW, or f32 sums of the slices, one behind the other.
+struct GradParams : TileParams {
   uint32_t dy_row_bytes = 0;
-  int c_out = 0;
-  int64_t rows = 0;
-  int taps = 0;
-  const int32_t* neighbours = nullptr;  // [taps, rows]
-  // By mask, see ScheduleParts; of natural order null.
-  const int4* tiles = nullptr;
-  const uint32_t* masks = nullptr;  // [.., tile_rows / 64]
-  const int32_t* order = nullptr;
-  const int32_t* indices = nullptr;  // [.., tile_rows]
   int tile_rows = 64;
   int64_t group_tiles = 0;
   int groups = 1;
-  int pieces = 0;      // of 16 bytes, of a tap's input channels
   int row_blocks = 0;  // tiles of dW along a group's taps and input channels
-  int column_blocks = 0;
-  int slices = 1;
-  Gradient dw;
-  Gradient sums;  // of slice 0; dw where there is one slice
 };
 
 template <Math math, int rows, int cols>
-struct GradConfig
-    : Shape<math, rows, cols, false, false, sizeof(typename ElementOf<math>::type) == 2 ? 4 : 8> {
+struct GradConfig : Shape<math, rows, cols, false, false, sizeof(Element<math>) == 2 ? 4 : 8> {
   using S = typename GradConfig::Shape;
   static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words;
   static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
@@ -193,7 +164,7 @@ class GradProducer {
                                            {x + x_[c].piece * 16, p_.x_row_bytes}, x_rows_[c],
                                            present_ + ring * C::a_words + c);
     }
-    const auto* dy = static_cast<const char*>(p_.dy);
+    const auto* dy = static_cast<const char*>(p_.y);
 #pragma unroll
     for (int c = 0; c < C::b_panels; ++c) {
       const int column = tile_.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
@@ -252,53 +223,14 @@ class GradProducer {
   Four dy_rows_;
 };
 
-struct WeightPlace {
-  int tap;
-  int in;
-  int out;
-};
-
-// dW there, over present rows only.
-template <class T>
-__device__ float repaired(const GradParams& p, const WeightPlace& place) {
-  float sum = 0;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const int in = p.neighbours[place.tap * p.rows + row];
-    if (in < 0) continue;
-    const auto* x = static_cast<const char*>(p.x) + static_cast<uint64_t>(in) * p.x_row_bytes;
-    const auto* dy = static_cast<const char*>(p.dy) + row * p.dy_row_bytes;
-    sum += widen(reinterpret_cast<const T*>(x)[place.in]) *
-           widen(reinterpret_cast<const T*>(dy)[place.out]);
-    if (isnan(sum)) break;
-  }
-  return sum;
-}
-
-template <class T>
-__device__ __forceinline__ void finish_weight(const GradParams& p,
-                                              const WeightPlace& place,
-                                              float sum) {
-  if (isnan(sum)) sum = repaired<T>(p, place);
-  const Gradient& dw = p.dw;
-  const int64_t at =
-      place.tap * dw.tap_stride + place.in * dw.in_stride + place.out * dw.out_stride;
-  if (dw.is_f32) {
-    static_cast<float*>(dw.data)[at] = sum;
-  } else {
-    store(sum, static_cast<T*>(dw.data) + at);
-  }
-}
-
 template <class C>
 __device__ __forceinline__ void write_weight(const GradParams& p,
                                              int slice,
-                                             const WeightPlace& place,
+                                             const WeightPlace& at,
                                              float sum) {
-  if (p.slices == 1) return finish_weight<typename C::T>(p, place, sum);
+  if (p.slices == 1) return p.finish_gradient<typename C::T>(at, sum);
   const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
-  static_cast<float*>(p.sums.data)[slice * size + place.tap * p.sums.tap_stride +
-                                   place.in * p.sums.in_stride + place.out * p.sums.out_stride] =
-      sum;
+  static_cast<float*>(p.w)[slice * size + p.place_of(at)] = sum;
 }
 
 // Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous
@@ -310,7 +242,7 @@ __device__ __forceinline__ void write_gradient(const GradParams& p,
   constexpr int rows = C::rows / 2;
   constexpr int cols = C::cols / 2;
   const int column = tile.column + warp_col() * cols;
-  const bool along_in = p.sums.in_stride == 1;
+  const bool along_in = p.in_stride == 1;
   for (int r = along_in ? lane_id() : 0; r < rows; r += along_in ? 32 : 1) {
     const int line = warp_row() * rows + r;
     const Place of = place_of(tile.first_piece + line / C::per_piece, p.pieces);
@@ -325,99 +257,30 @@ __device__ __forceinline__ void write_gradient(const GradParams& p,
 }
 
 template <class C>
-__device__ __forceinline__ void grad_weight_tile(const GradParams& p) {
-  extern __shared__ unsigned char memory[];
-  const uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
-  unsigned char* aligned = memory + (base - ptx::shared_address(memory));
-  auto* words = reinterpret_cast<uint32_t*>(aligned + C::ring_bytes);
-  const GradTile tile = grad_tile<C>(p);
-  if (tile.first_piece >= tile.taps * p.pieces) return;
-  GradProducer<C> producer(p, tile, words);
-  int filled = 0;
-#pragma unroll
-  for (int i = 0; i < stages - 1; ++i) {
-    if (producer.has_more()) producer.fill(filled++, base + i * C::stage_bytes);
-    ptx::copies_commit();
-  }
-  typename C::Sums d = {};
-  int ring = 0;
-  for (int at = 0; at < filled; ++at) {
-    ptx::copies_wait<stages - 2>();
-    __syncthreads();
-    if (producer.has_more()) {
-      const int next = ring == 0 ? stages - 1 : ring - 1;
-      producer.fill(next, base + next * C::stage_bytes);
-      ++filled;
-    }
-    ptx::copies_commit();
-    const Stage<typename C::S> stage =
-        stage_of<typename C::S>(base + ring * C::stage_bytes, words + ring * C::a_words);
-    if (stage.any()) multiply<typename C::S>(d, stage);
-    ring = ring == stages - 1 ? 0 : ring + 1;
-  }
-  ptx::copies_wait<0>();
-  __syncthreads();
-  write_gradient<C>(p, tile, lay_out<typename C::S>(reinterpret_cast<float*>(aligned), d));
-}
-
-template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     grad_weight(const __grid_constant__ GradParams p) {
-  if constexpr (runs_here<C::math>()) grad_weight_tile<C>(p);
-}
-
-// dW from the sums of the slices.
-template <class T>
-__global__ void add_slices(const __grid_constant__ GradParams p) {
-  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
-  const auto* sums = static_cast<const float*>(p.sums.data);
-  const bool along_in = p.sums.in_stride == 1;
-  for (int64_t i = thread_index(); i < size; i += thread_count()) {
-    float sum = sums[i];
-    for (int slice = 1; slice < p.slices; ++slice) sum += sums[slice * size + i];
-    WeightPlace place;
-    if (along_in) {
-      place.in = static_cast<int>(i % p.c_in);
-      place.tap = static_cast<int>(i / p.c_in % p.taps);
-      place.out = static_cast<int>(i / p.c_in / p.taps);
-    } else {
-      place.out = static_cast<int>(i % p.c_out);
-      place.in = static_cast<int>(i / p.c_out % p.c_in);
-      place.tap = static_cast<int>(i / p.c_out / p.c_in);
-    }
-    finish_weight<T>(p, place, sum);
+  if constexpr (runs_here<C::math>()) {
+    const Memory memory = memory_of_block<typename C::S>();
+    const GradTile tile = grad_tile<C>(p);
+    if (tile.first_piece >= tile.taps * p.pieces) return;
+    GradProducer<C> producer(p, tile, memory.words);
+    write_gradient<C>(p, tile, multiply_stages<typename C::S>(memory, &producer));
   }
 }
 
 inline GradParams grad_params(const Variant& variant, const ConvArgs& args) {
-  const WeightsRef& dw = args.w;
-  GradParams p;
-  p.x = args.x.data;
-  p.x_row_bytes = static_cast<uint32_t>(args.x.stride * size_of(args.x.dtype));
-  p.c_in = dw.c_in;
-  p.dy = args.y.data;
+  GradParams p = {TileParams(variant, args)};
   p.dy_row_bytes = static_cast<uint32_t>(args.y.stride * size_of(args.y.dtype));
-  p.c_out = dw.c_out;
-  p.rows = args.y.rows;
-  p.taps = dw.taps;
-  p.neighbours = args.map->neighbours.as<int32_t>();
-  p.pieces = static_cast<int>(ceil_div(dw.c_in * size_of(args.x.dtype), 16));
-  const GradCut cut = cut_gradient(variant, {dw.taps, dw.c_in, dw.c_out, args.y.rows});
+  const GradCut cut = cut_gradient(variant, {p.taps, p.c_in, p.c_out, p.rows});
   p.groups = cut.groups;
   p.row_blocks = cut.row_blocks;
   p.column_blocks = cut.column_blocks;
   p.slices = cut.slices;
   if (variant.masked) {
-    const ScheduleParts& parts = args.schedule->parts();
-    p.tiles = parts.tiles.as<int4>();
-    p.masks = parts.masks.as<uint32_t>();
-    p.order = parts.order.as<int32_t>();
-    p.indices = parts.indices.as<int32_t>();
     p.tile_rows = args.schedule->options().tile_rows;
     // Every group has every row.
     p.group_tiles = ceil_div(p.rows, p.tile_rows);
   }
-  p.dw = {dw.data, dw.tap_stride, dw.in_stride, dw.out_stride, dw.dtype == Dtype::f32};
   return p;
 }
 
@@ -425,20 +288,14 @@ template <class C>
 void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
   static_assert(C::shared_bytes <= shared_bytes({true, C::math, C::rows, C::cols}));
   GradParams p = grad_params(variant, args);
-  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
+  const bool along_in = p.in_stride == 1;
   std::shared_ptr<void> sums;
-  p.sums = p.dw;
   if (p.slices > 1) {
-    sums = ctx.allocate(sizeof(float) * p.slices * size);
-    p.sums = {.data = sums.get(), .tap_stride = p.c_in};
-    if (p.dw.in_stride == 1) {
-      p.sums.in_stride = 1;
-      p.sums.out_stride = static_cast<int64_t>(p.taps) * p.c_in;
-    } else {
-      p.sums.tap_stride *= p.c_out;
-      p.sums.in_stride = p.c_out;
-      p.sums.out_stride = 1;
-    }
+    sums = ctx.allocate(sizeof(float) * p.slices * p.w_size());
+    p.w = sums.get();
+    p.tap_stride = along_in ? p.c_in : int64_t{p.c_in} * p.c_out;
+    p.in_stride = along_in ? 1 : p.c_out;
+    p.out_stride = along_in ? int64_t{p.taps} * p.c_in : 1;
   }
   launch(ctx,
          {.blocks = int64_t{p.slices} * p.groups * p.row_blocks * p.column_blocks,
@@ -446,13 +303,14 @@ void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs&
           .shared_bytes = C::shared_bytes},
          grad_weight<C>, p);
   if (p.slices > 1) {
-    launch(ctx, {.blocks = ceil_div(size, 256)}, add_slices<typename C::T>, p);
+    launch(ctx, {.blocks = ceil_div(p.w_size(), 256)}, add_slices<typename C::T>, PassArgs(args),
+           static_cast<const float*>(p.w), p.slices, along_in);
   }
 }
 
 template <Math math>
 void grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
-  if constexpr (sizeof(typename ElementOf<math>::type) == 2) {
+  if constexpr (is_16bit(math)) {
     if (variant.cols == 128) return run_grad_weight<GradConfig<math, 128, 128>>(ctx, variant, args);
     return run_grad_weight<GradConfig<math, 128, 64>>(ctx, variant, args);
   } else {

@@ -10,7 +10,6 @@
 #include "cuda/kernels/implicit_gemm_sm90_launch.h"
 #include "cuda/kernels/split_sm90.h"
 #include "cuda/launch.cuh"
-#include "cuda/load.cuh"
 
 namespace voxgemm::cuda {
 namespace {

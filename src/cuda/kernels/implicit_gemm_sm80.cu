@@ -28,10 +28,7 @@
 // infinite weight is NaN, which an absent neighbour must not make: sums that come out NaN are
 // computed once more, over present rows (pass.cuh).
 
-#include "cuda/kernels/families_sm80.h"
-#include "cuda/kernels/pass.cuh"
 #include "cuda/kernels/tile_sm80.cuh"
-#include "cuda/load.cuh"
 
 namespace voxgemm::cuda::sm80 {
 
@@ -372,7 +369,7 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
 
 template <Math math, bool in_contiguous>
 void run_layout(const Context& ctx, const Variant& variant, const ConvArgs& args) {
-  if constexpr (sizeof(typename ElementOf<math>::type) == 2) {
+  if constexpr (sizeof(Element<math>) == 2) {
     if (variant.cols == 128) {
       return run_conv<ConvConfig<math, 128, 128, in_contiguous>>(ctx, variant, args);
     }
@@ -396,7 +393,7 @@ template void convolve<Math::VOXGEMM_MATH>(const Context&, const Variant&, const
 
 template <Math math>
 void load_convolve() {
-  load(finish<typename ElementOf<math>::type>);
+  load(finish<Element<math>>);
 }
 
 template void load_convolve<Math::VOXGEMM_MATH>();

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "cuda/kernels/implicit_gemm_sm90.cuh"
-#include "cuda/load.cuh"
 #include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda::sm90 {

@@ -58,7 +58,7 @@ void convolve(const Context& ctx,
               int shape,
               const Slicing& slicing);
 
-// See load.cuh.
+// See load() of launch.cuh.
 template <Math math>
 void load_convolve();
 

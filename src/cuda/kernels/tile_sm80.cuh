@@ -22,25 +22,17 @@
 
 #include <type_traits>
 
-#include "cuda/float.cuh"
-#include "cuda/kernels/arithmetic_sm80.h"
+#include "cuda/kernels/families_sm80.h"
+#include "cuda/kernels/pass.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/mma.cuh"
 
 namespace voxgemm::cuda::sm80 {
 
 template <Math math>
-struct ElementOf {
-  using type = float;
-};
-template <>
-struct ElementOf<Math::f16> {
-  using type = __half;
-};
-template <>
-struct ElementOf<Math::bf16> {
-  using type = __nv_bfloat16;
-};
+using Element = std::conditional_t<math == Math::f16,
+                                   __half,
+                                   std::conditional_t<math == Math::bf16, __nv_bfloat16, float>>;
 
 // Whether the architecture being compiled has the instructions.
 template <Math math>
@@ -55,11 +47,37 @@ __device__ constexpr bool runs_here() {
 constexpr int threads = 128;
 constexpr int stages = 3;
 
+// What the kernels know of a pass and of its rows.
+struct TileParams : PassArgs {
+  uint32_t x_row_bytes;
+  int column_blocks;
+  int pieces;  // of 16 bytes, of a tap's input channels
+  int slices = 1;
+  // By mask, see ScheduleParts; of natural order null.
+  const int4* tiles = nullptr;
+  const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
+  const int32_t* order = nullptr;
+  const int32_t* indices = nullptr;  // [.., rows of a tile]
+
+  TileParams(const Variant& variant, const ConvArgs& args)
+      : PassArgs(args),
+        x_row_bytes(static_cast<uint32_t>(args.x.stride * size_of(args.x.dtype))),
+        column_blocks(static_cast<int>(ceil_div(c_out, variant.cols))),
+        pieces(static_cast<int>(ceil_div(c_in * size_of(args.x.dtype), 16))) {
+    if (!variant.masked) return;
+    const ScheduleParts& parts = args.schedule->parts();
+    tiles = parts.tiles.as<int4>();
+    masks = parts.masks.as<uint32_t>();
+    order = parts.order.as<int32_t>();
+    indices = parts.indices.as<int32_t>();
+  }
+};
+
 // A [rows, depth] B [depth, cols] of a stage; depth is `steps` of 32 bytes, or as many lines.
 template <Math math_, int rows_, int cols_, bool a_deep_, bool b_deep_, int steps_>
 struct Shape {
   static constexpr Math math = math_;
-  using T = typename ElementOf<math>::type;
+  using T = Element<math>;
   static constexpr int size = sizeof(T);
   static constexpr int rows = rows_;
   static constexpr int cols = cols_;
@@ -178,39 +196,8 @@ struct Stage {
   }
 };
 
-template <class S>
-__device__ __forceinline__ void multiply_16bit(typename S::Sums& d, const Stage<S>& stage) {
-  uint32_t a[2][S::row_blocks][4];
-  uint32_t b[2][S::col_blocks / 2][4];
-  const auto load = [&](int step) {
-#pragma unroll
-    for (int j = 0; j < S::col_blocks / 2; ++j) {
-      load_fragment<S, false>(b[step % 2][j], stage.b, j, step);
-    }
-#pragma unroll
-    for (int i = 0; i < S::row_blocks; ++i) {
-      load_fragment<S, true>(a[step % 2][i], stage.a, i, step);
-    }
-  };
-  load(0);
-#pragma unroll
-  for (int step = 0; step < S::steps; ++step) {
-    if (step + 1 < S::steps) load(step + 1);
-#pragma unroll
-    for (int i = 0; i < S::row_blocks; ++i) {
-      if (!is_present<S>(stage.present, i, step, 1)) continue;
-#pragma unroll
-      for (int j = 0; j < S::col_blocks; ++j) {
-        const uint32_t(&from)[4] = b[step % 2][j / 2];
-        ptx::add_product(d[i][j], a[step % 2][i], from[j % 2 * 2], from[j % 2 * 2 + 1],
-                         typename S::T());
-      }
-    }
-  }
-}
-
-// Fragments in `count` pieces: of a step rounded to tf32; of a double step in bf16, words q of both
-// steps side by side.
+// Fragments in `count` pieces: of a step, f32 rounded to tf32; of a double step in bf16, words q of
+// both steps side by side.
 template <class S, bool is_a, int count>
 __device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
                                            uint32_t from,
@@ -219,7 +206,7 @@ __device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
   if constexpr (count == 1) {
     load_fragment<S, is_a>(pieces[0], from, block, step);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) pieces[0][q] = ptx::to_tf32(pieces[0][q]);
+    for (int q = 0; q < 4 && S::size == 4; ++q) pieces[0][q] = ptx::to_tf32(pieces[0][q]);
     return;
   }
   uint32_t words[2][4];
@@ -238,32 +225,54 @@ __device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
   }
 }
 
+// Of 16 bits the next step's fragments are loaded before this one's are multiplied; f32 has no
+// registers for that.
 template <class S>
-__device__ __forceinline__ void multiply_split(typename S::Sums& d, const Stage<S>& stage) {
-  constexpr int count = S::math == Math::tf32 ? 1 : S::math == Math::bf16x3 ? 2 : 3;
+__device__ __forceinline__ void multiply_fragments(typename S::Sums& d, const Stage<S>& stage) {
+  constexpr int count = S::math == Math::bf16x3 ? 2 : S::math == Math::bf16x6 ? 3 : 1;
   constexpr int steps_at_once = count == 1 ? 1 : 2;
-  using Operand = std::conditional_t<count == 1, ptx::Tf32, __nv_bfloat16>;
-#pragma unroll
-  for (int step = 0; step < S::steps; step += steps_at_once) {
-    uint32_t b[S::col_blocks / 2][count][4];
+  constexpr bool is_ahead = S::size == 2;
+  using Operand = std::conditional_t<S::size == 2, typename S::T,
+                                     std::conditional_t<count == 1, ptx::Tf32, __nv_bfloat16>>;
+  uint32_t a[2][S::row_blocks][count][4];
+  uint32_t b[2][S::col_blocks / 2][count][4];
+  const auto load_a = [&](int i, int step) {
+    load_split<S, true>(a[step / steps_at_once % 2][i], stage.a, i, step);
+  };
+  const auto load_b = [&](int step) {
 #pragma unroll
     for (int j = 0; j < S::col_blocks / 2; ++j) {
-      load_split<S, false>(b[j], stage.b, j, step);
+      load_split<S, false>(b[step / steps_at_once % 2][j], stage.b, j, step);
     }
+  };
+  const auto load_step = [&](int step) {
+    load_b(step);
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; ++i) load_a(i, step);
+  };
+  if (is_ahead) load_step(0);
+#pragma unroll
+  for (int step = 0; step < S::steps; step += steps_at_once) {
+    if (!is_ahead) {
+      load_b(step);
+    } else if (step + 1 < S::steps) {
+      load_step(step + 1);
+    }
+    const int now = step / steps_at_once % 2;
 #pragma unroll
     for (int i = 0; i < S::row_blocks; ++i) {
       if (!is_present<S>(stage.present, i, step, steps_at_once)) continue;
-      uint32_t a[count][4];
-      load_split<S, true>(a, stage.a, i, step);
-      // The smallest products first.
+      if (!is_ahead) load_a(i, step);
+        // The smallest products first.
 #pragma unroll
       for (int sum = count - 1; sum >= 0; --sum) {
 #pragma unroll
         for (int of_a = 0; of_a <= sum; ++of_a) {
 #pragma unroll
           for (int j = 0; j < S::col_blocks; ++j) {
-            const uint32_t(&from)[4] = b[j / 2][sum - of_a];
-            ptx::add_product(d[i][j], a[of_a], from[j % 2 * 2], from[j % 2 * 2 + 1], Operand());
+            const uint32_t(&from)[4] = b[now][j / 2][sum - of_a];
+            ptx::add_product(d[i][j], a[now][i][of_a], from[j % 2 * 2], from[j % 2 * 2 + 1],
+                             Operand());
           }
         }
       }
@@ -351,12 +360,10 @@ __device__ __forceinline__ Stage<S> stage_of(uint32_t address, const uint32_t* p
 
 template <class S>
 __device__ __forceinline__ void multiply(typename S::Sums& d, const Stage<S>& stage) {
-  if constexpr (S::size == 2) {
-    multiply_16bit<S>(d, stage);
-  } else if constexpr (S::math == Math::ieee) {
+  if constexpr (S::math == Math::ieee) {
     multiply_ieee<S>(d, stage);
   } else {
-    multiply_split<S>(d, stage);
+    multiply_fragments<S>(d, stage);
   }
 }
 
@@ -443,6 +450,53 @@ __device__ __forceinline__ float* lay_out(float* memory, const typename S::Sums&
   }
   __syncwarp();
   return own;
+}
+
+// Dynamic shared memory: the ring of stages, later the sums; presence words of each stage; what a
+// kernel has beside them.
+struct Memory {
+  unsigned char* ring;
+  uint32_t address;  // of the ring
+  uint32_t* words;
+};
+template <class S>
+__device__ __forceinline__ Memory memory_of_block() {
+  extern __shared__ unsigned char memory[];
+  const uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
+  unsigned char* ring = memory + (base - ptx::shared_address(memory));
+  return {ring, base, reinterpret_cast<uint32_t*>(ring + S::ring_bytes)};
+}
+
+// Multiplies all stages that the producer fills, and lays the warp's sums out.
+template <class S, class P>
+__device__ __forceinline__ const float* multiply_stages(const Memory& memory, P* producer) {
+  int pending = 0;  // stages that are filled and not multiplied
+#pragma unroll
+  for (int i = 0; i < stages - 1; ++i) {
+    if (producer->has_more()) {
+      producer->fill(i, memory.address + i * S::stage_bytes);
+      ++pending;
+    }
+    ptx::copies_commit();
+  }
+  typename S::Sums d = {};
+  for (int ring = 0; pending > 0; --pending) {
+    ptx::copies_wait<stages - 2>();
+    __syncthreads();
+    if (producer->has_more()) {
+      const int next = ring == 0 ? stages - 1 : ring - 1;
+      producer->fill(next, memory.address + next * S::stage_bytes);
+      ++pending;
+    }
+    ptx::copies_commit();
+    const Stage<S> stage =
+        stage_of<S>(memory.address + ring * S::stage_bytes, memory.words + ring * S::a_words);
+    if (stage.any()) multiply<S>(d, stage);
+    ring = ring == stages - 1 ? 0 : ring + 1;
+  }
+  ptx::copies_wait<0>();
+  __syncthreads();
+  return lay_out<S>(reinterpret_cast<float*>(memory.ring), d);
 }
 
 }  // namespace voxgemm::cuda::sm80
