@@ -8,119 +8,112 @@
 namespace voxgemm::cuda {
 namespace {
 
-bool at_16(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-int64_t per_16_bytes(Dtype dtype) { return static_cast<int64_t>(16 / size_of(dtype)); }
-
-// An array of three axes, the last one contiguous in the copy.
-struct Axes {
+// An array of three axes.
+struct Array {
+  void* data;
   int64_t sizes[3];
   int64_t strides[3];
 };
+Array array_of(const MatrixRef& m) {
+  return {m.data, {1, m.rows, m.cols}, {0, m.rows > 1 ? m.stride : 0, 1}};
+}
+// Taps and both channels, the input's as the last.
+Array array_of(const WeightsRef& w, bool in_last) {
+  if (!in_last) {
+    return {w.data, {w.taps, w.c_in, w.c_out}, {w.tap_stride, w.in_stride, w.out_stride}};
+  }
+  return {w.data, {w.taps, w.c_out, w.c_in}, {w.tap_stride, w.out_stride, w.in_stride}};
+}
 
 // to[a][b][c] = from[a][b][c] for c below from's size, else 0.
 template <class T>
-__global__ void copy_padded(const T* from, Axes source, T* to, Axes target) {
-  const int64_t count = target.sizes[0] * target.sizes[1] * target.sizes[2];
+__global__ void copy_padded(Array from, Array to) {
+  const int64_t count = to.sizes[0] * to.sizes[1] * to.sizes[2];
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    const int64_t c = i % target.sizes[2];
-    const int64_t b = i / target.sizes[2] % target.sizes[1];
-    const int64_t a = i / target.sizes[2] / target.sizes[1];
-    to[a * target.strides[0] + b * target.strides[1] + c * target.strides[2]] =
-        c < source.sizes[2]
-            ? from[a * source.strides[0] + b * source.strides[1] + c * source.strides[2]]
-            : T(0);
+    const int64_t c = i % to.sizes[2];
+    const int64_t b = i / to.sizes[2] % to.sizes[1];
+    const int64_t a = i / to.sizes[2] / to.sizes[1];
+    const auto element = [&](const Array& of) -> T& {
+      return static_cast<T*>(of.data)[a * of.strides[0] + b * of.strides[1] + c * of.strides[2]];
+    };
+    element(to) = c < from.sizes[2] ? element(from) : T(0);
   }
 }
 
-struct Side {
-  void* data;
-  Axes axes;
-};
-void copy_axes(const Context& ctx, Dtype dtype, const Side& from, const Side& to) {
+void copy_array(const Context& ctx, Dtype dtype, const Array& from, const Array& to) {
   const DeviceGuard guard(ctx.device);
   dispatch_size(dtype, [&]<class T>(T) {
-    launch(ctx, over(ctx, to.axes.sizes[0] * to.axes.sizes[1] * to.axes.sizes[2]), copy_padded<T>,
-           static_cast<const T*>(from.data), from.axes, static_cast<T*>(to.data), to.axes);
+    launch(ctx, over(ctx, to.sizes[0] * to.sizes[1] * to.sizes[2]), copy_padded<T>, from, to);
   });
 }
 
-Side side_of(const MatrixRef& m, int64_t cols) {
-  return {m.data, {{1, m.rows, cols}, {0, m.stride, 1}}};
+bool is_aligned(const Array& array, Dtype dtype) {
+  const auto unit = static_cast<int64_t>(16 / size_of(dtype));
+  return reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && array.sizes[2] % unit == 0 &&
+         array.strides[0] % unit == 0 && array.strides[1] % unit == 0 && array.strides[2] == 1;
 }
 
-bool is_aligned(const MatrixRef& m) {
-  const int64_t unit = per_16_bytes(m.dtype);
-  return at_16(m.data) && m.cols % unit == 0 && (m.stride % unit == 0 || m.rows <= 1);
-}
-
-AlignedMatrix room_for(const Context& ctx, const MatrixRef& m) {
-  AlignedMatrix result{m, nullptr};
-  result.matrix.stride = round_up(m.cols, per_16_bytes(m.dtype));
-  result.memory = ctx.allocate(m.rows * result.matrix.stride * size_of(m.dtype));
-  result.matrix.data = result.memory.get();
-  return result;
-}
-
-bool is_aligned(const WeightsRef& w) {
-  const int64_t unit = per_16_bytes(w.dtype);
-  const bool in_contiguous = w.in_stride == 1;
-  if (!at_16(w.data) || (!in_contiguous && w.out_stride != 1)) return false;
-  const int64_t other = in_contiguous ? w.out_stride : w.in_stride;
-  return (in_contiguous ? w.c_in : w.c_out) % unit == 0 && other % unit == 0 &&
-         w.tap_stride % unit == 0;
+// Memory for an array of these sizes, the last one padded; `array` becomes what lies there.
+std::shared_ptr<void> make_room(const Context& ctx, Dtype dtype, Array* array) {
+  int64_t(&sizes)[3] = array->sizes;
+  const auto unit = static_cast<int64_t>(16 / size_of(dtype));
+  sizes[2] = ceil_div(sizes[2], unit) * unit;
+  array->strides[0] = sizes[1] * sizes[2];
+  array->strides[1] = sizes[2];
+  array->strides[2] = 1;
+  std::shared_ptr<void> memory = ctx.allocate(sizes[0] * array->strides[0] * size_of(dtype));
+  array->data = memory.get();
+  return memory;
 }
 
 }  // namespace
 
-AlignedMatrix aligned_input(const Context& ctx, const MatrixRef& x) {
-  if (is_aligned(x)) return {x, nullptr};
-  AlignedMatrix copied = room_for(ctx, x);
-  copy_axes(ctx, x.dtype, side_of(x, x.cols), side_of(copied.matrix, copied.matrix.stride));
-  return copied;
-}
+bool is_wide(const MatrixRef& m) { return is_aligned(array_of(m), m.dtype); }
 
 AlignedMatrix aligned_output(const Context& ctx, const MatrixRef& y) {
-  return is_aligned(y) ? AlignedMatrix{y, nullptr} : room_for(ctx, y);
+  AlignedMatrix result{y, nullptr};
+  if (is_wide(y)) return result;
+  Array room = array_of(y);
+  result.memory = make_room(ctx, y.dtype, &room);
+  result.matrix.data = room.data;
+  result.matrix.stride = room.strides[1];
+  return result;
+}
+
+AlignedMatrix aligned_input(const Context& ctx, const MatrixRef& x) {
+  AlignedMatrix result = aligned_output(ctx, x);
+  if (!result.is_copy()) return result;
+  MatrixRef padded = result.matrix;
+  padded.cols = padded.stride;
+  copy_array(ctx, x.dtype, array_of(x), array_of(padded));
+  return result;
 }
 
 void write_back(const Context& ctx, const AlignedMatrix& from, const MatrixRef& y) {
-  if (!from.is_copy()) return;
-  copy_axes(ctx, y.dtype, side_of(from.matrix, y.cols), side_of(y, y.cols));
+  if (from.is_copy()) copy_array(ctx, y.dtype, array_of(from.matrix), array_of(y));
 }
 
 AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w) {
-  if (is_aligned(w)) return {w, nullptr};
-  AlignedWeights result{w, nullptr};
-  const bool in_contiguous = w.in_stride == 1 || w.out_stride != 1;
-  const int64_t contiguous = in_contiguous ? w.c_in : w.c_out;
-  const int64_t other = in_contiguous ? w.c_out : w.c_in;
-  const int64_t padded = round_up(contiguous, per_16_bytes(w.dtype));
-  result.memory = ctx.allocate(w.taps * other * padded * size_of(w.dtype));
-  result.weights.data = result.memory.get();
-  result.weights.tap_stride = other * padded;
-  result.weights.in_stride = in_contiguous ? 1 : padded;
-  result.weights.out_stride = in_contiguous ? padded : 1;
-  const Axes from = {{w.taps, other, contiguous},
-                     {w.tap_stride, in_contiguous ? w.out_stride : w.in_stride,
-                      in_contiguous ? w.in_stride : w.out_stride}};
-  const Axes to = {{w.taps, other, padded}, {other * padded, padded, 1}};
-  copy_axes(ctx, w.dtype, {w.data, from}, {result.weights.data, to});
+  const bool in_last = w.in_stride == 1 || w.out_stride != 1;
+  const Array from = array_of(w, in_last);
+  if (is_aligned(from, w.dtype)) return {w, nullptr};
+  Array to = from;
+  AlignedWeights result{w, make_room(ctx, w.dtype, &to)};
+  copy_array(ctx, w.dtype, from, to);
+  result.weights.data = to.data;
+  result.weights.tap_stride = to.strides[0];
+  (in_last ? result.weights.out_stride : result.weights.in_stride) = to.strides[1];
+  (in_last ? result.weights.in_stride : result.weights.out_stride) = 1;
   return result;
 }
 
 void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
-  const auto axes = [](const WeightsRef& w) -> Axes {
-    return {{w.taps, w.c_in, w.c_out}, {w.tap_stride, w.in_stride, w.out_stride}};
-  };
-  copy_axes(ctx, from.dtype, {from.data, axes(from)}, {to.data, axes(to)});
+  copy_array(ctx, from.dtype, array_of(from, false), array_of(to, false));
 }
 
 void fill_zero(const Context& ctx, const WeightsRef& w) {
   // A copy of nothing: all is padding.
-  const Axes from = {{w.taps, w.c_in, 0}, {0, 0, 0}};
-  const Axes to = {{w.taps, w.c_in, w.c_out}, {w.tap_stride, w.in_stride, w.out_stride}};
-  copy_axes(ctx, w.dtype, {nullptr, from}, {w.data, to});
+  copy_array(ctx, w.dtype, {}, array_of(w, false));
 }
 
 }  // namespace voxgemm::cuda

@@ -20,6 +20,8 @@ struct AlignedWeights {
   std::shared_ptr<void> memory;
 };
 
+// Whether all rows can be moved 16 bytes at a time.
+bool is_wide(const MatrixRef& m);
 // x for reading: itself where its rows are aligned and its columns fill their last 16 bytes.
 AlignedMatrix aligned_input(const Context& ctx, const MatrixRef& x);
 // y for writing in pieces of 16 bytes: itself under the same condition, else memory of that shape,

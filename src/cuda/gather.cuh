@@ -23,6 +23,7 @@
 #include <bit>
 #include <type_traits>
 
+#include "cuda/aligned.h"
 #include "cuda/float.cuh"
 #include "cuda/launch.cuh"
 #include "voxgemm/kernel_map.h"
@@ -248,13 +249,6 @@ void gather(const Context& ctx,
           .threads = gather_threads,
           .shared_bytes = sizeof(int32_t) * g.block_rows() * g.pitch},
          gather_rows<Op>, g, x.as<const typename Op::Element>(), arguments);
-}
-
-// Whether all rows of a matrix can be moved 16 bytes at a time.
-inline bool is_wide(const MatrixRef& m) {
-  const auto size = static_cast<int64_t>(size_of(m.dtype));
-  return reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.cols * size % 16 == 0 &&
-         (m.stride * size % 16 == 0 || m.rows <= 1);
 }
 
 // Sets a matrix to zero.

@@ -65,12 +65,10 @@ __global__ void repair_rows(PassArgs p) {
   }
 }
 
-// total (+)= part, both [taps, c_in, c_out].
+// sums: [2, size]; the second is added to the first.
 template <class S>
-__global__ void add_part(const S* part, S* total, int64_t size, bool is_first) {
-  for (int64_t i = thread_index(); i < size; i += thread_count()) {
-    total[i] = is_first ? part[i] : total[i] + part[i];
-  }
+__global__ void add_part(S* sums, int64_t size) {
+  for (int64_t i = thread_index(); i < size; i += thread_count()) sums[i] += sums[size + i];
 }
 
 // What a product is made of.
@@ -132,7 +130,6 @@ Product make_product(const Context& ctx, const Mode& mode, Pass pass, const Conv
 
 // G of the rows from `first` on; the map then has that many rows.
 MatrixRef gather(const Context& ctx, const ConvArgs& args, int64_t first, Product* product) {
-  const WeightsRef& w = args.w;
   MatrixRef block = product->block;
   block.rows = std::min(block.rows, args.y.rows - first);
   KernelMap& map = product->map;
@@ -140,13 +137,10 @@ MatrixRef gather(const Context& ctx, const ConvArgs& args, int64_t first, Produc
   map.neighbours.cols = map.neighbours.stride = block.rows;
   const auto run = [&]<class Unit>(Unit) {
     const auto elements = static_cast<int>(sizeof(Unit) / size_of(block.dtype));
-    launch(ctx, over(ctx, block.rows * w.taps * w.c_in / elements), gather_rows<Unit>,
-           PassArgs(args), elements, first, block.rows, static_cast<Unit*>(block.data));
+    launch(ctx, over(ctx, block.rows * block.cols / elements), gather_rows<Unit>, PassArgs(args),
+           elements, first, block.rows, static_cast<Unit*>(block.data));
   };
-  const auto in_16 = static_cast<int>(16 / size_of(block.dtype));
-  const bool whole = w.c_in % in_16 == 0 && args.x.stride % in_16 == 0 &&
-                     reinterpret_cast<uintptr_t>(args.x.data) % 16 == 0;
-  whole ? run(uint4{}) : dispatch_size(block.dtype, run);
+  is_wide(args.x) ? run(uint4{}) : dispatch_size(block.dtype, run);
   return block;
 }
 
@@ -163,7 +157,7 @@ MatrixRef rows_from(MatrixRef m, int64_t first, int64_t rows) {
   return m;
 }
 
-// The weights [taps, c_in] of an output channel as one axis: themselves, or a copy.
+// w as it is, if [taps, c_in] are one axis of it, or as [c_out, taps, c_in].
 AlignedWeights joined_taps(const Context& ctx, const WeightsRef& w) {
   if (w.tap_stride == w.c_in * w.in_stride) return {w, nullptr};
   AlignedWeights copied{w, ctx.allocate(size_of(w.dtype) * w.taps * w.c_in * w.c_out)};
@@ -175,51 +169,15 @@ AlignedWeights joined_taps(const Context& ctx, const WeightsRef& w) {
   return copied;
 }
 
-void convolve(const Context& ctx, const Mode& mode, Pass pass, const ConvArgs& args) {
-  const AlignedWeights w = joined_taps(ctx, args.w);
-  WeightsRef joined = w.weights;
-  joined.taps = 1;
-  joined.c_in = args.w.taps * args.w.c_in;
-  Product product = make_product(ctx, mode, pass, args);
-  const int64_t step = product.block.rows;
-  for (int64_t first = 0; first < args.y.rows; first += step) {
-    const MatrixRef block = gather(ctx, args, first, &product);
-    multiply(
-        ctx, Pass::forward, product,
-        {.x = block, .w = joined, .bias = args.bias, .y = rows_from(args.y, first, block.rows)});
-  }
-  dispatch_device_float(mode.dtype, [&]<class T>(Type<T>) {
-    launch(ctx, over(ctx, args.y.rows * args.y.cols), repair_rows<T>, PassArgs(args));
-  });
-}
-
-void grad_weight(const Context& ctx, const Mode& mode, const ConvArgs& args) {
-  const WeightsRef& w = args.w;
-  const int64_t size = int64_t{w.taps} * w.c_in * w.c_out;
-  const Dtype sums = mode.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  const Matrix part = make_matrix(ctx, int64_t{w.taps} * w.c_in, w.c_out, sums);
-  const Matrix total = make_matrix(ctx, part.rows, part.cols, sums);
-  const WeightsRef of_part = {.data = part.data,
-                              .taps = 1,
-                              .c_in = static_cast<int>(part.rows),
-                              .c_out = w.c_out,
-                              .tap_stride = size,
-                              .in_stride = w.c_out,
-                              .out_stride = 1,
-                              .dtype = sums,
-                              .device = w.device};
-  Product product = make_product(ctx, mode, Pass::grad_weight, args);
-  const int64_t step = product.block.rows;
-  dispatch_device_float(mode.dtype, [&]<class T>(Type<T>) {
-    for (int64_t first = 0; first < args.y.rows; first += step) {
-      const MatrixRef block = gather(ctx, args, first, &product);
-      multiply(ctx, Pass::grad_weight, product,
-               {.x = block, .w = of_part, .y = rows_from(args.y, first, block.rows)});
-      launch(ctx, over(ctx, size), add_part<Sum<T>>, part.as<Sum<T>>(), total.as<Sum<T>>(), size,
-             first == 0);
-    }
-    launch(ctx, over(ctx, size), add_slices<T>, PassArgs(args), total.as<Sum<T>>(), 1, false);
-  });
+// Sums of a gradient, [2, taps, c_in, c_out]: of the chunks so far, and of one.
+AlignedWeights gradient_sums(const Context& ctx, Dtype dtype, WeightsRef w) {
+  w.dtype = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  w.tap_stride = int64_t{w.c_in} * w.c_out;
+  w.in_stride = w.c_out;
+  w.out_stride = 1;
+  AlignedWeights sums{w, ctx.allocate(2 * size_of(w.dtype) * w.taps * w.tap_stride)};
+  sums.weights.data = sums.memory.get();
+  return sums;
 }
 
 const Mode& mode_of(const Kernel& kernel) { return *static_cast<const Mode*>(kernel.family); }
@@ -255,8 +213,29 @@ ScheduleOptions schedule(const Kernel&, const Problem&) {
 
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass pass, const ConvArgs& args) {
   const DeviceGuard guard(ctx.device);
-  if (pass == Pass::grad_weight) return grad_weight(ctx, mode_of(kernel), args);
-  convolve(ctx, mode_of(kernel), pass, args);
+  const Mode& mode = mode_of(kernel);
+  const PassArgs p(args);
+  const bool is_gradient = pass == Pass::grad_weight;
+  const AlignedWeights w =
+      is_gradient ? gradient_sums(ctx, mode.dtype, args.w) : joined_taps(ctx, args.w);
+  WeightsRef joined = w.weights;
+  joined.taps = 1;
+  joined.c_in = args.w.taps * args.w.c_in;
+  Product product = make_product(ctx, mode, pass, args);
+  dispatch_device_float(mode.dtype, [&]<class T>(Type<T>) {
+    auto* sums = static_cast<Sum<T>*>(w.memory.get());
+    for (int64_t first = 0; first < p.rows; first += product.block.rows) {
+      const MatrixRef block = gather(ctx, args, first, &product);
+      multiply(
+          ctx, is_gradient ? pass : Pass::forward, product,
+          {.x = block, .w = joined, .bias = args.bias, .y = rows_from(args.y, first, block.rows)});
+      if (!is_gradient) continue;
+      if (first > 0) launch(ctx, over(ctx, p.w_size()), add_part<Sum<T>>, sums, p.w_size());
+      joined.data = sums + p.w_size();
+    }
+    if (is_gradient) return launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, sums, 1, false);
+    launch(ctx, over(ctx, p.rows * p.c_out), repair_rows<T>, p);
+  });
 }
 
 }  // namespace
