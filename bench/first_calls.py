@@ -3,7 +3,7 @@
 """By how much the first call of a layer's shape takes longer than the second, in milliseconds.
 
     python bench/first_calls.py --device cuda
-    python bench/first_calls.py --device cpu --threads 1 --json first_calls.jsonl
+    python bench/first_calls.py --device cpu --threads 1 --processes 5 --json first_calls.jsonl
 
 Random shapes (channels, dtype, kernel size and stride) follow each other in one process, each for
 the first time, after one layer of one channel has run. Every call has a map of its own, made before
@@ -11,8 +11,10 @@ the clock starts, as every step of a training has: what a map's first use costs 
 Timed is what a caller waits for, the device's work included (on the CPU: CPU time, in which other
 programs do not show): forward without gradients, then, of the same shape, forward and backward.
 
-On the CPU the process has had some memory before. Pages that it touches for the first time cost
-0.3 ms a MB, whatever wants them: --cold-memory leaves that in.
+Both calls have the same memory. On the CPU that is memory which the process has had before; with
+--cold-memory all that is free goes back to the system before either call, and both pay for their
+pages anew. One process tells a shape's first call from the machine's noise badly: --processes runs
+several and takes the median of each figure.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import json
 import pathlib
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,8 +60,8 @@ def shapes(device: str, count: int) -> list[str]:
 class Shape:
     """A layer's operands, and calls of it with a map of their own."""
 
-    def __init__(self, text: str, coords: torch.Tensor):
-        self.problem, self.coords = bench.parse(text), coords
+    def __init__(self, text: str, coords: torch.Tensor, cold_memory: bool = False):
+        self.problem, self.coords, self.cold_memory = bench.parse(text), coords, cold_memory
         self.filters = bench.filters(None, None)
         one = bench.build_map(self.problem, coords)
         layer = bench.Layer(self.problem, one, self.filters)
@@ -79,6 +83,8 @@ class Shape:
         map = bench.build_map(self.problem, self.coords)
         map.settle(wait=True)
         clock = time.perf_counter if self.coords.is_cuda else time.process_time
+        if self.cold_memory:
+            ctypes.CDLL(None).malloc_trim(0)
         wait(self.coords.device)
         start = clock()
         call(map)
@@ -110,21 +116,41 @@ def warm_up(coords: torch.Tensor) -> None:
     shape.milliseconds(shape.step)
 
 
-def measured(texts: list[str], device: torch.device) -> list[dict[str, Any]]:
-    coords = bench.coords_of(CLOUDS[device.type]).to(device)
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The figures of this process, a row for each shape."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.device == "cpu" and not options.cold_memory:
+        grow_memory()
+    coords = bench.coords_of(CLOUDS[options.device]).to(options.device)
     start = time.perf_counter()
     warm_up(coords)
     print(f"the very first layer: {1e3 * (time.perf_counter() - start):.0f} ms")
     seen: set[str] = set()
     rows = []
-    for text in texts:
-        shape = Shape(text, coords)
+    for text in shapes(options.device, options.shapes):
+        shape = Shape(text, coords, options.cold_memory)
         row: dict[str, Any] = {"shape": text}
         for name, call in (("forward", shape.forward), ("step", shape.step)):
             first, second = shape.milliseconds(call), shape.milliseconds(call)
-            row[name] = {"first_ms": first, "second_ms": second, "more_ms": first - second}
+            row[name] = {"first_ms": first, "second_ms": second}
         row["new_kernels"] = [k for k in dict.fromkeys(shape.kernels()) if k not in seen]
         seen.update(row["new_kernels"])
+        rows.append(row)
+    return rows
+
+
+def more(row: dict[str, Any], name: str) -> float:
+    return float(row[name]["first_ms"] - row[name]["second_ms"])
+
+
+def medians(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Of each shape the run whose first call has the median difference to its second."""
+    rows = []
+    for same in zip(*runs, strict=True):
+        row = dict(same[0])
+        for name in ("forward", "step"):
+            row[name] = sorted(same, key=lambda each: more(each, name))[len(same) // 2][name]
         rows.append(row)
     return rows
 
@@ -132,16 +158,28 @@ def measured(texts: list[str], device: torch.device) -> list[dict[str, Any]]:
 def report(rows: list[dict[str, Any]]) -> None:
     print("| | shapes | median | p95 | worst | above 2 ms |\n|---|---|---|---|---|---|")
     for name in ("forward", "step"):
-        more = sorted(row[name]["more_ms"] for row in rows)
-        above = sum(ms > MOST_MS for ms in more)
-        numbers = (statistics.median(more), more[round(0.95 * (len(more) - 1))], more[-1])
+        found = sorted(more(row, name) for row in rows)
+        numbers = (statistics.median(found), found[round(0.95 * (len(found) - 1))], found[-1])
         words = " | ".join(f"{number:.2f}" for number in numbers)
-        print(f"| {name} | {len(more)} | {words} | {above} |")
+        print(f"| {name} | {len(found)} | {words} | {sum(ms > MOST_MS for ms in found)} |")
     for name in ("forward", "step"):
-        for row in sorted(rows, key=lambda row: -row[name]["more_ms"])[:5]:
-            found = row[name]
-            times = f"{found['first_ms']:.2f} ms, then {found['second_ms']:.2f}"
+        for row in sorted(rows, key=lambda row: -more(row, name))[:5]:
+            times = f"{row[name]['first_ms']:.2f} ms, then {row[name]['second_ms']:.2f}"
             print(f"{name}: {times}: {row['shape']}; new: {', '.join(row['new_kernels']) or '-'}")
+
+
+def of_processes(count: int, arguments: list[str]) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "rows.jsonl"
+        for _ in tqdm(range(count), "processes"):
+            again = [*arguments, "--processes", "1", "--json", str(path)]
+            command = [sys.executable, __file__, *again]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            runs.append([json.loads(line) for line in path.read_text().splitlines()])
+    return medians(runs)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -150,13 +188,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", type=int, default=60)
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; default: torch's")
     parser.add_argument("--cold-memory", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", help="a file for all figures")
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.device == "cpu" and not options.cold_memory:
-        grow_memory()
-    rows = measured(shapes(options.device, options.shapes), torch.device(options.device))
+    one = options.processes == 1
+    rows = measured(options) if one else of_processes(options.processes, arguments)
     report(rows)
     if options.json:
         lines = "".join(json.dumps(row) + "\n" for row in rows)

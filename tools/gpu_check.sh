@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 build=${BUILD:-build/gpu}
 python=${PYTHON:-python3}
 steps=${*:-build tests python sanitizers}
+cores=$(env -u OMP_NUM_THREADS nproc)  # nproc itself gives what OMP_NUM_THREADS says
 logs=build/gpu_check
 failed=0
 mkdir -p "$logs"
@@ -33,10 +34,10 @@ export build logs
 build() {
   line configure 120 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DVOXGEMM_CUDA=ON \
     -DVOXGEMM_LINE_INFO=ON -DPython_EXECUTABLE="$(command -v "$python")" -DVOXGEMM_LIB_DIR="$PWD/python/voxgemm/_lib" &&
-    line build 900 cmake --build "$build" -j "$(nproc)" -- -k 0
+    line build 900 cmake --build "$build" -j "$cores" -- -k 0
 }
 
-tests() { line ctest 900 ctest --test-dir "$build" --output-on-failure -j "$(($(nproc) / 2))"; }
+tests() { line ctest 900 ctest --test-dir "$build" --output-on-failure -j "$(($cores / 2))"; }
 
 # A process for each file: torch alone takes seconds to load, and one broken file takes no others along.
 python() {
@@ -45,7 +46,7 @@ python() {
   export PYTHONPATH="$PWD/python:$PWD/dropin/flex_gemm:$PWD/dropin/warpconvnet${PYTHONPATH:+:$PYTHONPATH}"
   export OMP_NUM_THREADS=1 python
   # shellcheck disable=SC2016
-  xargs -P "$(($(nproc) / 2))" -I{} bash -c \
+  xargs -P "$(($cores / 2))" -I{} bash -c \
     'line "$(basename {} .py)" 900 bash -c "$python -m pytest -q -p no:cacheprovider --tb=short --maxfail=20 {} || [ \$? = 5 ]"' <"$list"
 }
 
@@ -62,7 +63,7 @@ sanitizers() {
     echo "$tool schedule_gpu_test 1 0 *line*:*empty*:*repeat*"
   done >"$list"
   # shellcheck disable=SC2016
-  xargs -P "$(nproc)" -n 5 bash -c 'GTEST_TOTAL_SHARDS=$2 GTEST_SHARD_INDEX=$3 line "$0-${1%_test}-$3" 600 compute-sanitizer \
+  xargs -P "$cores" -n 5 bash -c 'GTEST_TOTAL_SHARDS=$2 GTEST_SHARD_INDEX=$3 line "$0-${1%_test}-$3" 600 compute-sanitizer \
     --tool "$0" --error-exitcode 9 --print-limit 4 "$build/tests/$1" --gtest_brief=1 --gtest_filter="$4"' <"$list"
 }
 
