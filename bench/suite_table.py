@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The table of docs/h200-suite.md, of files that `voxgemm bench --suite h200 --json` wrote.
+
+    python bench/suite_table.py first.jsonl second.jsonl
+
+A line for each problem of the first file: what to reach, the times of every file (eager and as a
+graph, ms), how many times as long each peer takes as the faster of the two in the first file, the
+share of a dense product's rate, and the largest error where the file has it (`--check`).
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+PEERS = ("FlexGEMM", "spconv", "WarpConvNet", "torchsparse")
+
+
+def read(path: str) -> dict[str, dict[str, Any]]:
+    """Rows by problem; of one that was measured again the last."""
+    rows = map(json.loads, pathlib.Path(path).read_text().splitlines())
+    return {row["problem"]: row for row in rows}
+
+
+def best(row: dict[str, Any]) -> float:
+    return float(min(row["ms"], row.get("graph_ms", row["ms"])))
+
+
+def cells(runs: list[dict[str, dict[str, Any]]], problem: str) -> list[str]:
+    row = runs[0][problem]
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    line = [f"`{problem}`", number(row.get("target_ms"), ".3f")]
+    for run in runs:
+        found = run.get(problem, {})
+        line += [number(found.get(key), ".3f") for key in ("ms", "graph_ms")]
+    peers = row.get("peers_ms", {})
+    line += [number(peers[name] / best(row) if name in peers else None, ".2f") for name in PEERS]
+    line.append(number(row.get("of_dense"), ".0%"))
+    errors = row.get("max_error")
+    return [*line, number(max(errors.values()) if errors else None, ".0e")]
+
+
+def table(runs: list[dict[str, dict[str, Any]]]) -> str:
+    numbers = range(1, len(runs) + 1)
+    header = ["problem", "reach"]
+    header += [f"{how} {k}" for k in numbers for how in ("eager", "graph")]
+    header += [f"{name} over ours" for name in PEERS] + ["of dense", "largest error"]
+    lines = [header, ["---"] * len(header), *(cells(runs, problem) for problem in runs[0])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(table([read(path) for path in sys.argv[1:]]))

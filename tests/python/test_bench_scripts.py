@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/network.py and bench/suite_table.py run and say what they promise. No time is judged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from voxgemm import bench
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_network_is_timed_and_its_graph_gives_the_same(device, capsys):
+    dtype = "float32" if device.type == "cpu" else "float16"
+    arguments = ["--device", device.type, "--cloud", "shell:20", "--dtype", dtype, "--repeat", "1"]
+    script("network").main(arguments)
+    row = json.loads(capsys.readouterr().out)
+    assert row["voxels"] == len(bench.coords_of("shell:20"))
+    assert min(row[key] for key in ("forward_ms", "step_ms")) > 0
+    assert device.type == "cpu" or (row["same"] and row["graph_ms"] > 0)
+
+
+def test_the_table_has_every_file_and_every_peer(tmp_path):
+    first = {"problem": "a", "ms": 2.0, "graph_ms": 1.0, "target_ms": 0.5, "of_dense": 0.4}
+    first |= {"peers_ms": {"spconv": 3.0}, "max_error": {"forward": 1e-3, "grad_input": 2e-3}}
+    rows = ([first, {"problem": "b", "ms": 4.0}], [{"problem": "a", "ms": 8.0}])
+    paths = [tmp_path / f"{k}.jsonl" for k in range(2)]
+    for path, run in zip(paths, rows, strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in run))
+    suite_table = script("suite_table")
+    lines = suite_table.table([suite_table.read(str(path)) for path in paths]).splitlines()
+    one = "| `a` | 0.500 | 2.000 | 1.000 | 8.000 | - | - | 3.00 | - | - | 40% | 2e-03 |"
+    two = "| `b` | - | 4.000 | - | - | - | - | - | - | - | - | - |"
+    assert lines[2:] == [one, two]
+
+
+@pytest.mark.parametrize("text", ["subm3 5->7 shell:16", "conv3s2p1 5->7 shell:16"])
+@pytest.mark.parametrize("work", ["forward", "grad_input", "grad_weight"])
+def test_the_error_is_that_of_the_worst_number(work, text, device, monkeypatch):
+    problem = bench.parse(f"step f64 {text}")
+    coords = bench.coords_of(problem.cloud).to(device)
+    layer = bench.Layer(problem, bench.build_map(problem, coords), bench.filters(None, None))
+    assert layer.error(work) < 1e-14
+    right = layer.run(work)
+    wrong = right.clone()
+    wrong.view(-1)[0] += 1e-3 * right.abs().max()
+    monkeypatch.setattr(layer, "run", lambda work: wrong)
+    assert torch.equal(layer.run(work), wrong)
+    assert layer.error(work) >= 0.99e-3
