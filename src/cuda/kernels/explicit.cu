@@ -60,8 +60,7 @@ __global__ void repair_rows(PassArgs p) {
   for (int64_t i = thread_index(); i < p.rows * p.c_out; i += thread_count()) {
     const int64_t row = i / p.c_out;
     const int n = static_cast<int>(i % p.c_out);
-    T& result = static_cast<T*>(p.y)[row * p.y_stride + n];
-    if (isnan(widen(result))) store(p.with_bias<T>(n, p.result_again<T>(row, n)), &result);
+    if (isnan(widen(static_cast<const T*>(p.y)[row * p.y_stride + n]))) p.repair<T>(row, n);
   }
 }
 

@@ -154,7 +154,8 @@ class GradProducer {
     step();
   }
 
-  __device__ __forceinline__ bool has_more() const { return has_more_; }
+  // Whether there is a stage of this number; asked for what was filled or is next.
+  __device__ __forceinline__ bool has(int stage) const { return stage < filled_ || has_more_; }
 
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
     const auto* x = static_cast<const char*>(p_.x);
@@ -172,6 +173,7 @@ class GradProducer {
                                    {dy + int64_t{C::size} * column, p_.dy_row_bytes},
                                    column < p_.c_out ? dy_rows_ : Four());
     }
+    ++filled_;
     step();
   }
 
@@ -218,6 +220,7 @@ class GradProducer {
   uint32_t* present_;
   Walk walk_;
   Place x_[C::a_words];
+  int filled_ = 0;
   bool has_more_ = false;
   Four x_rows_[C::a_words];
   Four dy_rows_;

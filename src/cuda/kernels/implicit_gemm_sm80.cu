@@ -32,20 +32,12 @@
 
 namespace voxgemm::cuda::sm80 {
 
-struct ConvParams : PassArgs {
-  uint32_t x_row_bytes = 0;
-  // By mask, see ScheduleParts; of natural order null. Of the launch's group:
-  const int4* tiles = nullptr;
-  const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
-  const int32_t* order = nullptr;
-  const int32_t* indices = nullptr;  // [.., rows of a tile]
+// tiles and masks are those of the launch's group.
+struct ConvParams : TileParams {
+  int x_pieces = 0;  // of `pieces`, those that a tap's channels fill; the others are zero
   int first_tap = 0;
   bool first_group = true;
   bool last_group = true;
-  int column_blocks = 0;
-  int pieces = 0;    // of 16 bytes, of a tap in the reduction
-  int x_pieces = 0;  // those that its channels fill; the others are zero
-  int slices = 1;
   float* sums = nullptr;  // [slices, rows, sums_stride], or null where one launch finishes
   int64_t sums_stride = 0;
 };
@@ -94,10 +86,12 @@ __device__ __forceinline__ ConvTile load_tile(const ConvParams& p, int64_t numbe
 template <class C>
 class Producer {
  public:
-  // memory: presence words, then taps. begin: the first stage.
-  __device__ __forceinline__
-  Producer(const ConvParams& p, const ConvTile& tile, uint32_t* memory, int begin)
+  // memory: presence words, then taps, which are there after a barrier.
+  __device__ __forceinline__ Producer(const ConvParams& p, const ConvTile& tile, uint32_t* memory)
       : p_(p), tile_(tile), present_(memory), taps_(memory + stages * C::a_words) {
+    const int64_t all = (tile.taps * p.pieces + 7) / 8;
+    const int begin = static_cast<int>(all * blockIdx.y / p.slices);
+    count_ = static_cast<int>(all * (blockIdx.y + 1) / p.slices) - begin;
     x_ = place_of(begin * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
     w_ = C::in_contiguous ? x_ : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
     if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
@@ -108,6 +102,9 @@ class Producer {
     load_rows(x_.slot, rows_);
     load_upcoming();
   }
+
+  // Whether there is a stage of this number; asked for what was filled or is next.
+  __device__ __forceinline__ bool has(int stage) const { return stage < count_; }
 
   // ring: which of the stages; address: of it.
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
@@ -219,6 +216,7 @@ class Producer {
   const ConvTile& tile_;
   uint32_t* present_;
   uint32_t* taps_;
+  int count_;  // stages of the slice
   Place x_;
   Place w_;
   Four rows_[C::rows / 64];
@@ -273,53 +271,20 @@ __device__ __forceinline__ void write_tile(const ConvParams& p,
 }
 
 template <class C>
-__device__ __forceinline__ void convolve_tile(const ConvParams& p) {
-  extern __shared__ unsigned char memory[];
-  const uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
-  unsigned char* aligned = memory + (base - ptx::shared_address(memory));
-  auto* words = reinterpret_cast<uint32_t*>(aligned + C::ring_bytes);
-  const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
-  const int all = (tile.taps * p.pieces + 7) / 8;
-  const int begin = static_cast<int>(static_cast<int64_t>(all) * blockIdx.y / p.slices);
-  const int end = static_cast<int>(static_cast<int64_t>(all) * (blockIdx.y + 1) / p.slices);
-  Producer<C> producer(p, tile, words, begin);
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < stages - 1; ++i) {
-    if (begin + i < end) producer.fill(i, base + i * C::stage_bytes);
-    ptx::copies_commit();
-  }
-  typename C::Sums d = {};
-  int ring = 0;
-  for (int at = begin; at < end; ++at) {
-    ptx::copies_wait<stages - 2>();
-    __syncthreads();
-    if (at + stages - 1 < end) {
-      const int next = ring == 0 ? stages - 1 : ring - 1;
-      producer.fill(next, base + next * C::stage_bytes);
-    }
-    ptx::copies_commit();
-    const Stage<typename C::S> stage =
-        stage_of<typename C::S>(base + ring * C::stage_bytes, words + ring * C::a_words);
-    if (stage.any()) multiply<typename C::S>(d, stage);
-    ring = ring == stages - 1 ? 0 : ring + 1;
-  }
-  ptx::copies_wait<0>();
-  __syncthreads();
-  write_tile<C>(p, tile, lay_out<typename C::S>(reinterpret_cast<float*>(aligned), d));
-}
-
-template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     convolve(const __grid_constant__ ConvParams p) {
-  if constexpr (runs_here<C::math>()) convolve_tile<C>(p);
+  if constexpr (runs_here<C::math>()) {
+    const Memory memory = memory_of_block<typename C::S>();
+    const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
+    Producer<C> producer(p, tile, memory.words);
+    __syncthreads();
+    write_tile<C>(p, tile, multiply_stages<typename C::S>(memory, &producer));
+  }
 }
 
 inline ConvParams conv_params(const Variant& variant, const ConvArgs& args) {
-  ConvParams p = {PassArgs(args)};
-  p.x_row_bytes = static_cast<uint32_t>(args.x.stride * size_of(args.x.dtype));
-  p.column_blocks = static_cast<int>(ceil_div(p.c_out, variant.cols));
-  p.x_pieces = static_cast<int>(ceil_div(p.c_in * size_of(args.x.dtype), 16));
+  ConvParams p = {TileParams(variant, args)};
+  p.x_pieces = p.pieces;
   const int pieces_of_step = variant.masked                                                 ? 1
                              : variant.math == Math::bf16x3 || variant.math == Math::bf16x6 ? 4
                                                                                             : 2;
@@ -334,8 +299,7 @@ template <class C>
 void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) {
   static_assert(C::shared_bytes <= shared_bytes({false, C::math, C::rows, C::cols}));
   ConvParams p = conv_params(variant, args);
-  const Schedule& schedule = *args.schedule;
-  const int groups = variant.masked ? schedule.options().groups : 1;
+  const int groups = variant.masked ? args.schedule->options().groups : 1;
   std::shared_ptr<void> sums;
   if (groups > 1 || p.slices > 1) {
     sums = ctx.allocate(sizeof(float) * p.slices * p.rows * p.sums_stride);
@@ -344,13 +308,6 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
   // Every group has every row.
   const int64_t tiles = ceil_div(p.rows, C::rows);
   for (int group = 0; group < groups; ++group) {
-    if (variant.masked) {
-      const ScheduleParts& parts = schedule.parts();
-      p.tiles = parts.tiles.as<int4>() + group * tiles;
-      p.masks = parts.masks.row<uint32_t>(group * tiles);
-      p.order = parts.order.as<int32_t>();
-      p.indices = parts.indices.as<int32_t>();
-    }
     p.first_tap = static_cast<int>(static_cast<int64_t>(group) * p.taps / groups);
     p.first_group = group == 0;
     p.last_group = group == groups - 1;
@@ -360,6 +317,9 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
             .threads = threads,
             .shared_bytes = C::shared_bytes},
            convolve<C>, p);
+    if (!variant.masked) continue;
+    p.tiles += tiles;
+    p.masks += tiles * (C::rows / 64);
   }
   if (p.slices == 1) return;
   const int64_t pieces = p.rows * ceil_div(p.c_out, C::per_piece);
@@ -367,26 +327,19 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
          p.slices);
 }
 
-template <Math math, bool in_contiguous>
-void run_layout(const Context& ctx, const Variant& variant, const ConvArgs& args) {
-  if constexpr (sizeof(Element<math>) == 2) {
-    if (variant.cols == 128) {
-      return run_conv<ConvConfig<math, 128, 128, in_contiguous>>(ctx, variant, args);
-    }
-  }
-  if (variant.cols == 32) {
-    return run_conv<ConvConfig<math, 128, 32, in_contiguous>>(ctx, variant, args);
-  }
-  if (variant.rows == 128) {
-    return run_conv<ConvConfig<math, 128, 64, in_contiguous>>(ctx, variant, args);
-  }
-  run_conv<ConvConfig<math, 64, 64, in_contiguous>>(ctx, variant, args);
-}
-
 template <Math math>
 void convolve(const Context& ctx, const Variant& variant, const ConvArgs& args) {
-  if (args.w.in_stride == 1) return run_layout<math, true>(ctx, variant, args);
-  run_layout<math, false>(ctx, variant, args);
+  const auto run = [&]<int rows, int cols>() {
+    if (args.w.in_stride == 1) {
+      return run_conv<ConvConfig<math, rows, cols, true>>(ctx, variant, args);
+    }
+    run_conv<ConvConfig<math, rows, cols, false>>(ctx, variant, args);
+  };
+  if constexpr (is_16bit(math)) {
+    if (variant.cols == 128) return run.template operator()<128, 128>();
+  }
+  if (variant.cols == 32) return run.template operator()<128, 32>();
+  variant.rows == 128 ? run.template operator()<128, 64>() : run.template operator()<64, 64>();
 }
 
 template void convolve<Math::VOXGEMM_MATH>(const Context&, const Variant&, const ConvArgs&);

@@ -2,8 +2,8 @@
 #pragma once
 
 // What the kernels on the warp's matrix instructions share: operands in shared memory, their
-// products, and the gather of rows. A CTA has four warps, two by two over a tile of sums; a warp
-// holds row_blocks x col_blocks blocks of 16 x 8 in the layout of ptx/mma.cuh.
+// products, the gather of rows, and the pipeline of stages. A CTA has four warps, two by two over a
+// tile of sums; a warp holds row_blocks x col_blocks blocks of 16 x 8 in the layout of ptx/mma.cuh.
 //
 // Shared memory. An operand is cut in panels with lines of 128 bytes, 8 pieces of 16 bytes. An
 // operand that is contiguous along the reduction (deep) has one panel, a line of it for each row or
@@ -53,24 +53,12 @@ struct TileParams : PassArgs {
   int column_blocks;
   int pieces;  // of 16 bytes, of a tap's input channels
   int slices = 1;
-  // By mask, see ScheduleParts; of natural order null.
-  const int4* tiles = nullptr;
-  const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
-  const int32_t* order = nullptr;
-  const int32_t* indices = nullptr;  // [.., rows of a tile]
 
   TileParams(const Variant& variant, const ConvArgs& args)
       : PassArgs(args),
         x_row_bytes(static_cast<uint32_t>(args.x.stride * size_of(args.x.dtype))),
         column_blocks(static_cast<int>(ceil_div(c_out, variant.cols))),
-        pieces(static_cast<int>(ceil_div(c_in * size_of(args.x.dtype), 16))) {
-    if (!variant.masked) return;
-    const ScheduleParts& parts = args.schedule->parts();
-    tiles = parts.tiles.as<int4>();
-    masks = parts.masks.as<uint32_t>();
-    order = parts.order.as<int32_t>();
-    indices = parts.indices.as<int32_t>();
-  }
+        pieces(static_cast<int>(ceil_div(c_in * size_of(args.x.dtype), 16))) {}
 };
 
 // A [rows, depth] B [depth, cols] of a stage; depth is `steps` of 32 bytes, or as many lines.
@@ -470,23 +458,19 @@ __device__ __forceinline__ Memory memory_of_block() {
 // Multiplies all stages that the producer fills, and lays the warp's sums out.
 template <class S, class P>
 __device__ __forceinline__ const float* multiply_stages(const Memory& memory, P* producer) {
-  int pending = 0;  // stages that are filled and not multiplied
 #pragma unroll
   for (int i = 0; i < stages - 1; ++i) {
-    if (producer->has_more()) {
-      producer->fill(i, memory.address + i * S::stage_bytes);
-      ++pending;
-    }
+    if (producer->has(i)) producer->fill(i, memory.address + i * S::stage_bytes);
     ptx::copies_commit();
   }
   typename S::Sums d = {};
-  for (int ring = 0; pending > 0; --pending) {
+  int ring = 0;
+  for (int at = 0; producer->has(at); ++at) {
     ptx::copies_wait<stages - 2>();
     __syncthreads();
-    if (producer->has_more()) {
+    if (producer->has(at + stages - 1)) {
       const int next = ring == 0 ? stages - 1 : ring - 1;
       producer->fill(next, memory.address + next * S::stage_bytes);
-      ++pending;
     }
     ptx::copies_commit();
     const Stage<S> stage =
