@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/dispatch.h"
 #include "core/host_device.h"
 #include "voxgemm/sampling.h"
 
@@ -29,6 +30,35 @@ struct SampleRule {
     return true;
   }
 };
+
+// PointsRef for kernels, and where the rows and weights of points go.
+template <class T>
+struct Points {
+  const T* points;       // [count, 3]
+  const int32_t* batch;  // [count] or null
+  int64_t per_batch;
+  int64_t count;
+  int32_t* rows;  // [count, taps]
+  T* weights;     // [count, taps]
+
+  Points(const PointsRef& given, const SampleMap& map)
+      : points(given.points.as<T>()),
+        batch(given.batch ? given.batch->as<int32_t>() : nullptr),
+        per_batch(given.points_per_batch),
+        count(given.points.rows),
+        rows(map.rows.as<int32_t>()),
+        weights(map.weights.as<T>()) {}
+  VOXGEMM_HOST_DEVICE int64_t batch_of(int64_t point) const {
+    if (batch != nullptr) return batch[point];
+    return per_batch > 0 ? point / per_batch : 0;
+  }
+};
+
+template <class Body>
+void dispatch_points(Dtype dtype, const Body& body) {
+  if (dtype == Dtype::f64) return body(Type<double>{});
+  body(Type<float>{});
+}
 
 constexpr double least_weight_sum = 1e-12;
 

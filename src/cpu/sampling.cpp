@@ -15,12 +15,6 @@ namespace {
 // Points or rows handled by one task.
 constexpr int64_t piece = 1024;
 
-template <class Body>
-void dispatch_points(Dtype dtype, const Body& body) {
-  if (dtype == Dtype::f64) return body(Type<double>{});
-  body(Type<float>{});
-}
-
 // The row of a voxel of one batch.
 struct Finder {
   const VoxelIndex::State& index;
@@ -47,14 +41,13 @@ SampleMap sample_map(const Context& ctx,
   SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
                 make_matrix(ctx, count, taps, points.points.dtype)};
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
+    const Points<T> all(points, map);
     for_pieces(ctx, count, piece, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; ++p) {
-        int64_t batch = points.points_per_batch > 0 ? p / points.points_per_batch : 0;
-        if (points.batch) batch = points.batch->as<int32_t>()[p];
-        const Finder find{index, static_cast<int32_t>(batch)};
-        const T* point = points.points.as<T>() + 3 * p;
-        int32_t* rows = map.rows.as<int32_t>() + taps * p;
-        T* weights = map.weights.as<T>() + taps * p;
+        const Finder find{index, static_cast<int32_t>(all.batch_of(p))};
+        const T* point = all.points + 3 * p;
+        int32_t* rows = all.rows + taps * p;
+        T* weights = all.weights + taps * p;
         if (options.mode == SampleMode::nearest) {
           sample_nearest(rule, point, find, rows, weights);
         } else {

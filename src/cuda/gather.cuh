@@ -91,12 +91,6 @@ struct Sums {
   }
 };
 
-// Of an op that has nothing per tap.
-struct NoTaps {
-  struct Tap {};
-  __device__ Tap tap(int) const { return {}; }
-};
-
 // Where the row numbers are, and the shapes. Numbers outside [0, rows_in) are absent.
 struct Gather {
   const int32_t* rows;  // of (tap, r) at tap * tap_stride + r * row_stride
@@ -191,7 +185,7 @@ __global__ __launch_bounds__(gather_threads, blocks_here(Op::blocks)) void gathe
   const uint32_t x_bytes = *const_cast<volatile uint32_t*>(&shared_bytes);
   const int32_t* mine = numbers + slot * g.pitch;
   const int step = slots * g.pitch;
-  const Op op(arguments, col < g.cols ? col : 0);
+  const Op op{arguments, col < g.cols ? col : 0};
   typename Op::State states[Op::rows] = {};
   for (int chunk = 0; chunk < g.taps; chunk += g.chunk_taps) {
     const int taps = min(g.chunk_taps, g.taps - chunk);
@@ -201,8 +195,8 @@ __global__ __launch_bounds__(gather_threads, blocks_here(Op::blocks)) void gathe
     for (int tap = 0; tap < taps && col < g.cols; tap += 2) {
       int2 in[Op::rows];
       X values[2][Op::rows];
-      const typename Op::Tap data[2] = {op.tap(chunk + tap),
-                                        op.tap(min(chunk + tap + 1, g.taps - 1))};
+      const decltype(op.tap(0)) data[2] = {op.tap(chunk + tap),
+                                           op.tap(min(chunk + tap + 1, g.taps - 1))};
 #pragma unroll
       for (int i = 0; i < Op::rows; ++i) {
         in[i] = *reinterpret_cast<const int2*>(mine + i * step + tap);

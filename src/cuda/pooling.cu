@@ -8,13 +8,18 @@ namespace {
 
 template <class T>
 struct PoolArguments {
-  const T* x;
-  int64_t x_stride;
-  T* y;
-  int64_t y_stride;
-  int32_t* winners;  // [rows, cols], or null
-  int64_t cols;
+  View<T> x;
+  View<T> y;
+  View<int32_t> winners;  // [rows, cols], or of nothing
   bool mean;
+  const int32_t* counts = nullptr;  // [rows of x] of the gradient of means
+};
+
+// Row `in` of x comes to row `out` of y, from column `col` on.
+struct Step {
+  int64_t out;
+  int64_t in;
+  int64_t col;
 };
 
 template <class T, int n>
@@ -22,7 +27,7 @@ struct SumState {
   Sums<T, n> sums;
   int count = 0;
 
-  __device__ void add(const Pack<T, n>& x, int32_t) {
+  __device__ void add(const PoolArguments<T>&, const Pack<T, n>& x, const Step&) {
     sums.add(x, 1);
     ++count;
   }
@@ -31,7 +36,7 @@ struct SumState {
     count += later.count;
   }
   __device__ void write(const PoolArguments<T>& a, int64_t row, int64_t col) const {
-    sums.write(a.y + row * a.y_stride + col, static_cast<Sum<T>>(a.mean ? max(count, 1) : 1));
+    sums.write(a.y.at(row, col), static_cast<Sum<T>>(a.mean ? max(count, 1) : 1));
   }
 };
 
@@ -51,8 +56,8 @@ struct BestState {
       winner[i] = row;
     }
   }
-  __device__ void add(const Pack<T, n>& x, int32_t row) {
-    for (int i = 0; i < n; ++i) take(i, x.get(i), row);
+  __device__ void add(const PoolArguments<T>&, const Pack<T, n>& x, const Step& step) {
+    for (int i = 0; i < n; ++i) take(i, x.get(i), static_cast<int32_t>(step.in));
   }
   __device__ void join(const BestState& later) {
     for (int i = 0; i < n; ++i) {
@@ -66,14 +71,33 @@ struct BestState {
       values.set(i, best[i]);
       rows.v[i] = winner[i];
     }
-    store_pack(values, a.y + row * a.y_stride + col);
-    if (a.winners != nullptr) store_pack(rows, a.winners + row * a.cols + col);
+    store_pack(values, a.y.at(row, col));
+    if (a.winners.data != nullptr) store_pack(rows, a.winners.at(row, col));
+  }
+};
+
+// Of a gradient: of a row of x, which is dy here, y gets it all, its share, or what it has won.
+template <class T, int n>
+struct GradientState : Sums<T, n> {
+  __device__ void add(const PoolArguments<T>& a, const Pack<T, n>& dy, const Step& step) {
+    if (a.winners.data != nullptr) {
+      const auto won = load_pack<int32_t, n>(a.winners.at(step.in, step.col));
+      for (int i = 0; i < n; ++i) {
+        if (won.v[i] == step.out) this->v[i] += dy.get(i);
+      }
+      return;
+    }
+    const Sum<T> count = a.counts == nullptr ? 1 : static_cast<Sum<T>>(a.counts[step.in]);
+    for (int i = 0; i < n; ++i) this->v[i] += dy.get(i) / count;
+  }
+  __device__ void write(const PoolArguments<T>& a, int64_t row, int64_t col) const {
+    Sums<T, n>::write(a.y.at(row, col));
   }
 };
 
 // Of a row's taps, or of the rows of a segment.
 template <class T, int n, class S>
-struct Pool : NoTaps {
+struct Pool {
   using Element = T;
   using Arguments = PoolArguments<T>;
   using State = S;
@@ -83,49 +107,14 @@ struct Pool : NoTaps {
 
   Arguments a;
   int64_t col;
-  __device__ Pool(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void add(State* state, const Pack<T, n>& x, Tap, int64_t, int32_t in) const {
-    state->add(x, in);
+  __device__ int tap(int number) const { return number; }
+  __device__ void add(State* state, const Pack<T, n>& x, int, int64_t row, int32_t in) const {
+    state->add(a, x, {row, in, col});
   }
   __device__ void add(State* state, uint32_t row) const {
-    state->add(load_pack<T, n>(a.x + row * a.x_stride + col), static_cast<int32_t>(row));
+    state->add(a, load_pack<T, n>(a.x.at(row, col)), {0, row, col});
   }
   __device__ void finish(const State& state, int64_t row) const { state.write(a, row, col); }
-};
-
-// The gradient: of a row's results each gives it all, its share, or what it has won.
-template <class T, int n>
-struct PoolGradient : NoTaps {
-  using Element = T;
-  struct Arguments {
-    T* dx;
-    int64_t dx_stride;
-    int64_t cols;
-    const int32_t* winners;  // [n_out, cols], or null
-    const int32_t* counts;   // [n_out], or null
-  };
-  using State = Sums<T, n>;
-  static constexpr int width = n;
-  static constexpr int rows = 2;
-  static constexpr int blocks = 6;
-
-  Arguments a;
-  int64_t col;
-  __device__ PoolGradient(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ void add(State* state, const Pack<T, n>& dy, Tap, int64_t row, int32_t out) const {
-    if (a.winners != nullptr) {
-      const auto won = load_pack<int32_t, n>(a.winners + out * a.cols + col);
-      for (int i = 0; i < n; ++i) {
-        if (won.v[i] == row) state->v[i] += dy.get(i);
-      }
-      return;
-    }
-    const Sum<T> count = a.counts == nullptr ? 1 : static_cast<Sum<T>>(a.counts[out]);
-    for (int i = 0; i < n; ++i) state->v[i] += dy.get(i) / count;
-  }
-  __device__ void finish(const State& state, int64_t row) const {
-    state.write(a.dx + row * a.dx_stride + col);
-  }
 };
 
 __global__ void count_taps(Gather g, int32_t* counts) {
@@ -138,23 +127,26 @@ __global__ void count_taps(Gather g, int32_t* counts) {
   }
 }
 
+// body(Type<T>, Width<n>, arguments)
+template <class Body>
+void dispatch_arguments(const MatrixRef& x, const Reduced& result, const Body& body) {
+  const MatrixRef winners = result.winners.value_or(MatrixRef{});
+  const bool wide = is_wide(x) && is_wide(result.y) && is_wide(winners);
+  dispatch_packs(x.dtype, wide, [&]<class T, class W>(Type<T> type, W width) {
+    body(type, width,
+         PoolArguments<T>{View<T>(x), View<T>(result.y), View<int32_t>(winners), false});
+  });
+}
+
 // body(Type<Pool<...>>, arguments) for what is pooled.
 template <class Body>
 void dispatch_pool(const MatrixRef& x,
                    Reduction reduction,
                    const Reduced& result,
                    const Body& body) {
-  const bool wide =
-      is_wide(x) && is_wide(result.y) && (!result.winners || is_wide(*result.winners));
-  dispatch_packs(x.dtype, wide, [&]<class T, class W>(Type<T>, W) {
+  dispatch_arguments(x, result, [&]<class T, class W>(Type<T>, W, PoolArguments<T> arguments) {
     constexpr int n = W::n;
-    const PoolArguments<T> arguments = {x.as<T>(),
-                                        x.stride,
-                                        result.y.as<T>(),
-                                        result.y.stride,
-                                        result.winners ? result.winners->as<int32_t>() : nullptr,
-                                        x.cols,
-                                        reduction == Reduction::mean};
+    arguments.mean = reduction == Reduction::mean;
     if (reduction == Reduction::max) {
       body(Type<Pool<T, n, BestState<T, n, false>>>{}, arguments);
     } else if (reduction == Reduction::min) {
@@ -190,14 +182,12 @@ void pool_grad(const Context& ctx,
     launch(ctx, over(ctx, map.n_out), count_taps, gather_of(map, grad.dy),
            static_cast<int32_t*>(counts.get()));
   }
-  const int32_t* winners = grad.winners ? grad.winners->as<int32_t>() : nullptr;
-  const bool wide = is_wide(grad.dy) && is_wide(dx) && (!grad.winners || is_wide(*grad.winners));
   const Gather g = gather_of(*grad.transposed, grad.dy);
-  dispatch_packs(dx.dtype, wide, [&]<class T, class W>(Type<T>, W) {
-    gather<PoolGradient<T, W::n>>(
-        ctx, g, grad.dy,
-        {dx.as<T>(), dx.stride, dx.cols, winners, static_cast<const int32_t*>(counts.get())});
-  });
+  dispatch_arguments(grad.dy, {dx, grad.winners},
+                     [&]<class T, class W>(Type<T>, W, PoolArguments<T> arguments) {
+                       arguments.counts = static_cast<const int32_t*>(counts.get());
+                       gather<Pool<T, W::n, GradientState<T, W::n>>>(ctx, g, grad.dy, arguments);
+                     });
 }
 
 void segment_reduce(const Context& ctx,

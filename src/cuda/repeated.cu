@@ -3,6 +3,7 @@
 
 #include "cuda/row_lists.cuh"
 #include "cuda/voxel_index.cuh"
+#include "voxgemm/cuda.h"
 
 namespace voxgemm::cuda {
 namespace {
@@ -23,16 +24,16 @@ __global__ void clear_rows(
 
 // A thread adds one column of one voxel's rows.
 template <class T>
-__global__ void add_groups(
-    ListView lists, const T* dy, int64_t dy_stride, int64_t cols, T* merged) {
-  for (int64_t i = thread_index(); i < lists.count * cols; i += thread_count()) {
-    const int64_t row = i / cols;
+__global__ void add_groups(ListView lists, View<T> dy, View<T> merged) {
+  for (int64_t i = thread_index(); i < dy.rows * dy.cols; i += thread_count()) {
+    const int64_t row = i / dy.cols;
+    const int64_t col = i % dy.cols;
     const uint32_t last = lists.starts[row + 1];
     uint32_t place = lists.starts[row];
     if (last - place < 2) continue;
     double sum = 0;
-    for (; place < last; ++place) sum += widen(dy[lists.places[place] * dy_stride + i % cols]);
-    store(sum, &merged[i]);
+    for (; place < last; ++place) sum += widen(*dy.at(lists.places[place], col));
+    store(sum, merged.at(row, col));
   }
 }
 
@@ -42,14 +43,10 @@ Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& 
   const DeviceGuard guard(ctx.device);
   Matrix merged = make_matrix(ctx, dy.rows, dy.cols, dy.dtype);
   if (merged.empty()) return merged;
-  const size_t row_bytes = dy.cols * size_of(dy.dtype);
-  check_cuda(cudaMemcpy2DAsync(merged.data, row_bytes, dy.data, dy.stride * size_of(dy.dtype),
-                               row_bytes, dy.rows, cudaMemcpyDeviceToDevice, stream_of(ctx)),
-             "cudaMemcpy2DAsync");
+  copy(ctx, dy, merged);
   const RowLists lists = make_row_lists(ctx, first.as<int32_t>(), dy.rows, dy.rows);
   dispatch_device_float(dy.dtype, [&]<class T>(Type<T>) {
-    launch(ctx, over(ctx, dy.rows * dy.cols), add_groups<T>, ListView(lists, 0), dy.as<T>(),
-           dy.stride, dy.cols, merged.as<T>());
+    launch(ctx, over(ctx, dy.rows * dy.cols), add_groups<T>, lists, View<T>(dy), View<T>(merged));
   });
   return merged;
 }

@@ -41,11 +41,8 @@ RowLists make_row_lists(const Context& ctx, const int32_t* rows, int64_t places,
   sort_by_key(ctx, arrays, places, std::bit_width(static_cast<uint64_t>(count)));
   launch(ctx, over(ctx, count + 1), write_starts, arrays.sorted_keys, places, count + 1,
          Layout::at<uint32_t>(memory, starts));
-  return {arrays.sorted_keys,
-          arrays.sorted_values,
-          Layout::at<uint32_t>(memory, starts),
-          count,
-          places,
+  return {{arrays.sorted_keys, arrays.sorted_values, Layout::at<uint32_t>(memory, starts), count,
+           places},
           memory};
 }
 

@@ -17,58 +17,50 @@ namespace voxgemm::cuda {
 
 constexpr int64_t list_piece = 256;
 
-struct RowLists {
+struct ListView {
   const uint32_t* rows;    // [places], ascending; those outside [0, count) are `count`
   const uint32_t* places;  // [places]
   const uint32_t* starts;  // [count + 1]: where each row's list begins
   int64_t count;           // of lists
   int64_t length;          // of all lists together, absent ones too
+};
+struct RowLists : ListView {
   std::shared_ptr<void> memory;
 };
 // rows: [places].
 RowLists make_row_lists(const Context& ctx, const int32_t* rows, int64_t places, int64_t count);
 
-struct ListView {
-  const uint32_t* rows;
-  const uint32_t* places;
-  const uint32_t* starts;
-  int64_t count;
-  int64_t length;
-  int64_t packs;  // of columns
-
-  ListView(const RowLists& lists, int64_t column_packs)
-      : rows(lists.rows),
-        places(lists.places),
-        starts(lists.starts),
-        count(lists.count),
-        length(lists.length),
-        packs(column_packs) {}
-};
-
-// ends: [pieces, 2, packs]: of the list that came into a piece, and of the one that leaves it.
+// packs: of columns. ends: [pieces, 2, packs]: of the list that came into a piece, and of the one
+// that leaves it.
 template <class Op>
 __global__ void reduce_pieces(ListView lists,
+                              int64_t packs,
                               typename Op::Arguments arguments,
                               typename Op::State* ends) {
   const int64_t pieces = (lists.length + list_piece - 1) / list_piece;
-  for (int64_t i = thread_index(); i < pieces * lists.packs; i += thread_count()) {
-    const int64_t piece = i / lists.packs;
-    const int64_t pack = i - piece * lists.packs;
-    const Op op(arguments, pack * Op::width);
+  for (int64_t i = thread_index(); i < pieces * packs; i += thread_count()) {
+    const int64_t piece = i / packs;
+    const int64_t pack = i - piece * packs;
+    const Op op{arguments, pack * Op::width};
     const int64_t begin = piece * list_piece;
     const int64_t end = min(lists.length, begin + list_piece);
-    typename Op::State* const end_states = ends + 2 * piece * lists.packs + pack;
+    typename Op::State* const end_states = ends + 2 * piece * packs + pack;
     uint32_t row = lists.rows[begin];
     bool came_in = begin > 0 && lists.rows[begin - 1] == row;
     typename Op::State state = {};
+    const auto put = [&](bool leaves) {
+      if (came_in) {
+        end_states[0] = state;
+      } else if (leaves) {
+        end_states[packs] = state;
+      } else {
+        op.finish(state, row);
+      }
+    };
     for (int64_t p = begin; p < end; ++p) {
       const uint32_t next = lists.rows[p];
       if (next != row) {
-        if (came_in) {
-          end_states[0] = state;
-        } else {
-          op.finish(state, row);
-        }
+        put(false);
         came_in = false;
         row = next;
         state = {};
@@ -76,20 +68,14 @@ __global__ void reduce_pieces(ListView lists,
       if (row == lists.count) break;
       op.add(&state, lists.places[p]);
     }
-    if (row == lists.count) continue;
-    if (came_in) {
-      end_states[0] = state;
-    } else if (end < lists.length && lists.rows[end] == row) {
-      end_states[lists.packs] = state;
-    } else {
-      op.finish(state, row);
-    }
+    if (row != lists.count) put(end < lists.length && lists.rows[end] == row);
   }
 }
 
 // The lists that begin in one piece and end in another. A warp owns a pack of columns of a piece.
 template <class Op>
 __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
+                                                              int64_t packs,
                                                               typename Op::Arguments arguments,
                                                               const typename Op::State* ends) {
   using State = typename Op::State;
@@ -98,9 +84,9 @@ __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t pieces = (lists.length + list_piece - 1) / list_piece;
   const int64_t item = thread_index() / 32;
-  if (item >= pieces * lists.packs) return;
-  const int64_t piece = item / lists.packs;
-  const int64_t pack = item - piece * lists.packs;
+  if (item >= pieces * packs) return;
+  const int64_t piece = item / packs;
+  const int64_t pack = item - piece * packs;
   const int64_t end = (piece + 1) * list_piece;
   if (end >= lists.length) return;
   const uint32_t row = lists.rows[end];
@@ -108,12 +94,12 @@ __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
   if (row == lists.count || lists.rows[end - 1] != row || lists.starts[row] < piece * list_piece) {
     return;
   }
-  const Op op(arguments, pack * Op::width);
+  const Op op{arguments, pack * Op::width};
   const int64_t later = (lists.starts[row + 1] - 1) / list_piece - piece;
   State state = {};
-  if (lane == 0) state = ends[(2 * piece + 1) * lists.packs + pack];
+  if (lane == 0) state = ends[(2 * piece + 1) * packs + pack];
   for (int64_t i = lane * later / 32; i < (lane + 1) * later / 32; ++i) {
-    state.join(ends[2 * (piece + 1 + i) * lists.packs + pack]);
+    state.join(ends[2 * (piece + 1 + i) * packs + pack]);
   }
   of_threads[threadIdx.x] = state;
   __syncwarp();
@@ -123,11 +109,11 @@ __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
 }
 
 template <class Op>
-__global__ void finish_empty(ListView lists, typename Op::Arguments arguments) {
-  for (int64_t i = thread_index(); i < lists.count * lists.packs; i += thread_count()) {
-    const int64_t row = i / lists.packs;
+__global__ void finish_empty(ListView lists, int64_t packs, typename Op::Arguments arguments) {
+  for (int64_t i = thread_index(); i < lists.count * packs; i += thread_count()) {
+    const int64_t row = i / packs;
     if (lists.starts[row] != lists.starts[row + 1]) continue;
-    const Op op(arguments, (i - row * lists.packs) * Op::width);
+    const Op op{arguments, (i - row * packs) * Op::width};
     op.finish({}, row);
   }
 }
@@ -137,17 +123,17 @@ void reduce_lists(const Context& ctx,
                   const RowLists& lists,
                   int64_t cols,
                   const typename Op::Arguments& arguments) {
-  const ListView view(lists, ceil_div(cols, Op::width));
+  const int64_t packs = ceil_div(cols, Op::width);
   const int64_t pieces = ceil_div(lists.length, list_piece);
   const std::shared_ptr<void> memory =
-      ctx.allocate(sizeof(typename Op::State) * 2 * pieces * view.packs);
+      ctx.allocate(sizeof(typename Op::State) * 2 * pieces * packs);
   auto* ends = static_cast<typename Op::State*>(memory.get());
   const auto all = [](int64_t threads) {
     return Grid{.blocks = ceil_div(threads, gather_threads), .threads = gather_threads};
   };
-  launch(ctx, all(pieces * view.packs), reduce_pieces<Op>, view, arguments, ends);
-  launch(ctx, all(32 * pieces * view.packs), join_pieces<Op>, view, arguments, ends);
-  launch(ctx, all(lists.count * view.packs), finish_empty<Op>, view, arguments);
+  launch(ctx, all(pieces * packs), reduce_pieces<Op>, lists, packs, arguments, ends);
+  launch(ctx, all(32 * pieces * packs), join_pieces<Op>, lists, packs, arguments, ends);
+  launch(ctx, all(lists.count * packs), finish_empty<Op>, lists, packs, arguments);
 }
 
 }  // namespace voxgemm::cuda

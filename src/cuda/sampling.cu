@@ -7,27 +7,6 @@
 namespace voxgemm::cuda {
 namespace {
 
-template <class Body>
-void dispatch_points(Dtype dtype, const Body& body) {
-  if (dtype == Dtype::f64) return body(Type<double>{});
-  body(Type<float>{});
-}
-
-template <class T>
-struct Points {
-  const T* points;       // [count, 3]
-  const int32_t* batch;  // [count] or null
-  int64_t per_batch;
-  int64_t count;
-  int32_t* rows;  // [count, taps]
-  T* weights;     // [count, taps]
-
-  __device__ int64_t batch_of(int64_t point) const {
-    if (batch != nullptr) return batch[point];
-    return per_batch > 0 ? point / per_batch : 0;
-  }
-};
-
 // The row of a voxel of one batch.
 struct Finder {
   const IndexView& index;
@@ -53,8 +32,10 @@ __global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
   constexpr int taps = mode == SampleMode::trilinear ? 8 : 1;
   const auto status = static_cast<Status>(index.set.head->counters.status);
   for (int64_t p = thread_index(); p < points.count; p += thread_count()) {
-    int32_t* rows = points.rows + taps * p;
-    T* weights = points.weights + taps * p;
+    int32_t rows[taps];
+    T weights[taps];
+    const Finder find{index, index.set.head->frame, points.batch_of(p)};
+    const T point[3] = {points.points[3 * p], points.points[3 * p + 1], points.points[3 * p + 2]};
     if (status != Status::fine) {
       // Where there are padding rows only, nothing is found; a failure must show in what is
       // computed with this.
@@ -63,20 +44,14 @@ __global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
         rows[t] = empty ? -1 : 0;
         weights[t] = empty ? T(0) : static_cast<T>(nan(""));
       }
-      continue;
-    }
-    const Finder find{index, index.set.head->frame, points.batch_of(p)};
-    const T point[3] = {points.points[3 * p], points.points[3 * p + 1], points.points[3 * p + 2]};
-    if constexpr (mode == SampleMode::nearest) {
+    } else if constexpr (mode == SampleMode::nearest) {
       sample_nearest(rule, point, find, rows, weights);
     } else {
-      int32_t found[8];
-      T shares[8];
-      sample_trilinear(rule, point, find, found, shares);
-      for (int t = 0; t < 8; ++t) {
-        rows[t] = found[t];
-        weights[t] = shares[t];
-      }
+      sample_trilinear(rule, point, find, rows, weights);
+    }
+    for (int t = 0; t < taps; ++t) {
+      points.rows[taps * p + t] = rows[t];
+      points.weights[taps * p + t] = weights[t];
     }
   }
 }
@@ -91,12 +66,10 @@ __global__ void write_point_gradients(
 
 template <class T>
 struct WeightedRows {
-  const T* x;
-  int64_t x_stride;
+  View<T> x;
   const Sum<T>* weights;  // [places, taps]
   uint32_t taps;
-  T* y;
-  int64_t y_stride;
+  View<T> y;
 };
 
 // Both ways: the sums of a place are over its taps, those of a row of x over the places where it
@@ -104,38 +77,30 @@ struct WeightedRows {
 template <class T, int n>
 struct WeightedSum {
   using Element = T;
+  using Arguments = WeightedRows<T>;
   using State = Sums<T, n>;
-  using Tap = int;
   static constexpr int width = n;
   static constexpr int rows = 2;
   static constexpr int blocks = 6;
-  using Arguments = WeightedRows<T>;
 
   Arguments a;
   int64_t col;
-  __device__ WeightedSum(const Arguments& arguments, int64_t column) : a(arguments), col(column) {}
-  __device__ Tap tap(int number) const { return number; }
-  __device__ void add(State* state, const Pack<T, n>& x, Tap tap, int64_t row, int32_t) const {
+  __device__ int tap(int number) const { return number; }
+  __device__ void add(State* state, const Pack<T, n>& x, int tap, int64_t row, int32_t) const {
     state->add(x, a.weights[row * a.taps + tap]);
   }
   __device__ void add(State* state, uint32_t place) const {
-    state->add(load_pack<T, n>(a.x + place / a.taps * a.x_stride + col), a.weights[place]);
+    state->add(load_pack<T, n>(a.x.at(place / a.taps, col)), a.weights[place]);
   }
-  __device__ void finish(const State& state, int64_t row) const {
-    state.write(a.y + row * a.y_stride + col);
-  }
+  __device__ void finish(const State& state, int64_t row) const { state.write(a.y.at(row, col)); }
 };
 
 // Eight lanes share a dot product: each takes every eighth pack, then they add in pairs.
 constexpr int dot_lanes = 8;
 template <class T>
 struct Dots {
-  const T* x;
-  int64_t x_stride;
-  int64_t rows_in;
-  const T* dy;
-  int64_t dy_stride;
-  int64_t cols;
+  View<T> x;
+  View<T> dy;
   const int32_t* rows;  // [dots]
   Sum<T>* dots;         // [dots]
   int64_t count;
@@ -143,7 +108,6 @@ struct Dots {
 };
 template <class T, int n>
 __global__ void write_dots(Dots<T> d) {
-  using X = Pack<T, n>;
   const int lane = threadIdx.x % dot_lanes;
   // All lanes of a warp stay until its last dot.
   const int64_t rounded = (d.count * dot_lanes + 31) / 32 * 32;
@@ -151,12 +115,12 @@ __global__ void write_dots(Dots<T> d) {
     const int64_t dot = i / dot_lanes;
     const int32_t row = dot < d.count ? d.rows[dot] : -1;
     Sum<T> sum = 0;
-    if (static_cast<uint32_t>(row) < d.rows_in) {
-      const T* x = d.x + row * d.x_stride;
-      const T* dy = d.dy + dot / d.taps * d.dy_stride;
-      for (int64_t c = lane * n; c < d.cols; c += dot_lanes * n) {
-        const X a = *reinterpret_cast<const X*>(x + c);
-        const X b = *reinterpret_cast<const X*>(dy + c);
+    if (static_cast<uint32_t>(row) < d.x.rows) {
+      const T* x = d.x.at(row, 0);
+      const T* dy = d.dy.at(dot / d.taps, 0);
+      for (int64_t c = lane * n; c < d.x.cols; c += dot_lanes * n) {
+        const auto a = load_pack<T, n>(x + c);
+        const auto b = load_pack<T, n>(dy + c);
         for (int j = 0; j < n; ++j) sum += a.get(j) * b.get(j);
       }
     }
@@ -169,12 +133,8 @@ __global__ void write_dots(Dots<T> d) {
 
 template <class T>
 WeightedRows<T> weighted(const MatrixRef& x, const RowWeights& sums, const MatrixRef& y) {
-  return {x.as<T>(),
-          x.stride,
-          sums.weights.as<Sum<T>>(),
-          static_cast<uint32_t>(std::max<int64_t>(sums.rows.cols, 1)),
-          y.as<T>(),
-          y.stride};
+  return {View<T>(x), sums.weights.as<Sum<T>>(),
+          static_cast<uint32_t>(std::max<int64_t>(sums.rows.cols, 1)), View<T>(y)};
 }
 
 }  // namespace
@@ -195,13 +155,9 @@ SampleMap sample_map(const Context& ctx,
   }
   const IndexView view = static_cast<const BlockIndex&>(index).view();
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
-    const Points<T> all = {
-        points.points.as<T>(),   points.batch ? points.batch->as<int32_t>() : nullptr,
-        points.points_per_batch, count,
-        map.rows.as<int32_t>(),  map.weights.as<T>()};
     const auto kernel = options.mode == SampleMode::nearest ? write_map<T, SampleMode::nearest>
                                                             : write_map<T, SampleMode::trilinear>;
-    launch(ctx, over(ctx, count), kernel, view, SampleRule(options), all);
+    launch(ctx, over(ctx, count), kernel, view, SampleRule(options), Points<T>(points, map));
   });
   return map;
 }
@@ -257,10 +213,9 @@ void weighted_sum_grad_weights(const Context& ctx,
   const DeviceGuard guard(ctx.device);
   const int64_t count = sums.rows.rows * sums.rows.cols;
   dispatch_packs(x.dtype, is_wide(x) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
-    launch(
-        ctx, over(ctx, count * dot_lanes), write_dots<T, W::n>,
-        Dots<T>{x.as<T>(), x.stride, x.rows, dy.as<T>(), dy.stride, x.cols, sums.rows.as<int32_t>(),
-                sums.weights.as<Sum<T>>(), count, std::max<int64_t>(sums.rows.cols, 1)});
+    launch(ctx, over(ctx, count * dot_lanes), write_dots<T, W::n>,
+           Dots<T>{View<T>(x), View<T>(dy), sums.rows.as<int32_t>(), sums.weights.as<Sum<T>>(),
+                   count, std::max<int64_t>(sums.rows.cols, 1)});
   });
 }
 
