@@ -60,7 +60,8 @@
 // the copies by immediate offsets, nothing gained; several taps on the axis, rows with any of them
 // compacted: indexing alone took 1.35 of 1.93 ms at 4.1 million rows of 64 channels; a schedule's
 // batches on the axis: teams drift apart, an eighth of the reads hit the second-level cache, 2.7
-// ms.
+// ms; rows of one tap handed over by batches instead of rounds, 10 % at 256, 256 and 64, 1024;
+// units that are freed each by its own barrier instead of batches that count back, 1 to 5 %.
 
 #include <type_traits>
 

@@ -28,8 +28,9 @@
 // The producer: teams of 1, 2 or 4 of its warps fill stages in turn. What a step costs a warp
 // beside its copies is about a hundred instructions one behind the other, and where steps are small
 // that is most of it; small teams do it for several steps at once. Where steps are large all warps
-// fill one, or it would come too late. Where copies of a warp are many, or one stage a tap, a copy
-// asks a shuffle for its row.
+// fill one, or it would come too late. A lane holds every 32nd row of a warp's, and copies ask a
+// shuffle for theirs: a lane that held the row of each of its copies saved 1% with 128 x 256 tiles
+// and cost 7% with 256 x 128.
 //
 // Synchronisation: `full` of a stage gets one arrival from every lane that fills it when its copies
 // have landed and one with the bytes of the weights; `free` one from every warp that multiplies it.
@@ -52,8 +53,7 @@
 // partial sums (shell 16, 1024 channels: 91 against 86 us); one warp a stage for 256 columns or 256
 // x 128 tiles (5 to 12% slower); the steps of all tiles cut into equal ranges instead of each tile
 // into slices (shell 32, 1024 channels: 0.29 against 0.22 ms; shell 16: 92 against 82 us:
-// neighbours no longer read the same weights, and a step takes 1400 clocks, not 1140); rows held by
-// lanes where a tap is one stage of a team (shell 64, 128 channels: 34 against 30 us). The hint to
+// neighbours no longer read the same weights, and a step takes 1400 clocks, not 1140). The hint to
 // fetch 128 bytes makes no difference.
 
 #include <cuda.h>
@@ -121,10 +121,6 @@ struct Config {
   static constexpr int rows_of_copy = 32 / lanes;
   static constexpr int copies = rows / rows_of_copy / team;
   static constexpr int rows_of_warp = rows / team;
-  // A lane holds the row of each of its copies, if they are few and those of several stages, else
-  // every 32nd of the warp's.
-  static constexpr bool few_copies = teams == 1 && copies <= 16;
-  static constexpr int held = few_copies ? copies : rows_of_warp / 32;
   // Columns of a box of MN-major weights.
   static constexpr int box_columns = columns < 64 ? columns : 64;
 };
@@ -165,7 +161,7 @@ class Producer {
         looked = true;
         dealer.hand_out();
         next = items.next();
-        prefetch_blocks(next);
+        if constexpr (C::columns == 32) prefetch_blocks(next);
       };
       const int first_tap = item.group * p_.taps / p_.groups;
       Walk walk(item, k_blocks_);
@@ -217,7 +213,8 @@ class Producer {
     return (n / C::rows_of_copy * C::team + member_) * C::rows_of_copy + n % C::rows_of_copy;
   }
 
-  // Index blocks come from far away, and are asked for an item before they are loaded.
+  // Index blocks come from far away, and are asked for an item before they are loaded: where items
+  // are short. Else it takes 1 to 6% longer.
   __device__ __forceinline__ void prefetch_blocks(const Item& item) const {
     constexpr int most_lines = 32 * C::rows / 32;  // of 32 indices
     const int lines = __popc(item.mask()) * (C::rows / 32);
@@ -238,12 +235,11 @@ class Producer {
   }
   __device__ __forceinline__ void take_rows() {
 #pragma unroll
-    for (int i = 0; i < C::held; ++i)
-      rows_[i] = C::few_copies ? row_of_copy(upcoming_, i) : upcoming_[i];
+    for (int i = 0; i < C::rows_of_warp / 32; ++i) rows_[i] = upcoming_[i];
   }
-  __device__ __forceinline__ int row_of_copy(const int (&rows)[C::rows_of_warp / 32], int i) const {
+  __device__ __forceinline__ int row_of_copy(int i) const {
     const int n = i * C::rows_of_copy;
-    return __shfl_sync(0xffffffff, rows[n / 32], n % 32 + lane_ / C::lanes);
+    return __shfl_sync(0xffffffff, rows_[n / 32], n % 32 + lane_ / C::lanes);
   }
 
   // place: (input channel, tap, output channel); bit: of the tap in the masks.
@@ -262,15 +258,9 @@ class Producer {
     const auto copy_half = [&]<int half>(std::integral_constant<int, half>) {
 #pragma unroll
       for (int i = half * C::copies / 2; i < (half + 1) * C::copies / 2; ++i) {
-        int in;
-        if constexpr (C::few_copies) {
-          in = rows_[i];
-        } else {
-          in = row_of_copy(rows_, i);
-        }
         // Rows four apart differ in one bit of the swizzle.
         const uint32_t to = C::depth == 64 && C::team == 1 && i % 2 == 1 ? to_ ^ 64 : to_;
-        ptx::gather_16(to + stage + i * C::rows_of_copy * C::team * C::row_bytes, x, in,
+        ptx::gather_16(to + stage + i * C::rows_of_copy * C::team * C::row_bytes, x, row_of_copy(i),
                        p_.operand_bytes, outside);
       }
     };
@@ -303,7 +293,7 @@ class Producer {
   int turn_ = 0;     // the team that fills the next stage
   ptx::Ring<C::stages> ring_;
   int upcoming_[C::rows_of_warp / 32] = {};
-  int rows_[C::held] = {};
+  int rows_[C::rows_of_warp / 32] = {};
 };
 
 // Adds one stage to the sums of blocks [first, last) of 64 rows; a: of block 0.
@@ -363,7 +353,7 @@ class Consumer {
         ptx::barrier_arrive(shared_.turn + 8 * (consumer_ ^ 1));
       }
       ptx::wait_for_last_launch();
-      sums_.prefetch_partials();
+      if constexpr (C::columns >= 128) sums_.prefetch_partials();
       drain();
       sums_.write(item);
     }
