@@ -21,7 +21,7 @@ struct Shape {
 // Stages fill the shared memory of an SM.
 constexpr Shape shapes[] = {
     {.rows = 128, .columns = 256, .stages = 4},
-    {.rows = 256, .columns = 128, .stages = 4},
+    {.rows = 256, .columns = 128, .stages = 4, .team = 2},
     {.rows = 128, .columns = 128, .stages = 6, .team = 2},
     {.rows = 128, .columns = 64, .stages = 8, .team = 1},
     {.rows = 256, .columns = 64, .stages = 4, .pingpong = true, .team = 1},
