@@ -108,21 +108,14 @@ struct Producer {
       return i == 0 ? rows.x : i == 1 ? rows.y : i == 2 ? rows.z : rows.w;
     };
     const auto place = [&](int i) { return to + i * 128 + ((threadIdx.x ^ (first + i)) % 8 << 4); };
-    if (C::terms == 1 && (blocks - 1) * 64 < from.left) {
+#pragma unroll
+    for (int b = 0; b < blocks; ++b) {
+      if (b * 64 >= from.left) break;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        ptx::gather_pieces<blocks, 128, 8192>(place(i), from.data, row_of(i), from.row_bytes);
-      }
-    } else {
-#pragma unroll
-      for (int b = 0; b < blocks; ++b) {
-        if (b * 64 >= from.left) break;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          ptx::gather_pieces<C::terms, 2 * width, 8192>(place(i) + b * C::terms * 8192,
-                                                        from.data + b * C::terms * 128, row_of(i),
-                                                        from.row_bytes);
-        }
+        ptx::gather_pieces<C::terms, 2 * width, 8192>(place(i) + b * C::terms * 8192,
+                                                      from.data + b * C::terms * 128, row_of(i),
+                                                      from.row_bytes);
       }
     }
   }
