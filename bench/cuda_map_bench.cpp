@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Maps of 3^3 submanifold convolutions and their schedules on a CUDA device: ms of sphere shells
-// in raster and in shuffled row order, and of points far apart. Launched: the mean of 30 calls one
-// after another, the host's part included where it is the slower one. Replayed: the median of 21
-// launches of a graph. cuda_map_bench [CLOUD] runs one cloud.
+// Maps on a CUDA device: us of sphere shells in raster and in shuffled row order, and of points far
+// apart. Launched: the mean of 30 calls one after another, the host's part included where it is the
+// slower one. Replayed: the median of 21 launches of a graph, which work that waits for the device
+// has none of. cuda_map_bench [CLOUD ...] runs some clouds.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -11,7 +11,6 @@
 #include <functional>
 #include <random>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "cuda/device.h"
@@ -125,22 +124,28 @@ void measure(const Context& ctx, const std::string& name, const Voxels& voxels) 
     return voxgemm::build_submanifold_map(c, coords, geometry);
   };
   const KernelMap map = build_map(ctx);
-  std::vector<Body> bodies = {build_map};
-  for (const int groups : {1, 2, 3}) {
-    const ScheduleOptions options = {ScheduleOptions::Order::by_mask, groups, 128,
-                                     voxgemm::one_chunk};
-    bodies.push_back([&map, options](const Context& c) { Schedule::build(c, map, options); });
-  }
-  for (const int groups : {1, 2, 3}) {
-    const ScheduleOptions options = {ScheduleOptions::Order::by_mask, groups, 128,
-                                     voxgemm::one_chunk};
-    bodies.push_back([&, options](const Context& c) { Schedule::build(c, build_map(c), options); });
-  }
-  std::printf("%-16s %9lld", name.c_str(), static_cast<long long>(coords.rows));
+  const auto scheduled = [](int chunk_rows) {
+    return ScheduleOptions{ScheduleOptions::Order::by_mask, 1, 128, chunk_rows};
+  };
+  const voxgemm::Geometry down{.size = {3, 3, 3}, .stride = {2, 2, 2}, .padding = {1, 1, 1}};
+  const Matrix out = voxgemm::output_coords(ctx, coords, down);
+  const KernelMap down_map = voxgemm::build_kernel_map(ctx, coords, out, down);
+  const voxgemm::OutputOptions with_room{.max_voxels = out.rows + 1};
+  const std::vector<Body> bodies = {
+      build_map,
+      [&](const Context& c) { Schedule::build(c, map, scheduled(voxgemm::one_chunk)); },
+      [&](const Context& c) { Schedule::build(c, map, scheduled(65536)); },
+      [&](const Context& c) { Schedule::build(c, build_map(c), scheduled(65536)); },
+      [&](const Context& c) { voxgemm::output_coords(c, coords, down, with_room); },
+      [&](const Context& c) { voxgemm::build_kernel_map(c, coords, out, down); },
+      [&](const Context& c) { voxgemm::transpose(c, down_map); },
+  };
+  std::printf("%-14s %8lld", name.c_str(), static_cast<long long>(coords.rows));
   for (const Body& body : bodies) {
-    std::printf("  %7.4f %7.4f", launched(ctx, body), replayed(ctx, arena, body));
+    std::printf(" %7.1f %6.1f", 1e3 * launched(ctx, body), 1e3 * replayed(ctx, arena, body));
   }
-  std::printf("\n");
+  const Body counted = [&](const Context& c) { voxgemm::output_coords(c, coords, down); };
+  std::printf(" %7.1f\n", 1e3 * launched(ctx, counted));
   std::fflush(stdout);
 }
 
@@ -148,12 +153,16 @@ void measure(const Context& ctx, const std::string& name, const Voxels& voxels) 
 
 int main(int argc, char** argv) {
   const Context ctx = voxgemm::cuda_context(0);
-  const std::string_view only = argc > 1 ? argv[1] : "";
-  std::printf("ms launched and replayed of the map, schedules in 1, 2, 3 groups, both together\n");
+  const std::vector<std::string> wanted(argv + 1, argv + argc);
+  std::printf(
+      "us launched and replayed: 3^3 map; its schedule; in chunks of 65536 rows; map and that "
+      "schedule; k3s2p1: outputs with max_voxels, map, transposed; outputs counted (launched)\n");
   const auto run = [&](const std::string& name, const auto& make) {
-    if (only.empty() || only == name) measure(ctx, name, make());
+    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) {
+      measure(ctx, name, make());
+    }
   };
-  for (const int size : {64, 128, 256, 512, 1024, 1600}) {
+  for (const int size : {32, 64, 128, 256, 512, 1024, 1600}) {
     run("shell:" + std::to_string(size), [&] { return shell(size); });
     if (size != 512 && size != 1024) continue;
     run("shuffled:" + std::to_string(size), [&] {

@@ -54,7 +54,7 @@ void validate_coords(const Context& ctx,
   if (row == coords.rows) return;
   std::array<int32_t, 4> c{};
   if (on_device(ctx)) {
-    c = cuda::coords_of_row(ctx, coords, row);
+    cuda::read_back(ctx, coords.row<int32_t>(row), c.data(), sizeof(c));
   } else {
     std::copy_n(coords.row<int32_t>(row), 4, c.begin());
   }
@@ -152,7 +152,8 @@ Matrix map_status(const Context& ctx, const KernelMap& map) {
 
 void settle(const Context& ctx, KernelMap* map) {
   if (!on_device(ctx)) return;
-  const std::array<int64_t, 3> status = cuda::read_status(ctx, map_status(ctx, *map));
+  std::array<int64_t, 3> status{};
+  cuda::read_back(ctx, map_status(ctx, *map).data, status.data(), sizeof(status));
   if (status[0] < 0) map->pairs(ctx);  // throws the reason
   if (status[1] == 0) map->in_first = {};
   if (status[2] == 0) map->out_first = {};

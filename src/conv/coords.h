@@ -46,12 +46,11 @@ KernelMap transpose(const Context& ctx, const KernelMap& map);
 }  // namespace cpu
 namespace cuda {
 
-// Waits for the device.
+// These wait for the device.
+void read_back(const Context& ctx, const void* device, void* host, size_t bytes);
 int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& coords,
                           const std::array<std::optional<int64_t>, 4>& limits);
-// Row `row` of the coordinates. Waits for the device.
-std::array<int32_t, 4> coords_of_row(const Context& ctx, const MatrixRef& coords, int64_t row);
 // Does not wait. unique_voxels() and find() of the index do, and throw what went wrong: a box that
 // is too large, or a full table.
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
@@ -74,8 +73,6 @@ KernelMap build_kernel_map(const Context& ctx,
                            const Geometry& geometry);
 KernelMap transpose(const Context& ctx, const KernelMap& map);
 Matrix map_status(const Context& ctx, const KernelMap& map);
-// Waits for the device.
-std::array<int64_t, 3> read_status(const Context& ctx, const MatrixRef& status);
 // The sum of pairs_per_tap; throws where the map could not be built. Waits for the device.
 int64_t count_pairs(const Context& ctx, const KernelMap& map);
 

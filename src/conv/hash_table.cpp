@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "conv/coords.h"
 #include "conv/operators.h"
 #include "conv/validate.h"
 #include "voxgemm/coords.h"
@@ -43,7 +44,7 @@ void check_hash_insert(const Context& ctx, const HashTableRef& table, const Matr
   validate_column(ctx, status, {"the status of an insert", 1, 2, Dtype::i64});
   std::array<int64_t, 2> numbers{};
   if (on_device(ctx)) {
-    numbers = cuda::read_hash_status(ctx, status);
+    cuda::read_back(ctx, status.data, numbers.data(), sizeof(numbers));
   } else {
     std::copy_n(status.as<int64_t>(), 2, numbers.begin());
   }

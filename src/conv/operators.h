@@ -56,8 +56,6 @@ decltype(cpu::segment_reduce) segment_reduce;
 decltype(cpu::depthwise_forward) depthwise_forward;
 decltype(cpu::depthwise_grad_input) depthwise_grad_input;
 decltype(cpu::depthwise_grad_weight) depthwise_grad_weight;
-// Waits for the device.
-std::array<int64_t, 2> read_hash_status(const Context& ctx, const MatrixRef& status);
 
 }  // namespace cuda
 }  // namespace voxgemm

@@ -2,6 +2,7 @@
 #include <limits>
 #include <numeric>
 
+#include "conv/reach.h"
 #include "cpu/voxel_index.h"
 #include "voxgemm/error.h"
 
@@ -28,34 +29,22 @@ class Divisor {
   int shift_;
 };
 
-// The output coordinates that an input coordinate reaches on one axis: (in + padding - tap *
-// dilation) / stride where that is whole and in [low, high].
-struct Reach {
+// Emits the outputs in [low, high] that an input reaches on one axis.
+template <bool single>
+struct AxisOutputs {
+  AxisReach axis;
   Divisor stride;
-  int64_t padding;
-  int64_t dilation;
-  int taps;
   int64_t low;
   int64_t high;
 
   template <class Emit>
   void operator()(int64_t in, const Emit& emit) const {
-    int64_t scaled = in + padding;
-    for (int tap = 0; tap < taps; ++tap, scaled -= dilation) {
+    int64_t scaled = in + axis.padding;
+    for (int64_t tap = 0; tap < (single ? 1 : axis.taps); ++tap, scaled -= axis.dilation) {
       const int64_t out = stride.floor(scaled);
-      if (out * stride.value() == scaled && out >= low && out <= high) emit(out);
+      const bool whole = single || out * stride.value() == scaled;
+      if (whole && out >= low && out <= high) emit(out);
     }
-  }
-};
-
-// The same where the size is the stride and the dilation 1: every input reaches one output.
-struct Single {
-  Reach reach;
-
-  template <class Emit>
-  void operator()(int64_t in, const Emit& emit) const {
-    const int64_t out = reach.stride.floor(in + reach.padding);
-    if (out >= reach.low && out <= reach.high) emit(out);
   }
 };
 
@@ -120,12 +109,17 @@ Matrix ascending(const Context& ctx, const BrickSet& set) {
   return coords;
 }
 
-// What the axes emit, combined, as a set inside the box.
-template <class Axis>
+// What all axes emit, combined, as a set inside the box.
+template <bool single>
 Matrix reached_voxels(const Context& ctx,
                       const MatrixRef& coords,
                       const Box& box,
-                      const std::array<Axis, 3>& axes) {
+                      const Reach& reach) {
+  const auto on_axis = [&](int i) {
+    const AxisReach& axis = reach.axes[i];
+    return AxisOutputs<single>{axis, Divisor(axis.stride), box.low[i + 1], box.high[i + 1]};
+  };
+  const std::array axes = {on_axis(0), on_axis(1), on_axis(2)};
   const auto* data = coords.as<int32_t>();
   const BrickSet set(ctx, box, coords.rows, [&](int64_t row, const auto& emit) {
     const int32_t* c = data + 4 * row;
@@ -143,35 +137,17 @@ Matrix output_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const Geometry& geometry,
                      const OutputOptions& options) {
-  Geometry g = geometry;
-  std::optional<Int3> shape = options.spatial_shape;
-  if (options.rule == OutputRule::floor) {
-    // floor(in / stride) is what a kernel as large as its stride reaches.
-    g = {.size = g.stride, .stride = g.stride};
-    shape.reset();
-  }
-  const bool single = g.size == g.stride && g.dilation == Int3{1, 1, 1};
+  const Reach reach(geometry, options);
   Box box = bounds(ctx, coords);
   bool empty = box.low[0] > box.high[0];
-  std::vector<Reach> axes;
   for (int axis = 0; axis < 3 && !empty; ++axis) {
-    const Divisor stride(g.stride[axis]);
-    int64_t low = -stride.floor(g.offset(axis, g.size[axis] - 1) - box.low[axis + 1]);
-    int64_t high = stride.floor(box.high[axis + 1] + g.padding[axis]);
-    if (shape) {
-      low = std::max<int64_t>(low, 0);
-      high = std::min<int64_t>(high, g.out_shape(*shape)[axis] - 1);
-    }
-    empty = low > high;
-    box.low[axis + 1] = low;
-    box.high[axis + 1] = high;
-    axes.push_back({stride, g.padding[axis], g.dilation[axis], g.size[axis], low, high});
+    box.low[axis + 1] = reach.axes[axis].low(box.low[axis + 1]);
+    box.high[axis + 1] = reach.axes[axis].high(box.high[axis + 1]);
+    empty = box.low[axis + 1] > box.high[axis + 1];
   }
   if (empty) return make_matrix(ctx, 0, 4, Dtype::i32);
-  if (single) {
-    return reached_voxels<Single>(ctx, coords, box, {Single{axes[0]}, {axes[1]}, {axes[2]}});
-  }
-  return reached_voxels<Reach>(ctx, coords, box, {axes[0], axes[1], axes[2]});
+  return reach.single ? reached_voxels<true>(ctx, coords, box, reach)
+                      : reached_voxels<false>(ctx, coords, box, reach);
 }
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {

@@ -38,6 +38,17 @@ struct Frame {
   uint32_t last[4];    // largest offset from the origin
   uint64_t extent[4];  // batches, and bricks of 8^3 on the other axes
   uint64_t step[4];    // what a step on an axis adds to a brick's number
+
+#ifdef __CUDACC__
+  // The offsets of coordinates outside the box are larger too, modulo 2^32.
+  __device__ uint32_t offset(int axis, int32_t value) const {
+    return static_cast<uint32_t>(value) - static_cast<uint32_t>(origin[axis]);
+  }
+  __device__ bool holds(const int4& c) const {
+    return offset(0, c.x) <= last[0] && offset(1, c.y) <= last[1] && offset(2, c.z) <= last[2] &&
+           offset(3, c.w) <= last[3];
+  }
+#endif
 };
 
 struct SetHead {
@@ -95,11 +106,10 @@ struct Place {
 };
 // Of coordinates (batch, x, y, z) inside the box.
 __device__ inline Place place_of(const Frame& frame, const int4& c) {
-  const uint32_t batch = static_cast<uint32_t>(c.x) - static_cast<uint32_t>(frame.origin[0]);
-  const uint32_t x = static_cast<uint32_t>(c.y) - static_cast<uint32_t>(frame.origin[1]);
-  const uint32_t y = static_cast<uint32_t>(c.z) - static_cast<uint32_t>(frame.origin[2]);
-  const uint32_t z = static_cast<uint32_t>(c.w) - static_cast<uint32_t>(frame.origin[3]);
-  return {block_key(frame, batch, x, y, z), voxel_bit(x, y, z)};
+  const uint32_t x = frame.offset(1, c.y);
+  const uint32_t y = frame.offset(2, c.z);
+  const uint32_t z = frame.offset(3, c.w);
+  return {block_key(frame, frame.offset(0, c.x), x, y, z), voxel_bit(x, y, z)};
 }
 
 // Every bit of the result depends on every bit of the brick's number.
@@ -189,10 +199,7 @@ class NewBlocks {
     begin();
   }
   // Whether to flush; the same for all threads of the block, which all call it.
-  __device__ bool is_half_full() {
-    __syncthreads();
-    return count_ > room / 2;
-  }
+  __device__ bool is_half_full() const { return __syncthreads_or(count_ > room / 2 ? 1 : 0) != 0; }
   __device__ void add(const BlockSet& set, uint32_t slot) {
     const uint32_t place = atomicAdd(&count_, 1U);
     if (place < room) {

@@ -100,6 +100,7 @@ void read_back(const Context& ctx, const void* device, void* host, size_t bytes)
   check(!is_capturing(ctx), ErrorCode::unsupported,
         "the stream is being captured into a graph, but this result's size depends on the data, "
         "which the host must wait for");
+  const DeviceGuard guard(ctx.device);
   check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_of(ctx)),
              "cudaMemcpyAsync");
   check_cuda(cudaStreamSynchronize(stream_of(ctx)), "cudaStreamSynchronize");

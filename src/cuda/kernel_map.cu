@@ -18,6 +18,7 @@
 #include "conv/coords.h"
 #include "cuda/schedule_cut.cuh"
 #include "cuda/voxel_index.cuh"
+#include "voxgemm/cuda.h"
 
 namespace voxgemm::cuda {
 namespace {
@@ -29,25 +30,12 @@ struct Axes {
   int32_t stride[3];
   int32_t padding[3];
   int32_t dilation[3];
-};
 
-Axes axes_of(const Geometry& geometry) {
-  Axes axes;
-  for (int axis = 0; axis < 3; ++axis) {
-    axes.size[axis] = geometry.size[axis];
-    axes.stride[axis] = geometry.stride[axis];
-    axes.padding[axis] = geometry.padding[axis];
-    axes.dilation[axis] = geometry.dilation[axis];
-  }
-  return axes;
-}
-
-struct Table {
-  int32_t* neighbours;        // [taps, rows]
-  unsigned long long* pairs;  // [taps], zero before
-  uint32_t* masks;            // [rows], or null where they have not all taps
-  int32_t* first;             // [rows] or null: the row's own voxel looked up
-  int own_tap;                // the tap that finds it, or -1
+  explicit Axes(const Geometry& g)
+      : size{g.size[0], g.size[1], g.size[2]},
+        stride{g.stride[0], g.stride[1], g.stride[2]},
+        padding{g.padding[0], g.padding[1], g.padding[2]},
+        dilation{g.dilation[0], g.dilation[1], g.dilation[2]} {}
 };
 
 // The input voxels of one output row.
@@ -92,71 +80,85 @@ struct Window {
   }
 };
 
-// Clears the counts and takes a copy of the frame, which the stores to the table might change as
-// far as the compiler knows.
-__device__ void begin(const IndexView& index, uint32_t* pairs_of_block, int taps, Frame* frame) {
-  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) pairs_of_block[tap] = 0;
-  static_assert(sizeof(Frame) % sizeof(uint64_t) == 0);
-  const auto* from = reinterpret_cast<const uint64_t*>(&index.set.head->frame);
-  for (int i = threadIdx.x; i < sizeof(Frame) / sizeof(uint64_t); i += blockDim.x) {
-    reinterpret_cast<uint64_t*>(frame)[i] = from[i];
-  }
-  __syncthreads();
-}
+// A map on its way.
+struct Fill {
+  IndexView index;
+  Axes axes;
+  Coords out;
+  int32_t* neighbours;        // [taps, rows]
+  unsigned long long* pairs;  // [taps], zero before
+  uint32_t* masks;            // [rows], or null where they have not all taps
+  int32_t* first;             // [rows]: the lowest row of the row's own voxel; or null
+  int own_tap;                // the tap that finds it
 
-// What the counts of pairs are where a map could not be built: minus the index's status or, where
-// coordinates come from an output_coords that failed, minus its numbers above the statuses. Else 0.
-__device__ int64_t failure_of(const IndexView& index, const Coords& out) {
-  const Counters& counters = index.set.head->counters;
-  int64_t found = counters.found;
-  int64_t room = counters.room;
-  if (!has_failed(index.set)) {
-    const int4 first = out[0];
-    if (!is_failure(first)) return 0;
-    found = first.z;
-    room = first.w;
-  } else if (counters.status != static_cast<uint32_t>(Status::not_made)) {
-    return -static_cast<int64_t>(counters.status);
-  }
-  return found == 0 ? -static_cast<int64_t>(Status::not_made) : -(found << 31 | room);
-}
-
-// Counts of pairs go to the map.
-__device__ void add_pairs(const IndexView& index,
-                          const Coords& out,
-                          const uint32_t* pairs_of_block,
-                          int taps,
-                          unsigned long long* pairs) {
-  __syncthreads();
-  const int64_t failure = blockIdx.x == 0 ? failure_of(index, out) : 0;
-  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
-    if (pairs_of_block[tap] != 0) {
-      atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
+  // Clears the counts and takes a copy of the frame, which the stores to the table might change as
+  // far as the compiler knows.
+  __device__ void begin(uint32_t* pairs_of_block, int taps, Frame* frame) const {
+    for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) pairs_of_block[tap] = 0;
+    static_assert(sizeof(Frame) % sizeof(uint64_t) == 0);
+    const auto* from = reinterpret_cast<const uint64_t*>(&index.set.head->frame);
+    for (int i = threadIdx.x; i < sizeof(Frame) / sizeof(uint64_t); i += blockDim.x) {
+      reinterpret_cast<uint64_t*>(frame)[i] = from[i];
     }
-    if (failure != 0) pairs[tap] = static_cast<unsigned long long>(failure);
+    __syncthreads();
   }
-}
+  // Counts the lanes of a warp that have a pair.
+  __device__ static void count(uint32_t* pairs_of_tap, bool present) {
+    const unsigned lanes = __ballot_sync(all_lanes, present);
+    if (threadIdx.x % 32 == 0 && lanes != 0) atomicAdd(pairs_of_tap, __popc(lanes));
+  }
+  // Of a row whose neighbours are written.
+  __device__ void finish(int64_t row, uint32_t mask) const {
+    if (masks != nullptr) masks[row] = mask;
+    if (first == nullptr) return;
+    const int32_t own = neighbours[own_tap * out.rows + row];
+    first[row] = own >= 0 ? own : static_cast<int32_t>(row);
+  }
+  // What the counts of pairs are where a map could not be built: minus the index's status or, where
+  // coordinates come from an output_coords that failed, minus its numbers above the statuses.
+  // Else 0.
+  __device__ int64_t failure() const {
+    const Counters& counters = index.set.head->counters;
+    int64_t found = counters.found;
+    int64_t room = counters.room;
+    if (!has_failed(index.set)) {
+      const int4 c = out[0];
+      if (!is_failure(c)) return 0;
+      found = c.z;
+      room = c.w;
+    } else if (counters.status != static_cast<uint32_t>(Status::not_made)) {
+      return -static_cast<int64_t>(counters.status);
+    }
+    return found == 0 ? -static_cast<int64_t>(Status::not_made) : -(found << 31 | room);
+  }
+  // Counts of pairs go to the map.
+  __device__ void end(const uint32_t* pairs_of_block, int taps) const {
+    __syncthreads();
+    const int64_t reason = blockIdx.x == 0 ? failure() : 0;
+    for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
+      if (pairs_of_block[tap] != 0) {
+        atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
+      }
+      if (reason != 0) pairs[tap] = static_cast<unsigned long long>(reason);
+    }
+  }
+};
 
-__device__ void write_first(
-    const IndexView& index, const Frame& frame, const int4& c, int32_t* first, int64_t row) {
-  if (first == nullptr) return;
-  first[row] =
-      is_fine(index.set) && !is_padding(c) ? index.first_row(frame, c) : static_cast<int32_t>(row);
-}
-
-__global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
+__global__ void fill_any(Fill fill) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Frame frame;
+  const Axes& axes = fill.axes;
+  const int64_t rows = fill.out.rows;
   const int taps = axes.size[0] * axes.size[1] * axes.size[2];
-  begin(index, pairs_of_block, taps, &frame);
-  const bool fine = is_fine(index.set);
+  fill.begin(pairs_of_block, taps, &frame);
+  const bool fine = is_fine(fill.index.set);
   const int lane = threadIdx.x % 32;
   // The lanes of a warp stay together: they count their pairs at once.
-  for (int64_t first = thread_index() - lane; first < out.rows; first += thread_count()) {
+  for (int64_t first = thread_index() - lane; first < rows; first += thread_count()) {
     const int64_t row = first + lane;
-    const bool used = row < out.rows;
-    const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
-    Window window(index, frame, axes, c);
+    const bool used = row < rows;
+    const int4 c = used ? fill.out[row] : make_int4(0, 0, 0, 0);
+    Window window(fill.index, frame, axes, c);
     uint32_t mask = 0;
     int tap = 0;
     for (int x = 0; x < axes.size[0]; ++x) {
@@ -166,17 +168,15 @@ __global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
                                                        static_cast<int64_t>(y) * axes.dilation[1],
                                                        static_cast<int64_t>(z) * axes.dilation[2])
                                           : -1;
-          if (used) table.neighbours[tap * out.rows + row] = in;
+          if (used) fill.neighbours[tap * rows + row] = in;
           mask |= (in >= 0 ? 1U : 0U) << (tap & 31);
-          const unsigned present = __ballot_sync(all_lanes, in >= 0);
-          if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap], __popc(present));
+          Fill::count(&pairs_of_block[tap], in >= 0);
         }
       }
     }
-    if (used && table.masks != nullptr) table.masks[row] = mask;
-    if (used) write_first(index, frame, c, table.first, row);
+    if (used) fill.finish(row, mask);
   }
-  add_pairs(index, out, pairs_of_block, taps, table.pairs);
+  fill.end(pairs_of_block, taps);
 }
 
 constexpr int cube_threads = 256;
@@ -308,33 +308,32 @@ __device__ uint32_t transpose_bits(uint32_t word) {
 // from the rows' masks, one lane a tap, and the taps of a plane are loaded before the first of them
 // is stored, as a store waits for its value and holds back the loads behind it.
 template <int size>
-__global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
-    fill_cubes(IndexView index, Axes axes, Coords out, Table table) {
+__global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks)) fill_cubes(Fill fill) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Cube cube;
   __shared__ Frame frame;
   constexpr bool has_mask = size > 0 && size <= 3;
-  const int sizes[3] = {size > 0 ? size : axes.size[0], size > 0 ? size : axes.size[1],
-                        size > 0 ? size : axes.size[2]};
+  const int sizes[3] = {size > 0 ? size : fill.axes.size[0], size > 0 ? size : fill.axes.size[1],
+                        size > 0 ? size : fill.axes.size[2]};
   const int taps = sizes[0] * sizes[1] * sizes[2];
-  begin(index, pairs_of_block, taps, &frame);
-  const bool fine = is_fine(index.set);
+  fill.begin(pairs_of_block, taps, &frame);
+  const bool fine = is_fine(fill.index.set);
   const int lane = threadIdx.x % 32;
   uint32_t pairs_of_lane = 0;
   // Numbers of rows fit 31 bits, and registers are short.
-  const auto rows = static_cast<uint32_t>(out.rows);
+  const auto rows = static_cast<uint32_t>(fill.out.rows);
   for (uint32_t first = blockIdx.x * cube_threads + threadIdx.x - lane; first < rows;
        first += gridDim.x * cube_threads) {
     const uint32_t row = first + lane;
     const bool used = row < rows;
-    const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
-    const Window window(index, frame, axes, c);
+    const int4 c = used ? fill.out[row] : make_int4(0, 0, 0, 0);
+    const Window window(fill.index, frame, fill.axes, c);
     AxisStart start[3] = {{window.corner[0], window.frame.last[1], sizes[0]},
                           {window.corner[1], window.frame.last[2], sizes[1]},
                           {window.corner[2], window.frame.last[3], sizes[2]}};
     for (int i = 0; i < 2; ++i) start[0].wanted[i] &= window.in_batch && used && fine;
-    load_cube(index, window, start, cube);
-    int32_t* neighbours = table.neighbours + row;
+    load_cube(fill.index, window, start, cube);
+    int32_t* neighbours = fill.neighbours + row;
     uint32_t mask = 0;
     bool steady = has_mask;  // the row's inputs along z follow each other
     int tap = 0;
@@ -353,13 +352,12 @@ __global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
           const bool present = (line.bits >> z & 1) != 0;
           // Complements of rows: 0 stands for none.
           uint32_t in = 0;
-          if (present) in = index.rows[rank++];
+          if (present) in = fill.index.rows[rank++];
           if (has_mask) {
             found[y * size + z] = in;
           } else {
             if (used) neighbours[static_cast<int64_t>(tap) * rows] = static_cast<int32_t>(~in);
-            const unsigned lanes = __ballot_sync(all_lanes, present);
-            if (lane == 0 && lanes != 0) atomicAdd(&pairs_of_block[tap], __popc(lanes));
+            Fill::count(&pairs_of_block[tap], present);
           }
         }
       }
@@ -370,105 +368,13 @@ __global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
         steady &= found[i - 1] - found[i] == 1;
       }
     }
-    if (used && table.own_tap >= 0) {
-      const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
-      table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
-    }
-    if (used && table.masks != nullptr) {
-      table.masks[row] = mask | (steady ? Neighbours::steady_bit : 0);
-    }
+    if (used) fill.finish(row, mask | (steady ? Neighbours::steady_bit : 0));
     if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));
-    if (used && table.own_tap < 0) write_first(index, frame, out[row], table.first, row);
   }
   if (has_mask && lane < taps) atomicAdd(&pairs_of_block[lane], pairs_of_lane);
-  add_pairs(index, out, pairs_of_block, taps, table.pairs);
+  fill.end(pairs_of_block, taps);
 }
 
-struct Transposed {
-  int64_t n_in;  // of the map that is transposed
-  int64_t n_out;
-  int taps;
-  const int32_t* in_first;  // null where no voxel of the side repeats
-  const int32_t* out_first;
-};
-
-// The counts of a block of threads go to the map's, or why there are none.
-__device__ void add_counts(const uint32_t* pairs_of_block,
-                           int taps,
-                           const long long* pairs_of_map,
-                           unsigned long long* pairs) {
-  __syncthreads();
-  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
-    if (pairs_of_block[tap] != 0) {
-      atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
-    }
-    if (blockIdx.x == 0 && pairs_of_map[tap] < 0) {
-      pairs[tap] = static_cast<unsigned long long>(pairs_of_map[tap]);
-    }
-  }
-}
-
-// table [taps, n_in] of -1 gets the lowest output row of every pair, and pairs are counted: the
-// lowest rows of voxels meet once.
-__global__ void scatter_pairs(Transposed shape,
-                              const int32_t* neighbours,
-                              const long long* pairs_of_map,
-                              int32_t* table,
-                              unsigned long long* pairs) {
-  extern __shared__ uint32_t pairs_of_block[];  // [taps]
-  for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) pairs_of_block[tap] = 0;
-  __syncthreads();
-  const int lane = threadIdx.x % 32;
-  for (int64_t first = thread_index() - lane; first < shape.n_out; first += thread_count()) {
-    const int64_t out = first + lane;
-    const bool used =
-        out < shape.n_out && (shape.out_first == nullptr || shape.out_first[out] == out);
-    // Loads on their way at once: a store holds back those behind it.
-    constexpr int batch = 9;
-    for (int tap = 0; tap < shape.taps; tap += batch) {
-      int32_t in[batch];
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
-        in[i] = used && tap + i < shape.taps ? neighbours[(tap + i) * shape.n_out + out] : -1;
-      }
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
-        if (in[i] >= 0) table[(tap + i) * shape.n_in + in[i]] = static_cast<int32_t>(out);
-        const unsigned present = __ballot_sync(all_lanes, in[i] >= 0);
-        if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap + i], __popc(present));
-      }
-    }
-  }
-  add_counts(pairs_of_block, shape.taps, pairs_of_map, pairs);
-}
-
-// Rows that repeat a voxel get its column, and their pairs are counted.
-__global__ void copy_repeated(Transposed shape,
-                              const long long* pairs_of_map,
-                              int32_t* table,
-                              unsigned long long* pairs) {
-  extern __shared__ uint32_t pairs_of_block[];  // [taps]
-  for (int tap = threadIdx.x; tap < shape.taps; tap += blockDim.x) pairs_of_block[tap] = 0;
-  __syncthreads();
-  for (int64_t row = thread_index(); row < shape.n_in; row += thread_count()) {
-    const int64_t lowest = shape.in_first[row];
-    if (lowest == row) continue;
-    for (int64_t tap = 0; tap < shape.taps; ++tap) {
-      const int32_t out = table[tap * shape.n_in + lowest];
-      table[tap * shape.n_in + row] = out;
-      if (out >= 0) atomicAdd(&pairs_of_block[tap], 1U);
-    }
-  }
-  add_counts(pairs_of_block, shape.taps, pairs_of_map, pairs);
-}
-
-void make_table(const Context& ctx, KernelMap* map) {
-  map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
-  map->pairs_per_tap = make_matrix(ctx, 1, map->taps(), Dtype::i64);
-  fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
-}
-
-// All have the same parameters.
 auto fill_kernel(const Geometry& geometry) {
   const auto& size = geometry.size;
   if (geometry.dilation != Int3{1, 1, 1} || *std::max_element(size.begin(), size.end()) > 5) {
@@ -489,30 +395,43 @@ int own_tap(const Geometry& geometry) {
   return tap;
 }
 
-// An index of no rows has no table to look in.
-void fill(const Context& ctx,
-          const BlockIndex& in,
-          const MatrixRef& out_coords,
-          KernelMap* map,
-          int32_t* first) {
-  map->n_in = in.rows();
-  map->n_out = out_coords.rows;
-  make_table(ctx, map);
-  if (map->n_out == 0) return;
-  if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
-  if (map->n_in == 0) {
-    fill_bytes(ctx, map->masks.data, 0, sizeof(int32_t) * map->masks.rows);
-    return fill_bytes(ctx, map->neighbours.data, 0xff, sizeof(int32_t) * map->taps() * map->n_out);
+// With a tap of the rows' own voxels in_first is written too.
+KernelMap make_map(const Context& ctx,
+                   const BlockIndex& in,
+                   const MatrixRef& out_coords,
+                   const Geometry& geometry,
+                   int own_tap) {
+  KernelMap map;
+  map.geometry = geometry;
+  map.n_in = in.rows();
+  map.n_out = out_coords.rows;
+  const int64_t taps = map.taps();
+  map.neighbours = make_matrix(ctx, map.taps(), map.n_out, Dtype::i32);
+  map.pairs_per_tap = make_matrix(ctx, 1, map.taps(), Dtype::i64);
+  fill_bytes(ctx, map.pairs_per_tap.data, 0, sizeof(int64_t) * taps);
+  if (own_tap >= 0) map.in_first = make_matrix(ctx, map.n_out, 1, Dtype::i32);
+  if (map.n_out == 0) return map;
+  if (taps <= 32) map.masks = make_matrix(ctx, map.n_out, 1, Dtype::i32);
+  // An index of no rows has no table to look in.
+  if (map.n_in == 0) {
+    fill_bytes(ctx, map.masks.data, 0, sizeof(int32_t) * map.masks.rows);
+    fill_bytes(ctx, map.neighbours.data, 0xff, sizeof(int32_t) * taps * map.n_out);
+    return map;
   }
-  Grid grid = over(ctx, map->n_out);
+  Grid grid = over(ctx, map.n_out);
   // A block of threads has at most three rounds, so that the last blocks end together.
-  grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
-  grid.shared_bytes = sizeof(uint32_t) * map->taps();
-  const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
-                       map->masks.as<uint32_t>(), first,
-                       first != nullptr ? own_tap(map->geometry) : -1};
-  launch(ctx, grid, fill_kernel(map->geometry), in.view(), axes_of(map->geometry),
-         Coords(out_coords), table);
+  grid.blocks = std::max(grid.blocks, ceil_div(map.n_out, 3 * grid.threads));
+  grid.shared_bytes = sizeof(uint32_t) * taps;
+  const Fill filled = {.index = in.view(),
+                       .axes = Axes(geometry),
+                       .out = Coords(out_coords),
+                       .neighbours = map.neighbours.as<int32_t>(),
+                       .pairs = map.pairs_per_tap.as<unsigned long long>(),
+                       .masks = map.masks.as<uint32_t>(),
+                       .first = map.in_first.as<int32_t>(),
+                       .own_tap = own_tap};
+  launch(ctx, grid, fill_kernel(geometry), filled);
+  return map;
 }
 
 }  // namespace
@@ -523,12 +442,11 @@ KernelMap build_submanifold_map(const Context& ctx,
                                 const Geometry& geometry) {
   const DeviceGuard guard(ctx.device);
   const auto& blocks = static_cast<const BlockIndex&>(index);
-  KernelMap map;
-  map.geometry = geometry;
-  map.symmetric = geometry.mirrors();
-  map.in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  const int own = own_tap(geometry);
+  KernelMap map = make_map(ctx, blocks, coords, geometry, own);
+  if (own < 0) map.in_first = blocks.first_rows(ctx, coords);
   map.out_first = map.in_first;
-  fill(ctx, blocks, coords, &map, map.in_first.as<int32_t>());
+  map.symmetric = geometry.mirrors();
   return map;
 }
 
@@ -538,14 +456,13 @@ KernelMap build_kernel_map(const Context& ctx,
                            const Geometry& geometry) {
   const DeviceGuard guard(ctx.device);
   const BlockIndex in(ctx, in_coords);
-  KernelMap map;
-  map.geometry = geometry;
-  fill(ctx, in, out_coords, &map, nullptr);
+  KernelMap map = make_map(ctx, in, out_coords, geometry, -1);
   map.in_first = in.first_rows(ctx, in_coords);
   map.out_first = first_rows(ctx, out_coords);
   return map;
 }
 
+// Every pair is seen from its lowest output row, and copied to the rows that repeat its input.
 KernelMap transpose(const Context& ctx, const KernelMap& map) {
   const DeviceGuard guard(ctx.device);
   KernelMap result = map;
@@ -553,18 +470,64 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
   result.masks = {};
   std::swap(result.n_in, result.n_out);
   std::swap(result.in_first, result.out_first);
-  make_table(ctx, &result);
+  result.neighbours = make_matrix(ctx, map.taps(), map.n_in, Dtype::i32);
+  result.pairs_per_tap = make_matrix(ctx, 1, map.taps(), Dtype::i64);
+  const int taps = map.taps();
+  const int64_t n_in = map.n_in;
+  const int64_t n_out = map.n_out;
+  const auto* neighbours = map.neighbours.as<int32_t>();
+  const auto* in_first = map.in_first.as<int32_t>();  // null where no voxel of the side repeats
+  const auto* out_first = map.out_first.as<int32_t>();
   auto* table = result.neighbours.as<int32_t>();
-  fill_bytes(ctx, table, 0xff, sizeof(int32_t) * map.taps() * map.n_in);
-  const Transposed shape = {map.n_in, map.n_out, map.taps(), map.in_first.as<int32_t>(),
-                            map.out_first.as<int32_t>()};
-  const auto* pairs_of_map = map.pairs_per_tap.as<long long>();
   auto* pairs = result.pairs_per_tap.as<unsigned long long>();
-  Grid outs = over(ctx, map.n_out);
-  Grid ins = over(ctx, shape.in_first != nullptr ? map.n_in : 0);
-  outs.shared_bytes = ins.shared_bytes = sizeof(uint32_t) * map.taps();
-  launch(ctx, outs, scatter_pairs, shape, map.neighbours.as<int32_t>(), pairs_of_map, table, pairs);
-  launch(ctx, ins, copy_repeated, shape, pairs_of_map, table, pairs);
+  fill_bytes(ctx, table, 0xff, sizeof(int32_t) * taps * n_in);
+  copy(ctx, map.pairs_per_tap, result.pairs_per_tap);
+  for_each(ctx, n_out, [=] __device__(int64_t out) {
+    const bool repeats = out_first != nullptr && out_first[out] != out;
+    // Loads on their way at once: a store holds back those behind it.
+    constexpr int batch = 9;
+    for (int tap = 0; tap < taps; tap += batch) {
+      int32_t in[batch];
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        in[i] = tap + i < taps ? neighbours[(tap + i) * n_out + out] : -1;
+      }
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        if (in[i] < 0) continue;
+        if (repeats) {
+          atomicAdd(&pairs[tap + i], ~0ULL);
+        } else {
+          table[(tap + i) * n_in + in[i]] = static_cast<int32_t>(out);
+        }
+      }
+    }
+  });
+  for_each(ctx, in_first != nullptr ? n_in : 0, [=] __device__(int64_t row) {
+    const int64_t lowest = in_first[row];
+    for (int64_t tap = 0; lowest != row && tap < taps; ++tap) {
+      const int32_t out = table[tap * n_in + lowest];
+      table[tap * n_in + row] = out;
+      if (out >= 0) atomicAdd(&pairs[tap], 1ULL);
+    }
+  });
+  return result;
+}
+
+Matrix map_status(const Context& ctx, const KernelMap& map) {
+  const DeviceGuard guard(ctx.device);
+  Matrix result = make_matrix(ctx, 1, 3, Dtype::i64);
+  fill_bytes(ctx, result.data, 0, 3 * sizeof(int64_t));
+  auto* status = result.as<unsigned long long>();
+  const auto* pairs = map.pairs_per_tap.as<unsigned long long>();
+  const int32_t* first[] = {map.in_first.as<int32_t>(), map.out_first.as<int32_t>()};
+  const int64_t rows[] = {map.in_first.rows, map.out_first.rows};
+  for_each(ctx, std::max<int64_t>({1, rows[0], rows[1]}), [=] __device__(int64_t row) {
+    if (row == 0) status[0] = pairs[0];
+    for (int side = 0; side < 2; ++side) {
+      if (row < rows[side] && first[side][row] != row) atomicAdd(status + 1 + side, 1ULL);
+    }
+  });
   return result;
 }
 

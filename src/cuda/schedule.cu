@@ -10,7 +10,7 @@
 //                  blocks start. What depends on other slabs are two prefix sums over slabs, one
 //                  behind the other, which the last block of threads to end computes:
 //                    counts [segment][index blocks, falling][slab] of tiles: sums are the numbers
-//                    of the sorted tiles. Left out where segments are one slab.
+//                    of the sorted tiles.
 //                    index blocks [slab]: sums are the numbers of the first.
 //   write_tiles    a block of threads 8 tiles and one tap: the tap's index blocks, gathered from
 //                  the table. In a chunk all blocks of threads of one tap come before those of the
@@ -38,6 +38,7 @@
 // instead of 53.
 #include "conv/schedule.h"
 
+#include <cub/block/block_scan.cuh>
 #include <limits>
 
 #include "cuda/schedule_cut.cuh"
@@ -48,25 +49,16 @@ namespace {
 
 constexpr unsigned all_lanes = 0xffffffff;
 constexpr uint32_t slab_tiles = 32;
-
 constexpr int piece_rows = 64;  // of a tile, with a mask of their own
 
 // ScheduleParts for kernels.
-struct Arrays {
+struct ScheduleView {
   const int32_t* order;
   int64_t* chunk_tiles;
   int4* tiles;  // first, first_block, rows, group
   uint32_t* masks;
   int32_t* block_taps;
   int32_t* indices;
-
-  explicit Arrays(const ScheduleParts& parts)
-      : order(parts.order.as<int32_t>()),
-        chunk_tiles(parts.chunk_tiles.as<int64_t>()),
-        tiles(parts.tiles.as<int4>()),
-        masks(parts.masks.as<uint32_t>()),
-        block_taps(parts.block_taps.as<int32_t>()),
-        indices(parts.indices.as<int32_t>()) {}
 };
 
 struct alignas(16) TileNote {
@@ -77,11 +69,13 @@ struct alignas(16) TileNote {
 
 // What measure_tiles finds out, for write_tiles.
 struct Notes {
+  Cut cut;
+  const uint32_t* ranks;  // [positions]
   TileNote* tiles;        // [tiles], in segment order
   uint32_t* masks;        // [tiles, pieces]
-  uint32_t* counts;       // [segments][bins][slabs], or nothing where segments are one slab
+  uint32_t* counts;       // [segments][bins][slabs]: tiles
   uint32_t* slab_blocks;  // [slabs + 1], behind `counts`, of which they are sums too
-  uint32_t counted;       // the sum of `counts`
+  uint32_t counted;       // the sum of `counts`: all tiles
   uint32_t* done;         // blocks of threads that have ended; zero before
   uint32_t bins;          // numbers of index blocks that a tile may have
   uint32_t pieces;
@@ -89,7 +83,7 @@ struct Notes {
   Grain slab;
 
   // The number of an entry of `counts`, of a slab.
-  __device__ uint32_t count_at(const Cut& cut, const Part& in, uint32_t blocks) const {
+  __device__ uint32_t count_at(const Part& in, uint32_t blocks) const {
     return cut.first_item(in, slab) * bins + (bins - 1 - blocks) * in.items + in.item;
   }
 };
@@ -97,58 +91,35 @@ struct Notes {
 constexpr int measure_threads = 512;
 constexpr int measure_blocks = 2;  // of a multiprocessor, for the registers
 
-// Exclusive, in place, by the threads of a block together; the sum of all. list: 16-byte aligned.
+// Exclusive, in place, by the threads of a block together; the sum of all. list: 16-byte aligned,
+// and memory comes in pieces of 256 bytes: there is room behind it.
 __device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
-  __shared__ uint32_t warp_sums[measure_threads / 32];
+  using Scan = cub::BlockScan<uint32_t, measure_threads, cub::BLOCK_SCAN_WARP_SCANS>;
+  __shared__ typename Scan::TempStorage storage;
   constexpr uint32_t run = 16;  // of a thread
-  const uint32_t lane = threadIdx.x % 32;
-  const uint32_t warp = threadIdx.x / 32;
   uint32_t carry = 0;
   for (uint32_t first = 0; first < count; first += measure_threads * run) {
     const uint32_t at = first + threadIdx.x * run;
     uint32_t values[run];
-    uint32_t sum = 0;
 #pragma unroll
     for (uint32_t i = 0; i < run; i += 4) {
-      const uint32_t left = at + i < count ? count - at - i : 0;
       uint4 quad = make_uint4(0, 0, 0, 0);
-      if (left >= 4) {
-        quad = __ldcg(reinterpret_cast<const uint4*>(list + at + i));
-      } else {
-        if (left > 0) quad.x = __ldcg(list + at + i);
-        if (left > 1) quad.y = __ldcg(list + at + i + 1);
-        if (left > 2) quad.z = __ldcg(list + at + i + 2);
-      }
+      if (at + i < count) quad = __ldcg(reinterpret_cast<const uint4*>(list + at + i));
       values[i] = quad.x;
-      values[i + 1] = quad.y;
-      values[i + 2] = quad.z;
-      values[i + 3] = quad.w;
-      sum += quad.x + quad.y + quad.z + quad.w;
+      values[i + 1] = at + i + 1 < count ? quad.y : 0;
+      values[i + 2] = at + i + 2 < count ? quad.z : 0;
+      values[i + 3] = at + i + 3 < count ? quad.w : 0;
     }
-    uint32_t through = sum;
-    for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
-      const uint32_t below = __shfl_up_sync(all_lanes, through, lanes);
-      if (lane >= lanes) through += below;
-    }
-    if (lane == 31) warp_sums[warp] = through;
-    __syncthreads();
-    uint32_t before = carry + through - sum;
-    for (uint32_t w = 0; w < measure_threads / 32; ++w) {
-      if (w < warp) before += warp_sums[w];
-      carry += warp_sums[w];
-    }
+    uint32_t sum;
+    Scan(storage).ExclusiveSum(values, values, sum);
     __syncthreads();
 #pragma unroll
     for (uint32_t i = 0; i < run; i += 4) {
-      const uint32_t second = before + values[i];
-      const uint32_t third = second + values[i + 1];
-      const uint32_t fourth = third + values[i + 2];
-      // Memory comes in pieces of 256 bytes: there is room behind the list.
-      if (at + i < count) {
-        *reinterpret_cast<uint4*>(list + at + i) = make_uint4(before, second, third, fourth);
-      }
-      before = fourth + values[i + 3];
+      if (at + i >= count) break;
+      *reinterpret_cast<uint4*>(list + at + i) = make_uint4(
+          carry + values[i], carry + values[i + 1], carry + values[i + 2], carry + values[i + 3]);
     }
+    carry += sum;
   }
   return carry;
 }
@@ -163,17 +134,14 @@ __device__ uint32_t or_of_warp(uint32_t bits) {
 }
 
 // Masks of a slab's tiles; a warp takes several pieces of 64 rows at once.
-__device__ void find_masks(const Cut& cut,
-                           const Part& slab,
-                           const uint32_t* ranks,
-                           const Notes& notes,
-                           uint32_t* tile_masks) {
+__device__ void find_masks(const Notes& notes, const Part& slab, uint32_t* tile_masks) {
+  const Cut& cut = notes.cut;
   const uint32_t first_row = slab.item * notes.slab.rows;
   const uint32_t rows = min(notes.slab.rows, slab.rows - first_row);
   const uint32_t tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
   const int64_t first_tile = cut.first_item(slab, notes.tile) + slab.item * slab_tiles;
   uint32_t* masks = notes.masks + first_tile * notes.pieces;
-  ranks += cut.first_position(slab) + first_row;
+  const uint32_t* ranks = notes.ranks + cut.first_position(slab) + first_row;
   constexpr uint32_t at_once = 4;  // all pieces of tiles of 128 rows
   constexpr uint32_t warps = measure_threads / 32;
   const uint32_t lane = threadIdx.x % 32;
@@ -204,23 +172,21 @@ struct SlabTiles {
 };
 
 // The slab's tiles among themselves: several lanes rank one.
-__device__ void rank_tile(const Cut& cut, const Part& slab, const Notes& notes, SlabTiles& tiles) {
+__device__ void rank_tile(const Notes& notes, const Part& slab, SlabTiles& tiles) {
   constexpr uint32_t lanes = measure_threads / slab_tiles;
+  const Cut& cut = notes.cut;
   const Part in = cut.segment(slab.first_row / cut.chunk_rows, slab.group, notes.tile);
   const uint32_t first_tile = slab.item * slab_tiles;
   const uint32_t count = min(slab_tiles, in.items - first_tile);
   const uint32_t tile = threadIdx.x / lanes;
-  const bool alone = notes.slab.whole == 1;
   const uint32_t mask = tiles.masks[tile];
   const int blocks = __popc(mask);
   uint32_t place = 0;
   uint32_t before = 0;
-  for (uint32_t i = threadIdx.x % lanes; i < count; i += lanes) {
+  for (uint32_t i = threadIdx.x % lanes; i < min(tile, count); i += lanes) {
     const int other = __popc(tiles.masks[i]);
-    const bool below = i < tile;
-    // Alone in its segment the slab sorts its tiles completely.
-    place += (alone && other > blocks) || (other == blocks && below) ? 1 : 0;
-    before += below ? other : 0;
+    place += other == blocks ? 1 : 0;
+    before += other;
   }
   for (uint32_t step = 1; step < lanes; step *= 2) {
     place += __shfl_xor_sync(all_lanes, place, step);
@@ -229,23 +195,23 @@ __device__ void rank_tile(const Cut& cut, const Part& slab, const Notes& notes, 
   if (threadIdx.x % lanes != 0 || tile >= count) return;
   notes.tiles[cut.first_item(slab, notes.tile) + first_tile + tile] = {mask, place, before};
   if (tile == count - 1) notes.slab_blocks[blockIdx.x] = before + blocks;
-  if (!alone) atomicAdd(&tiles.histogram[blocks], 1U);
+  atomicAdd(&tiles.histogram[blocks], 1U);
 }
 
-__global__ void __launch_bounds__(measure_threads, measure_blocks)
-    measure_tiles(Cut cut, const uint32_t* ranks, Notes notes) {
+__global__ void __launch_bounds__(measure_threads, measure_blocks) measure_tiles(Notes notes) {
   __shared__ SlabTiles tiles;
   __shared__ bool is_last;
-  const Part slab = cut.part(blockIdx.x, notes.slab);
+  take_turn();
+  const Part slab = notes.cut.part(blockIdx.x, notes.slab);
   if (threadIdx.x < slab_tiles) tiles.masks[threadIdx.x] = 0;
   if (threadIdx.x < notes.bins) tiles.histogram[threadIdx.x] = 0;
   __syncthreads();
-  find_masks(cut, slab, ranks, notes, tiles.masks);
+  find_masks(notes, slab, tiles.masks);
   __syncthreads();
-  rank_tile(cut, slab, notes, tiles);
+  rank_tile(notes, slab, tiles);
   __syncthreads();
-  if (notes.slab.whole > 1 && threadIdx.x < notes.bins) {
-    notes.counts[notes.count_at(cut, slab, threadIdx.x)] = tiles.histogram[threadIdx.x];
+  if (threadIdx.x < notes.bins) {
+    notes.counts[notes.count_at(slab, threadIdx.x)] = tiles.histogram[threadIdx.x];
   }
   __threadfence();
   __syncthreads();
@@ -261,7 +227,9 @@ __global__ void __launch_bounds__(measure_threads, measure_blocks)
 
 struct TileWriter {
   Notes notes;
-  Arrays out;
+  ScheduleView out;
+  Neighbours neighbours;
+  Grain batch;
   uint32_t taps;         // of a block of threads: one or more lines, at most 16
   uint32_t line_starts;  // which of them are the first of a line
 };
@@ -277,15 +245,14 @@ struct FoundTile {
   uint32_t first_block;
 
   // The tile of this number in segment order.
-  __device__ FoundTile(const Cut& cut, const Notes& notes, const Part& tile) {
+  __device__ FoundTile(const Notes& notes, const Part& tile) {
+    const Cut& cut = notes.cut;
     const uint32_t before = cut.first_item(tile, notes.tile);
     const TileNote note = notes.tiles[before + tile.item];
     Part slab = cut.segment(tile.first_row / cut.chunk_rows, tile.group, notes.slab);
     slab.item = tile.item / slab_tiles;
     mask = note.mask;
-    number =
-        note.place +
-        (notes.slab.whole == 1 ? before : notes.counts[notes.count_at(cut, slab, __popc(mask))]);
+    number = note.place + notes.counts[notes.count_at(slab, __popc(mask))];
     first = cut.first_position(tile) + tile.item * cut.tile_rows;
     rows = min(cut.tile_rows, tile.rows - tile.item * cut.tile_rows);
     first_block = notes.slab_blocks[cut.first_item(slab, notes.slab) + slab.item] - notes.counted +
@@ -294,11 +261,9 @@ struct FoundTile {
 };
 
 // A tile but its index blocks, by one warp.
-__device__ void write_entries(const Cut& cut,
-                              const Part& part,
-                              const Notes& notes,
-                              const Arrays& out) {
-  const FoundTile tile(cut, notes, part);
+__device__ void write_entries(const Notes& notes, const Part& part, const ScheduleView& out) {
+  const Cut& cut = notes.cut;
+  const FoundTile tile(notes, part);
   const uint32_t lane = threadIdx.x % 32;
   const int64_t unsorted = cut.first_item(part, notes.tile) + part.item;
   if (lane == 0) {
@@ -325,25 +290,26 @@ __device__ void write_entries(const Cut& cut,
 }
 
 // Blocks of threads: for all chunks and their lines of taps the batches of tiles of a group.
-__global__ void __launch_bounds__(write_threads)
-    write_tiles(Cut cut, Grain batch, Neighbours neighbours, const uint32_t* ranks, TileWriter to) {
+__global__ void __launch_bounds__(write_threads) write_tiles(TileWriter to) {
   const Notes& notes = to.notes;
+  const Cut& cut = notes.cut;
   // First position, rows, the block's taps that the tile has, the index block of the first of them.
   __shared__ uint4 works[batch_tiles];
-  const uint32_t batches = blockIdx.x / batch.whole;  // whole ones before
+  take_turn<true>();
+  const uint32_t batches = blockIdx.x / to.batch.whole;  // whole ones before
   const uint32_t chunk = batches / (cut.taps / to.taps);
   const uint32_t first_tap = batches * to.taps - chunk * cut.taps;
   const uint32_t group = cut.group_of(first_tap);
   const uint32_t first_bit = first_tap - cut.group_begin(group);
   Part part = cut.segment(chunk, group, notes.tile);
-  const uint32_t first_tile = (blockIdx.x - batches * batch.whole) * batch_tiles;
+  const uint32_t first_tile = (blockIdx.x - batches * to.batch.whole) * batch_tiles;
   const uint32_t tiles = first_tile < part.items ? min(batch_tiles, part.items - first_tile) : 0;
   bool has_work = false;
   if (threadIdx.x < batch_tiles) {
     uint4 work = make_uint4(0, 0, 0, 0);
     if (threadIdx.x < tiles) {
       part.item = first_tile + threadIdx.x;
-      const FoundTile tile(cut, notes, part);
+      const FoundTile tile(notes, part);
       work.z = tile.mask >> first_bit & ((1U << to.taps) - 1);
       has_work = work.z != 0;
       if (has_work) {
@@ -357,7 +323,7 @@ __global__ void __launch_bounds__(write_threads)
   if (first_bit == 0) {
     for (uint32_t t = threadIdx.x / 32; t < tiles; t += write_threads / 32) {
       part.item = first_tile + t;
-      write_entries(cut, part, notes, to.out);
+      write_entries(notes, part, to.out);
     }
   }
   if (__syncthreads_or(has_work ? 1 : 0) == 0) return;
@@ -369,7 +335,7 @@ __global__ void __launch_bounds__(write_threads)
     for (uint32_t t = 0; t < batch_tiles; ++t) {
       const bool used = i < works[t].y;
       rows[t] = used ? to.out.order[works[t].x + i] : 0;
-      masks[t] = used ? ranks[works[t].x + i] : 0;
+      masks[t] = used ? notes.ranks[works[t].x + i] : 0;
     }
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
@@ -379,7 +345,7 @@ __global__ void __launch_bounds__(write_threads)
       if (steady) masks[t] |= (masks[t] & masks[t] << 1 & ~to.line_starts) << 16;
     }
     for (uint32_t tap = 0; tap < to.taps; ++tap) {
-      const int32_t* table = neighbours.data + (first_tap + tap) * neighbours.stride;
+      const int32_t* table = to.neighbours.data + (first_tap + tap) * to.neighbours.stride;
 #pragma unroll
       for (uint32_t t = 0; t < batch_tiles; ++t) {
         ++in[t];
@@ -441,21 +407,24 @@ ScheduleParts build_schedule(const Context& ctx,
   Layout layout;
   const size_t notes_at = layout.add<TileNote>(tiles);
   const size_t masks_at = layout.add<uint32_t>(tiles * pieces);
-  const int64_t counts = slab.whole > 1 ? slabs * bins : 0;
+  const int64_t counts = slabs * bins;
   const size_t counts_at = layout.add<uint32_t>(counts + slabs + 1);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-  const Notes notes = {.tiles = Layout::at<TileNote>(memory, notes_at),
+  const Notes notes = {.cut = cut,
+                       .ranks = sorted.ranks,
+                       .tiles = Layout::at<TileNote>(memory, notes_at),
                        .masks = Layout::at<uint32_t>(memory, masks_at),
                        .counts = Layout::at<uint32_t>(memory, counts_at),
                        .slab_blocks = Layout::at<uint32_t>(memory, counts_at) + counts,
-                       .counted = static_cast<uint32_t>(slab.whole > 1 ? tiles : 0),
+                       .counted = static_cast<uint32_t>(tiles),
                        .done = sorted.done,
                        .bins = bins,
                        .pieces = pieces,
                        .tile = tile,
                        .slab = slab};
-  launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, cut, sorted.ranks,
-         notes);
+  Grid grid = {.blocks = slabs, .threads = measure_threads};
+  grid.overlaps = overlapping_pays(ctx, grid);
+  launch(ctx, grid, measure_tiles, notes);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
     blocks = read_back(ctx, notes.slab_blocks + slabs) - notes.counted;
   }
@@ -467,10 +436,21 @@ ScheduleParts build_schedule(const Context& ctx,
   const int64_t thirds = batches * (cut.taps / cut.line) / 3;
   const bool together = cut.chunks() > 1 && cut.taps % (3 * cut.line * cut.groups) == 0 &&
                         3 * cut.line <= 16 && thirds >= 2 * multiprocessors(ctx);
-  TileWriter to = {notes, Arrays(parts), together ? 3 * cut.line : cut.line, 0};
+  TileWriter to = {.notes = notes,
+                   .out = {.order = parts.order.as<int32_t>(),
+                           .chunk_tiles = parts.chunk_tiles.as<int64_t>(),
+                           .tiles = parts.tiles.as<int4>(),
+                           .masks = parts.masks.as<uint32_t>(),
+                           .block_taps = parts.block_taps.as<int32_t>(),
+                           .indices = parts.indices.as<int32_t>()},
+                   .neighbours = neighbours,
+                   .batch = batch,
+                   .taps = together ? 3 * cut.line : cut.line,
+                   .line_starts = 0};
   for (uint32_t tap = 0; tap < to.taps; tap += cut.line) to.line_starts |= 1U << tap;
-  const Grid grid = {.blocks = batches * (cut.taps / to.taps), .threads = write_threads};
-  launch(ctx, grid, write_tiles, cut, batch, neighbours, sorted.ranks, to);
+  grid.blocks = batches * (cut.taps / to.taps);
+  grid.threads = write_threads;
+  launch(ctx, grid, write_tiles, to);
   return parts;
 }
 

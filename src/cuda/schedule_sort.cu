@@ -33,6 +33,7 @@
 // of write_ranks that find each other and count as one, 26 us instead of 14; ranks and all digits
 // of a segment by one cluster of 16 blocks, the schedule 39 us instead of 35 (64160 rows).
 #include <algorithm>
+#include <cub/block/block_scan.cuh>
 
 #include "cuda/schedule_cut.cuh"
 
@@ -102,6 +103,7 @@ struct Ranks {
 __global__ void __launch_bounds__(rank_threads)
     write_ranks(Cut cut, Grain strip, Digits digits, Neighbours neighbours, Ranks out) {
   __shared__ uint32_t histogram[most_digits * most_bins];
+  take_turn();
   // The last rows first: those that the table's writer left in the cache.
   const uint32_t block = gridDim.x - 1 - blockIdx.x;
   const uint32_t chunk = block / strip.whole;
@@ -151,26 +153,6 @@ struct SortPass {
   uint32_t* ticket;        // zero before
   int digit;
 };
-
-// Sums over the threads before this one, of two numbers.
-__device__ uint2 sums_before(uint2 value) {
-  __shared__ uint2 warp_sums[sort_warps];
-  const uint32_t lane = threadIdx.x % 32;
-  const uint32_t warp = threadIdx.x / 32;
-  uint2 through = value;
-  for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
-    const uint32_t x = __shfl_up_sync(all_lanes, through.x, lanes);
-    const uint32_t y = __shfl_up_sync(all_lanes, through.y, lanes);
-    if (lane >= lanes) through = make_uint2(through.x + x, through.y + y);
-  }
-  if (lane == 31) warp_sums[warp] = through;
-  __syncthreads();
-  uint2 sum = make_uint2(through.x - value.x, through.y - value.y);
-  for (uint32_t w = 0; w < warp; ++w) {
-    sum = make_uint2(sum.x + warp_sums[w].x, sum.y + warp_sums[w].y);
-  }
-  return sum;
-}
 
 constexpr uint32_t is_sum = 1U << 31;
 
@@ -263,6 +245,7 @@ __global__ void __launch_bounds__(sort_threads)
   __shared__ uint32_t starts[most_bins];   // of a value in the block
   __shared__ uint32_t targets[most_bins];  // what leads from there to the position
   __shared__ uint32_t number;
+  take_turn();
   if (threadIdx.x == 0) number = atomicAdd(pass.ticket, 1U);
   __syncthreads();
   const Part part = cut.part(number, grain);
@@ -298,14 +281,18 @@ __global__ void __launch_bounds__(sort_threads)
   } else {
     in_segment = in_block;
   }
-  const uint2 before = sums_before(make_uint2(in_block, in_segment));
+  // Sums over the values below: of the block, above those of the segment.
+  using Scan = cub::BlockScan<uint64_t, sort_threads, cub::BLOCK_SCAN_WARP_SCANS>;
+  __shared__ typename Scan::TempStorage storage;
+  uint64_t before;
+  Scan(storage).ExclusiveSum(uint64_t{in_block} << 32 | in_segment, before);
   uint32_t earlier = 0;
   if (publishes && part.item > 0) {
     earlier = look_back(word, block.bins, part.item);
     *word = is_sum | (earlier + in_block);
   }
-  starts[value] = before.x;
-  targets[value] = first_position + before.y + earlier - before.x;
+  starts[value] = static_cast<uint32_t>(before >> 32);
+  targets[value] = first_position + static_cast<uint32_t>(before) + earlier - starts[value];
   __syncthreads();
 
 #pragma unroll
@@ -385,7 +372,9 @@ SortedRows sort_rows(const Context& ctx,
                            .words = Layout::at<uint32_t>(result.memory, words_at) + words * digit,
                            .ticket = Layout::at<uint32_t>(result.memory, tickets_at) + digit,
                            .digit = digit};
-    launch(ctx, {.blocks = blocks, .threads = sort_threads}, sort_digits, cut, block, digits, pass);
+    Grid grid = {.blocks = blocks, .threads = sort_threads};
+    grid.overlaps = overlapping_pays(ctx, grid);
+    launch(ctx, grid, sort_digits, cut, block, digits, pass);
   }
   result.ranks = ranks[digits.count % 2];
   result.done = Layout::at<uint32_t>(result.memory, tickets_at) + most_digits;

@@ -3,6 +3,7 @@
 
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
+#include <cub/device/device_select.cuh>
 
 #include "cuda/device.h"
 
@@ -28,8 +29,29 @@ void sort(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int 
   });
 }
 
+template <class Key>
+void select_first(const Context& ctx, const SortArrays<Key>& arrays, int64_t n, int64_t* count) {
+  with_memory(ctx, "the selection", [&](void* memory, size_t& bytes) {
+    return cub::DeviceSelect::UniqueByKey(memory, bytes, arrays.keys, arrays.values,
+                                          arrays.sorted_keys, arrays.sorted_values, count, n,
+                                          stream_of(ctx));
+  });
+}
+
 }  // namespace
 
+void first_by_key(const Context& ctx,
+                  const SortArrays<uint32_t>& arrays,
+                  int64_t n,
+                  int64_t* count) {
+  select_first(ctx, arrays, n, count);
+}
+void first_by_key(const Context& ctx,
+                  const SortArrays<uint64_t>& arrays,
+                  int64_t n,
+                  int64_t* count) {
+  select_first(ctx, arrays, n, count);
+}
 void sort_by_key(const Context& ctx, const SortArrays<uint32_t>& arrays, int64_t count, int bits) {
   sort(ctx, arrays, count, bits);
 }

@@ -18,6 +18,16 @@ struct SortArrays {
 };
 void sort_by_key(const Context& ctx, const SortArrays<uint32_t>& arrays, int64_t count, int bits);
 void sort_by_key(const Context& ctx, const SortArrays<uint64_t>& arrays, int64_t count, int bits);
+// Of rows of equal keys, which stand together, the first: keys and values into the sorted_ arrays,
+// and how many there are.
+void first_by_key(const Context& ctx,
+                  const SortArrays<uint32_t>& arrays,
+                  int64_t n,
+                  int64_t* count);
+void first_by_key(const Context& ctx,
+                  const SortArrays<uint64_t>& arrays,
+                  int64_t n,
+                  int64_t* count);
 
 // sums[i] = counts[0] + ... + counts[i - 1], in place or not.
 void exclusive_sums(const Context& ctx, const uint32_t* counts, uint32_t* sums, int64_t count);

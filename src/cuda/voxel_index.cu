@@ -25,13 +25,8 @@ __device__ int64_t from_ordered_bits(uint32_t bits) {
   return static_cast<int32_t>(bits ^ 0x80000000);
 }
 
-__device__ int64_t floor_div(int64_t a, int64_t b) {
-  // A division takes some hundred instructions, and one thread makes many of them.
-  return b == 1 ? a : a / b - (a % b < 0 ? 1 : 0);
-}
-
-// The frame of the measured box under a rule.
-__device__ void set_frame(const BlockSet& set, const BoxRule& rule) {
+// The frame of what the measured box reaches.
+__device__ void set_frame(const BlockSet& set, const Reach& reach) {
   Frame& frame = set.head->frame;
   Status status = Status::fine;
   uint64_t cells = 1;
@@ -43,9 +38,8 @@ __device__ void set_frame(const BlockSet& set, const BoxRule& rule) {
     int64_t low = from_ordered_bits(~largest[4 + axis]);
     int64_t high = from_ordered_bits(largest[axis]);
     if (axis > 0) {
-      const int64_t stride = rule.stride[axis - 1];
-      low = max(-floor_div(-(low + rule.before[axis - 1]), stride), rule.least[axis - 1]);
-      high = min(floor_div(high + rule.after[axis - 1], stride), rule.most[axis - 1]);
+      low = reach.axes[axis - 1].low(low);
+      high = reach.axes[axis - 1].high(high);
     }
     frame.low[axis] = low;
     frame.high[axis] = high;
@@ -69,17 +63,6 @@ __device__ void set_frame(const BlockSet& set, const BoxRule& rule) {
   if (status != Status::fine) report(set, status);
 }
 
-__device__ uint32_t max_of_warp(uint32_t value) {
-#if __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(all_lanes, value);
-#else
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    value = max(value, __shfl_xor_sync(all_lanes, value, lanes));
-  }
-  return value;
-#endif
-}
-
 // Whether a row stands behind the one before it, or is padding.
 __device__ bool ascends(const int4& before, const int4& c) {
   if (is_padding(c)) return true;
@@ -88,23 +71,37 @@ __device__ bool ascends(const int4& before, const int4& c) {
   return before.z != c.z ? before.z < c.z : before.w < c.w;
 }
 
-template <bool distinct_will_do>
-__global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
+constexpr int measure_batch = 4;  // rows of a thread at once
+
+// aligned: as the coordinates are, so that the loads of a batch have no branch between them.
+template <bool aligned>
+__global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool distinct_will_do) {
+  coords.aligned = aligned;
   int4 high = make_int4(INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN);
   int4 low = make_int4(INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX);
-#pragma unroll 4
-  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
-    const int4 c = coords[row];
-    if (distinct_will_do && row > 0 && !ascends(coords[row - 1], c)) {
-      set.head->counters.unsorted = 1;
-      __threadfence();
+  for (int64_t first = thread_index(); first < coords.rows;
+       first += measure_batch * thread_count()) {
+    int4 batch[measure_batch];
+#pragma unroll
+    for (int i = 0; i < measure_batch; ++i) {
+      // The last row again is as good as none.
+      batch[i] = coords[min(first + i * thread_count(), coords.rows - 1)];
     }
-    // A batch number that is padding raises no maximum.
-    const bool used = !is_padding(c);
-    high = make_int4(max(high.x, c.x), max(high.y, used ? c.y : INT32_MIN),
-                     max(high.z, used ? c.z : INT32_MIN), max(high.w, used ? c.w : INT32_MIN));
-    low = make_int4(min(low.x, used ? c.x : INT32_MAX), min(low.y, used ? c.y : INT32_MAX),
-                    min(low.z, used ? c.z : INT32_MAX), min(low.w, used ? c.w : INT32_MAX));
+#pragma unroll
+    for (int i = 0; i < measure_batch; ++i) {
+      const int4 c = batch[i];
+      const int64_t row = first + i * thread_count();
+      if (distinct_will_do && row > 0 && row < coords.rows && !ascends(coords[row - 1], c)) {
+        set.head->counters.unsorted = 1;
+        __threadfence();
+      }
+      // A batch number that is padding raises no maximum.
+      const bool used = !is_padding(c);
+      high = make_int4(max(high.x, c.x), max(high.y, used ? c.y : INT32_MIN),
+                       max(high.z, used ? c.z : INT32_MIN), max(high.w, used ? c.w : INT32_MIN));
+      low = make_int4(min(low.x, used ? c.x : INT32_MAX), min(low.y, used ? c.y : INT32_MAX),
+                      min(low.z, used ? c.z : INT32_MAX), min(low.w, used ? c.w : INT32_MAX));
+    }
   }
   uint32_t largest[8] = {ordered_bits(high.x), ordered_bits(high.y), ordered_bits(high.z),
                          ordered_bits(high.w), ~ordered_bits(low.x), ~ordered_bits(low.y),
@@ -113,7 +110,9 @@ __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
   if (threadIdx.x < 8) of_block[threadIdx.x] = 0;
   __syncthreads();
   for (int i = 0; i < 8; ++i) {
-    largest[i] = max_of_warp(largest[i]);
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      largest[i] = max(largest[i], __shfl_xor_sync(all_lanes, largest[i], lanes));
+    }
     if (threadIdx.x % 32 == 0) atomicMax(&of_block[i], largest[i]);
   }
   __syncthreads();
@@ -134,7 +133,7 @@ __global__ void measure_rows(Coords coords, BoxRule rule, BlockSet set) {
   if (distinct_will_do && __ldcg(&set.head->counters.unsorted) == 0) {
     return report(set, Status::distinct);
   }
-  set_frame(set, rule);
+  set_frame(set, reach);
 }
 
 constexpr int insert_threads = 256;
@@ -151,6 +150,7 @@ __global__ void __launch_bounds__(insert_threads) insert_rows(Coords coords, Blo
   // The threads of a block stay together.
   const int4 padding = make_int4(padding_batch, 0, 0, 0);
   int4 next = thread_index() < coords.rows ? coords[thread_index()] : padding;
+  int round = 0;
   for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
     const int4 c = next;
     const int64_t next_row = first + threadIdx.x + thread_count();
@@ -173,7 +173,8 @@ __global__ void __launch_bounds__(insert_threads) insert_rows(Coords coords, Blo
       const uint64_t high = bits[threadIdx.x][1];
       if (slot != no_slot) add_voxels(set, slot, high << 32 | bits[threadIdx.x][0]);
     }
-    if (added.is_half_full()) added.flush(set);
+    // Two rounds fill the other half at most.
+    if (++round % 2 == 0 && added.is_half_full()) added.flush(set);
   }
   added.flush(set);
 }
@@ -210,33 +211,14 @@ __global__ void lowest_rows(Coords coords, IndexView index) {
     const int4 c = coords[row];
     if (is_padding(c)) continue;
     const Place place = place_of(frame, c);
+    // On its way with the block, which nearly always stands at the first look.
+    const uint32_t likely = Probe(index.set, place.key).slot;
+    uint32_t rank = index.set.ranks[likely];
     const Block block = find_block(index.set, place.key);
     if (block.slot == no_slot) return;
-    const uint32_t rank = index.set.ranks[block.slot] + block.before(place.bit);
-    atomicMax(&index.rows[rank], ~static_cast<uint32_t>(row));
+    if (block.slot != likely) rank = index.set.ranks[block.slot];
+    atomicMax(&index.rows[rank + block.before(place.bit)], ~static_cast<uint32_t>(row));
   }
-}
-
-__global__ void write_first_rows(Coords coords, IndexView index, int32_t* first) {
-  const bool fine = is_fine(index.set);
-  const Frame frame = index.set.head->frame;
-  for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
-    const int4 c = coords[row];
-    first[row] = fine && !is_padding(c) ? index.first_row(frame, c) : static_cast<int32_t>(row);
-  }
-}
-
-__global__ void find_row(IndexView index, int4 c, int32_t* result) {
-  const Frame frame = index.set.head->frame;
-  const int32_t values[4] = {c.x, c.y, c.z, c.w};
-  *result = -1;
-  for (int axis = 0; axis < 4; ++axis) {
-    const int64_t offset = static_cast<int64_t>(values[axis]) - frame.origin[axis];
-    if (offset < 0 || offset > frame.last[axis]) return;
-  }
-  const Place place = place_of(frame, c);
-  const Block block = find_block(index.set, place.key);
-  if (block.has(place.bit)) *result = index.row(block, place.bit);
 }
 
 }  // namespace
@@ -301,13 +283,14 @@ SetHead read_head(const Context& ctx, const BlockSet& set) {
 
 void measure(const Context& ctx,
              const Coords& coords,
-             const BoxRule& rule,
+             const Reach& reach,
              const BlockSet& set,
              bool distinct_will_do) {
   // Every block ends with global counts in the same few words.
   Grid grid = over(ctx, coords.rows);
   grid.blocks = std::min<int64_t>(grid.blocks, 2 * multiprocessors(ctx));
-  launch(ctx, grid, distinct_will_do ? measure_rows<true> : measure_rows<false>, coords, rule, set);
+  launch(ctx, grid, coords.aligned ? measure_rows<true> : measure_rows<false>, coords, reach, set,
+         distinct_will_do);
 }
 
 void rank_blocks(const Context& ctx, const BlockSet& set) {
@@ -342,14 +325,23 @@ int32_t BlockIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
   const DeviceGuard guard(ctx_.device);
   const std::shared_ptr<void> result = ctx_.allocate(sizeof(int32_t));
   auto* row = static_cast<int32_t*>(result.get());
-  launch(ctx_, {.blocks = 1, .threads = 1}, find_row, view_, make_int4(batch, x, y, z), row);
+  const IndexView index = view_;
+  for_each(ctx_, 1, [=] __device__(int64_t) {
+    *row = index.find(index.set.head->frame, make_int4(batch, x, y, z));
+  });
   return read_back(ctx_, row);
 }
 
-Matrix BlockIndex::first_rows(const Context& ctx, const MatrixRef& coords) const {
-  Matrix first = make_matrix(ctx, rows_, 1, Dtype::i32);
-  launch(ctx, over(ctx, rows_), write_first_rows, Coords(coords), view_, first.as<int32_t>());
-  return first;
+Matrix BlockIndex::first_rows(const Context& ctx, const MatrixRef& matrix) const {
+  Matrix result = make_matrix(ctx, rows_, 1, Dtype::i32);
+  auto* first = result.as<int32_t>();
+  const Coords coords(matrix);
+  const IndexView index = view_;
+  for_each(ctx, rows_, [=] __device__(int64_t row) {
+    const int32_t lowest = is_fine(index.set) ? index.find(index.set.head->frame, coords[row]) : -1;
+    first[row] = lowest < 0 ? static_cast<int32_t>(row) : lowest;
+  });
+  return result;
 }
 
 Matrix first_rows(const Context& ctx, const MatrixRef& coords) {

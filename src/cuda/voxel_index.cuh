@@ -2,8 +2,9 @@
 #pragma once
 
 #include "conv/coords.h"
+#include "conv/reach.h"
 #include "cuda/block_set.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/each.cuh"
 
 namespace voxgemm::cuda {
 
@@ -33,16 +34,6 @@ constexpr int32_t failure_mark = -1913471627;
 __device__ inline bool is_failure(const int4& c) { return is_padding(c) && c.y == failure_mark; }
 #endif
 
-// How the box of a set follows from the box of the coordinates, on each of x, y, z:
-//   low = ceil((low + before) / stride), high = floor((high + after) / stride), then the limits.
-struct BoxRule {
-  int64_t before[3] = {0, 0, 0};
-  int64_t after[3] = {0, 0, 0};
-  int64_t stride[3] = {1, 1, 1};
-  int64_t least[3] = {INT64_MIN, INT64_MIN, INT64_MIN};
-  int64_t most[3] = {INT64_MAX, INT64_MAX, INT64_MAX};
-};
-
 // An empty set, at most half full with this many blocks, and some words beside it.
 struct BlockSetMemory {
   BlockSet set;
@@ -58,15 +49,11 @@ SetHead read_head(const Context& ctx, const BlockSet& set);
 // Why output_coords could not make a set, of its failure's numbers.
 std::string not_made(int64_t found, int64_t room);
 
-// Threads for a loop over items: enough to fill the device, so that a block of threads that ends
-// with something costly (a global count) does so rarely.
-Grid over(const Context& ctx, int64_t items);
-
-// Measures the coordinates and sets the frame, or the status: with distinct_will_do `distinct`
-// where the rows ascend.
+// Measures the coordinates and sets the frame of what they reach, or the status: with
+// distinct_will_do `distinct` where the rows ascend.
 void measure(const Context& ctx,
              const Coords& coords,
-             const BoxRule& rule,
+             const Reach& reach,
              const BlockSet& set,
              bool distinct_will_do = false);
 // Ranks of the blocks once all voxels are in, and their number.
@@ -82,11 +69,12 @@ struct IndexView {
   __device__ int32_t row(const Block& block, int bit) const {
     return static_cast<int32_t>(~rows[set.ranks[block.slot] + block.before(bit)]);
   }
-  // The lowest row with coordinates that are in the set, -1 where its building failed.
-  __device__ int32_t first_row(const Frame& frame, const int4& c) const {
+  // The lowest row with these coordinates, or -1.
+  __device__ int32_t find(const Frame& frame, const int4& c) const {
+    if (!frame.holds(c)) return -1;
     const Place place = place_of(frame, c);
     const Block block = find_block(set, place.key);
-    return block.slot == no_slot ? -1 : row(block, place.bit);
+    return block.has(place.bit) ? row(block, place.bit) : -1;
   }
 #endif
 };

@@ -30,7 +30,6 @@ int64_t first_row_outside(const Context&,
                           const std::array<std::optional<int64_t>, 4>&) {
   absent();
 }
-std::array<int32_t, 4> coords_of_row(const Context&, const MatrixRef&, int64_t) { absent(); }
 std::unique_ptr<VoxelIndex::State> make_index(const Context&, const MatrixRef&) { absent(); }
 UniqueCoords unique(const Context&, const MatrixRef&) { absent(); }
 Matrix output_coords(const Context&, const MatrixRef&, const Geometry&, const OutputOptions&) {
@@ -47,7 +46,6 @@ KernelMap build_kernel_map(const Context&, const MatrixRef&, const MatrixRef&, c
 }
 KernelMap transpose(const Context&, const KernelMap&) { absent(); }
 Matrix map_status(const Context&, const KernelMap&) { absent(); }
-std::array<int64_t, 3> read_status(const Context&, const MatrixRef&) { absent(); }
 int64_t count_pairs(const Context&, const KernelMap&) { absent(); }
 ScheduleParts build_schedule(const Context&, const KernelMap&, const ScheduleOptions&) { absent(); }
 
@@ -59,6 +57,7 @@ int architecture(const Device&) { absent(); }
 std::string model(const Device&) { absent(); }
 void load_kernels(const Device&) { absent(); }
 bool is_capturing(const Context&) { absent(); }
+void read_back(const Context&, const void*, void*, size_t) { absent(); }
 double time_calls(const Context&, int, const std::function<void()>&) { absent(); }
 
 }  // namespace cuda

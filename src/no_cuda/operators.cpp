@@ -22,7 +22,6 @@ void curve_decode(const Context&, const MatrixRef&, const CurveOptions&, const M
 }
 SortedCodes sort_codes(const Context&, const MatrixRef&) { absent(); }
 Matrix hash_insert(const Context&, const HashTableRef&, const HashInsert&) { absent(); }
-std::array<int64_t, 2> read_hash_status(const Context&, const MatrixRef&) { absent(); }
 void hash_lookup(const Context&, const HashTableRef&, const MatrixRef&, const MatrixRef&) {
   absent();
 }

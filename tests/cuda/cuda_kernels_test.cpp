@@ -126,7 +126,7 @@ std::vector<double> run_on_device(const Case& c,
     const Mirror mirror(dx.elements(), p.dtype);
     const KernelMap backward = map.symmetric ? map : cuda::transpose(ctx, map);
     const MatrixRef upstream = dy_mirror.moved(dy.ref());
-    const bool repeats = cuda::read_status(ctx, cuda::map_status(ctx, map))[2] > 0;
+    const bool repeats = fetched<int64_t>(ctx, cuda::map_status(ctx, map))[2] > 0;
     EXPECT_EQ(repeats, !c.map.out_first.empty());
     Matrix merged;
     if (repeats) merged = cuda::merge_repeated(ctx, upstream, map.out_first);
