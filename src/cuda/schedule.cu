@@ -49,17 +49,8 @@ namespace {
 
 constexpr unsigned all_lanes = 0xffffffff;
 constexpr uint32_t slab_tiles = 32;
+constexpr uint32_t batch_tiles = 8;
 constexpr int piece_rows = 64;  // of a tile, with a mask of their own
-
-// ScheduleParts for kernels.
-struct ScheduleView {
-  const int32_t* order;
-  int64_t* chunk_tiles;
-  int4* tiles;  // first, first_block, rows, group
-  uint32_t* masks;
-  int32_t* block_taps;
-  int32_t* indices;
-};
 
 struct alignas(16) TileNote {
   uint32_t mask;
@@ -67,20 +58,44 @@ struct alignas(16) TileNote {
   uint32_t first_block;  // from the slab's first
 };
 
-// What measure_tiles finds out, for write_tiles.
-struct Notes {
+// A schedule on its way.
+struct Building {
   Cut cut;
-  const uint32_t* ranks;  // [positions]
-  TileNote* tiles;        // [tiles], in segment order
-  uint32_t* masks;        // [tiles, pieces]
-  uint32_t* counts;       // [segments][bins][slabs]: tiles
-  uint32_t* slab_blocks;  // [slabs + 1], behind `counts`, of which they are sums too
-  uint32_t counted;       // the sum of `counts`: all tiles
-  uint32_t* done;         // blocks of threads that have ended; zero before
-  uint32_t bins;          // numbers of index blocks that a tile may have
-  uint32_t pieces;
   Grain tile;
   Grain slab;
+  Grain batch;
+  Neighbours neighbours;
+  uint32_t pieces;        // of a tile
+  uint32_t bins;          // numbers of index blocks that a tile may have
+  uint32_t count;         // of tiles
+  const uint32_t* ranks;  // [positions]
+  uint32_t* done;         // blocks of threads that have ended; zero before
+  // What measure_tiles finds out, for write_tiles.
+  TileNote* notes;        // [tiles], in segment order
+  uint32_t* piece_masks;  // [tiles, pieces]
+  uint32_t* counts;       // [segments][bins][slabs]: tiles
+  uint32_t* slab_blocks;  // [slabs + 1], behind `counts`, of which they are sums too
+  // ScheduleParts.
+  const int32_t* order;
+  int64_t* chunk_tiles;
+  int4* tiles;  // first, first_block, rows, group
+  uint32_t* masks;
+  int32_t* block_taps;
+  int32_t* indices;
+  // Of a block of threads of write_tiles: one or more lines, at most 16 taps, and which of them are
+  // the first of a line.
+  uint32_t taps = 0;
+  uint32_t line_starts = 0;
+
+  Building(const KernelMap& map, const ScheduleOptions& options)
+      : cut(map, options),
+        tile(cut.grain(cut.tile_rows)),
+        slab(cut.grain(int64_t{slab_tiles} * cut.tile_rows)),
+        batch(cut.grain(int64_t{batch_tiles} * cut.tile_rows)),
+        neighbours(map),
+        pieces(cut.tile_rows / piece_rows),
+        bins(static_cast<uint32_t>(cut.bits() + 1)),
+        count(static_cast<uint32_t>(cut.items(tile))) {}
 
   // The number of an entry of `counts`, of a slab.
   __device__ uint32_t count_at(const Part& in, uint32_t blocks) const {
@@ -134,19 +149,19 @@ __device__ uint32_t or_of_warp(uint32_t bits) {
 }
 
 // Masks of a slab's tiles; a warp takes several pieces of 64 rows at once.
-__device__ void find_masks(const Notes& notes, const Part& slab, uint32_t* tile_masks) {
-  const Cut& cut = notes.cut;
-  const uint32_t first_row = slab.item * notes.slab.rows;
-  const uint32_t rows = min(notes.slab.rows, slab.rows - first_row);
+__device__ void find_masks(const Building& to, const Part& slab, uint32_t* tile_masks) {
+  const Cut& cut = to.cut;
+  const uint32_t first_row = slab.item * to.slab.rows;
+  const uint32_t rows = min(to.slab.rows, slab.rows - first_row);
   const uint32_t tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
-  const int64_t first_tile = cut.first_item(slab, notes.tile) + slab.item * slab_tiles;
-  uint32_t* masks = notes.masks + first_tile * notes.pieces;
-  const uint32_t* ranks = notes.ranks + cut.first_position(slab) + first_row;
+  const int64_t first_tile = cut.first_item(slab, to.tile) + slab.item * slab_tiles;
+  uint32_t* masks = to.piece_masks + first_tile * to.pieces;
+  const uint32_t* ranks = to.ranks + cut.first_position(slab) + first_row;
   constexpr uint32_t at_once = 4;  // all pieces of tiles of 128 rows
   constexpr uint32_t warps = measure_threads / 32;
   const uint32_t lane = threadIdx.x % 32;
   // Rows of a slab are fewer than 2^31, and more pieces than its rows need are not many.
-  const uint32_t pieces = tiles * notes.pieces;
+  const uint32_t pieces = tiles * to.pieces;
   for (uint32_t first = threadIdx.x / 32; first < pieces; first += at_once * warps) {
     uint32_t mask[at_once];
 #pragma unroll
@@ -161,7 +176,7 @@ __device__ void find_masks(const Notes& notes, const Part& slab, uint32_t* tile_
       mask[i] = or_of_warp(mask[i]);
       if (lane != 0 || piece >= pieces) continue;
       masks[piece] = mask[i];
-      atomicOr(&tile_masks[piece / notes.pieces], mask[i]);
+      atomicOr(&tile_masks[piece / to.pieces], mask[i]);
     }
   }
 }
@@ -172,10 +187,10 @@ struct SlabTiles {
 };
 
 // The slab's tiles among themselves: several lanes rank one.
-__device__ void rank_tile(const Notes& notes, const Part& slab, SlabTiles& tiles) {
+__device__ void rank_tile(const Building& to, const Part& slab, SlabTiles& tiles) {
   constexpr uint32_t lanes = measure_threads / slab_tiles;
-  const Cut& cut = notes.cut;
-  const Part in = cut.segment(slab.first_row / cut.chunk_rows, slab.group, notes.tile);
+  const Cut& cut = to.cut;
+  const Part in = cut.segment(slab.first_row / cut.chunk_rows, slab.group, to.tile);
   const uint32_t first_tile = slab.item * slab_tiles;
   const uint32_t count = min(slab_tiles, in.items - first_tile);
   const uint32_t tile = threadIdx.x / lanes;
@@ -193,49 +208,39 @@ __device__ void rank_tile(const Notes& notes, const Part& slab, SlabTiles& tiles
     before += __shfl_xor_sync(all_lanes, before, step);
   }
   if (threadIdx.x % lanes != 0 || tile >= count) return;
-  notes.tiles[cut.first_item(slab, notes.tile) + first_tile + tile] = {mask, place, before};
-  if (tile == count - 1) notes.slab_blocks[blockIdx.x] = before + blocks;
+  to.notes[cut.first_item(slab, to.tile) + first_tile + tile] = {mask, place, before};
+  if (tile == count - 1) to.slab_blocks[blockIdx.x] = before + blocks;
   atomicAdd(&tiles.histogram[blocks], 1U);
 }
 
-__global__ void __launch_bounds__(measure_threads, measure_blocks) measure_tiles(Notes notes) {
+__global__ void __launch_bounds__(measure_threads, measure_blocks) measure_tiles(Building to) {
   __shared__ SlabTiles tiles;
   __shared__ bool is_last;
   take_turn();
-  const Part slab = notes.cut.part(blockIdx.x, notes.slab);
+  const Part slab = to.cut.part(blockIdx.x, to.slab);
   if (threadIdx.x < slab_tiles) tiles.masks[threadIdx.x] = 0;
-  if (threadIdx.x < notes.bins) tiles.histogram[threadIdx.x] = 0;
+  if (threadIdx.x < to.bins) tiles.histogram[threadIdx.x] = 0;
   __syncthreads();
-  find_masks(notes, slab, tiles.masks);
+  find_masks(to, slab, tiles.masks);
   __syncthreads();
-  rank_tile(notes, slab, tiles);
+  rank_tile(to, slab, tiles);
   __syncthreads();
-  if (threadIdx.x < notes.bins) {
-    notes.counts[notes.count_at(slab, threadIdx.x)] = tiles.histogram[threadIdx.x];
+  if (threadIdx.x < to.bins) {
+    to.counts[to.count_at(slab, threadIdx.x)] = tiles.histogram[threadIdx.x];
   }
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(notes.done, 1U) == gridDim.x - 1;
+  if (threadIdx.x == 0) is_last = atomicAdd(to.done, 1U) == gridDim.x - 1;
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  const auto counts = static_cast<uint32_t>(notes.slab_blocks - notes.counts);
-  const uint32_t sum = scan_in_block(notes.counts, counts + gridDim.x);
+  const auto counts = static_cast<uint32_t>(to.slab_blocks - to.counts);
+  const uint32_t sum = scan_in_block(to.counts, counts + gridDim.x);
   __syncthreads();
-  if (threadIdx.x == 0) notes.slab_blocks[gridDim.x] = sum;
+  if (threadIdx.x == 0) to.slab_blocks[gridDim.x] = sum;
 }
 
-struct TileWriter {
-  Notes notes;
-  ScheduleView out;
-  Neighbours neighbours;
-  Grain batch;
-  uint32_t taps;         // of a block of threads: one or more lines, at most 16
-  uint32_t line_starts;  // which of them are the first of a line
-};
-
 constexpr int write_threads = 128;
-constexpr uint32_t batch_tiles = 8;
 
 struct FoundTile {
   uint32_t mask;
@@ -245,54 +250,53 @@ struct FoundTile {
   uint32_t first_block;
 
   // The tile of this number in segment order.
-  __device__ FoundTile(const Notes& notes, const Part& tile) {
-    const Cut& cut = notes.cut;
-    const uint32_t before = cut.first_item(tile, notes.tile);
-    const TileNote note = notes.tiles[before + tile.item];
-    Part slab = cut.segment(tile.first_row / cut.chunk_rows, tile.group, notes.slab);
+  __device__ FoundTile(const Building& to, const Part& tile) {
+    const Cut& cut = to.cut;
+    const uint32_t before = cut.first_item(tile, to.tile);
+    const TileNote note = to.notes[before + tile.item];
+    Part slab = cut.segment(tile.first_row / cut.chunk_rows, tile.group, to.slab);
     slab.item = tile.item / slab_tiles;
     mask = note.mask;
-    number = note.place + notes.counts[notes.count_at(slab, __popc(mask))];
+    number = note.place + to.counts[to.count_at(slab, __popc(mask))];
     first = cut.first_position(tile) + tile.item * cut.tile_rows;
     rows = min(cut.tile_rows, tile.rows - tile.item * cut.tile_rows);
-    first_block = notes.slab_blocks[cut.first_item(slab, notes.slab) + slab.item] - notes.counted +
-                  note.first_block;
+    first_block =
+        to.slab_blocks[cut.first_item(slab, to.slab) + slab.item] - to.count + note.first_block;
   }
 };
 
 // A tile but its index blocks, by one warp.
-__device__ void write_entries(const Notes& notes, const Part& part, const ScheduleView& out) {
-  const Cut& cut = notes.cut;
-  const FoundTile tile(notes, part);
+__device__ void write_entries(const Building& to, const Part& part) {
+  const Cut& cut = to.cut;
+  const FoundTile tile(to, part);
   const uint32_t lane = threadIdx.x % 32;
-  const int64_t unsorted = cut.first_item(part, notes.tile) + part.item;
+  const int64_t unsorted = cut.first_item(part, to.tile) + part.item;
   if (lane == 0) {
-    out.tiles[tile.number] =
+    to.tiles[tile.number] =
         make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
                   static_cast<int>(tile.rows), static_cast<int>(part.group));
     if (part.item == 0 && part.group == 0) {
-      out.chunk_tiles[part.first_row / cut.chunk_rows] = unsorted;
+      to.chunk_tiles[part.first_row / cut.chunk_rows] = unsorted;
     }
     if (part.item == part.items - 1 && part.group == cut.groups - 1 &&
         part.first_row + part.rows == cut.rows) {
-      out.chunk_tiles[part.first_row / cut.chunk_rows + 1] = unsorted + 1;
+      to.chunk_tiles[part.first_row / cut.chunk_rows + 1] = unsorted + 1;
     }
   }
-  for (uint32_t piece = lane; piece < notes.pieces; piece += 32) {
-    out.masks[tile.number * int64_t{notes.pieces} + piece] =
-        notes.masks[unsorted * notes.pieces + piece];
+  for (uint32_t piece = lane; piece < to.pieces; piece += 32) {
+    to.masks[tile.number * int64_t{to.pieces} + piece] =
+        to.piece_masks[unsorted * to.pieces + piece];
   }
   if ((tile.mask >> lane & 1) != 0) {
     const int before = __popc(tile.mask & ((1U << lane) - 1));
-    out.block_taps[tile.first_block + before] =
+    to.block_taps[tile.first_block + before] =
         static_cast<int32_t>(cut.group_begin(part.group) + lane);
   }
 }
 
 // Blocks of threads: for all chunks and their lines of taps the batches of tiles of a group.
-__global__ void __launch_bounds__(write_threads) write_tiles(TileWriter to) {
-  const Notes& notes = to.notes;
-  const Cut& cut = notes.cut;
+__global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
+  const Cut& cut = to.cut;
   // First position, rows, the block's taps that the tile has, the index block of the first of them.
   __shared__ uint4 works[batch_tiles];
   take_turn<true>();
@@ -301,7 +305,7 @@ __global__ void __launch_bounds__(write_threads) write_tiles(TileWriter to) {
   const uint32_t first_tap = batches * to.taps - chunk * cut.taps;
   const uint32_t group = cut.group_of(first_tap);
   const uint32_t first_bit = first_tap - cut.group_begin(group);
-  Part part = cut.segment(chunk, group, notes.tile);
+  Part part = cut.segment(chunk, group, to.tile);
   const uint32_t first_tile = (blockIdx.x - batches * to.batch.whole) * batch_tiles;
   const uint32_t tiles = first_tile < part.items ? min(batch_tiles, part.items - first_tile) : 0;
   bool has_work = false;
@@ -309,7 +313,7 @@ __global__ void __launch_bounds__(write_threads) write_tiles(TileWriter to) {
     uint4 work = make_uint4(0, 0, 0, 0);
     if (threadIdx.x < tiles) {
       part.item = first_tile + threadIdx.x;
-      const FoundTile tile(notes, part);
+      const FoundTile tile(to, part);
       work.z = tile.mask >> first_bit & ((1U << to.taps) - 1);
       has_work = work.z != 0;
       if (has_work) {
@@ -323,7 +327,7 @@ __global__ void __launch_bounds__(write_threads) write_tiles(TileWriter to) {
   if (first_bit == 0) {
     for (uint32_t t = threadIdx.x / 32; t < tiles; t += write_threads / 32) {
       part.item = first_tile + t;
-      write_entries(notes, part, to.out);
+      write_entries(to, part);
     }
   }
   if (__syncthreads_or(has_work ? 1 : 0) == 0) return;
@@ -334,8 +338,8 @@ __global__ void __launch_bounds__(write_threads) write_tiles(TileWriter to) {
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
       const bool used = i < works[t].y;
-      rows[t] = used ? to.out.order[works[t].x + i] : 0;
-      masks[t] = used ? notes.ranks[works[t].x + i] : 0;
+      rows[t] = used ? to.order[works[t].x + i] : 0;
+      masks[t] = used ? to.ranks[works[t].x + i] : 0;
     }
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
@@ -356,11 +360,18 @@ __global__ void __launch_bounds__(write_threads) write_tiles(TileWriter to) {
         const uint32_t taps = works[t].z;
         if ((taps >> tap & 1) == 0) continue;
         const uint32_t block = works[t].w + __popc(taps & ((1U << tap) - 1));
-        to.out.indices[block * int64_t{cut.tile_rows} + i] =
-            (masks[t] >> tap & 1) != 0 ? in[t] : -1;
+        to.indices[block * int64_t{cut.tile_rows} + i] = (masks[t] >> tap & 1) != 0 ? in[t] : -1;
       }
     }
   }
+}
+
+void allocate_blocks(const Context& ctx,
+                     const ScheduleOptions& options,
+                     int64_t blocks,
+                     ScheduleParts* parts) {
+  parts->block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
+  parts->indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
 }
 
 // Of index entries: where there may be more, about half of it is worth a wait.
@@ -374,79 +385,57 @@ ScheduleParts build_schedule(const Context& ctx,
   check(options.order == ScheduleOptions::Order::by_mask, ErrorCode::unsupported,
         "schedules by tap are made on the CPU only");
   const DeviceGuard guard(ctx.device);
-  const Cut cut(map, options);
-  const Grain tile = cut.grain(cut.tile_rows);
-  const Grain slab = cut.grain(int64_t{slab_tiles} * cut.tile_rows);
-  const int64_t tiles = cut.items(tile);
+  Building to(map, options);
+  const Cut& cut = to.cut;
   const int64_t positions = map.n_out * options.groups;
   // A tile of a group has room for all of its taps; together the groups have all taps.
-  int64_t blocks = tiles / options.groups * map.taps();
+  int64_t blocks = int64_t{to.count} / options.groups * map.taps();
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check(positions <= most && blocks <= most, "the schedule has ", positions, " positions and ",
         blocks, " index blocks, expected at most ", most, " of each");
   ScheduleParts parts;
   parts.order = make_matrix(ctx, 1, positions, Dtype::i32);
   parts.chunk_tiles = make_matrix(ctx, 1, cut.chunks() + 1, Dtype::i64);
-  parts.tiles = make_matrix(ctx, tiles, 4, Dtype::i32);
-  parts.masks = make_matrix(ctx, tiles, options.tile_rows / piece_rows, Dtype::i32);
-  const auto allocate_blocks = [&] {
-    parts.block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
-    parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
-  };
+  parts.tiles = make_matrix(ctx, to.count, 4, Dtype::i32);
+  parts.masks = make_matrix(ctx, to.count, to.pieces, Dtype::i32);
   if (map.n_out == 0) {
-    allocate_blocks();
+    allocate_blocks(ctx, options, blocks, &parts);
     fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
     return parts;
   }
-  const Neighbours neighbours(map);
-  const SortedRows sorted = sort_rows(ctx, cut, neighbours, parts.order.as<uint32_t>());
-
-  const int64_t slabs = cut.items(slab);
-  const auto bins = static_cast<uint32_t>(cut.bits() + 1);
-  const auto pieces = static_cast<uint32_t>(parts.masks.cols);
+  const SortedRows sorted = sort_rows(ctx, cut, to.neighbours, parts.order.as<uint32_t>());
+  const int64_t slabs = cut.items(to.slab);
   Layout layout;
-  const size_t notes_at = layout.add<TileNote>(tiles);
-  const size_t masks_at = layout.add<uint32_t>(tiles * pieces);
-  const int64_t counts = slabs * bins;
-  const size_t counts_at = layout.add<uint32_t>(counts + slabs + 1);
+  const size_t notes_at = layout.add<TileNote>(to.count);
+  const size_t masks_at = layout.add<uint32_t>(int64_t{to.count} * to.pieces);
+  const size_t counts_at = layout.add<uint32_t>(slabs * to.bins + slabs + 1);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-  const Notes notes = {.cut = cut,
-                       .ranks = sorted.ranks,
-                       .tiles = Layout::at<TileNote>(memory, notes_at),
-                       .masks = Layout::at<uint32_t>(memory, masks_at),
-                       .counts = Layout::at<uint32_t>(memory, counts_at),
-                       .slab_blocks = Layout::at<uint32_t>(memory, counts_at) + counts,
-                       .counted = static_cast<uint32_t>(tiles),
-                       .done = sorted.done,
-                       .bins = bins,
-                       .pieces = pieces,
-                       .tile = tile,
-                       .slab = slab};
+  to.ranks = sorted.ranks;
+  to.done = sorted.done;
+  to.notes = Layout::at<TileNote>(memory, notes_at);
+  to.piece_masks = Layout::at<uint32_t>(memory, masks_at);
+  to.counts = Layout::at<uint32_t>(memory, counts_at);
+  to.slab_blocks = to.counts + slabs * to.bins;
   Grid grid = {.blocks = slabs, .threads = measure_threads};
   grid.overlaps = overlapping_pays(ctx, grid);
-  launch(ctx, grid, measure_tiles, notes);
+  launch(ctx, grid, measure_tiles, to);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
-    blocks = read_back(ctx, notes.slab_blocks + slabs) - notes.counted;
+    blocks = read_back(ctx, to.slab_blocks + slabs) - to.count;
   }
-  allocate_blocks();
-  const Grain batch = cut.grain(int64_t{batch_tiles} * cut.tile_rows);
+  allocate_blocks(ctx, options, blocks, &parts);
+  to.order = parts.order.as<int32_t>();
+  to.chunk_tiles = parts.chunk_tiles.as<int64_t>();
+  to.tiles = parts.tiles.as<int4>();
+  to.masks = parts.masks.as<uint32_t>();
+  to.block_taps = parts.block_taps.as<int32_t>();
+  to.indices = parts.indices.as<int32_t>();
   // Three lines at once read a row's mask once, but their rows of the table stay in the L2 cache
   // for one chunk only.
-  const int64_t batches = cut.chunks() * batch.whole;  // of one line of taps
+  const int64_t batches = cut.chunks() * to.batch.whole;  // of one line of taps
   const int64_t thirds = batches * (cut.taps / cut.line) / 3;
   const bool together = cut.chunks() > 1 && cut.taps % (3 * cut.line * cut.groups) == 0 &&
                         3 * cut.line <= 16 && thirds >= 2 * multiprocessors(ctx);
-  TileWriter to = {.notes = notes,
-                   .out = {.order = parts.order.as<int32_t>(),
-                           .chunk_tiles = parts.chunk_tiles.as<int64_t>(),
-                           .tiles = parts.tiles.as<int4>(),
-                           .masks = parts.masks.as<uint32_t>(),
-                           .block_taps = parts.block_taps.as<int32_t>(),
-                           .indices = parts.indices.as<int32_t>()},
-                   .neighbours = neighbours,
-                   .batch = batch,
-                   .taps = together ? 3 * cut.line : cut.line,
-                   .line_starts = 0};
+  to.taps = together ? 3 * cut.line : cut.line;
   for (uint32_t tap = 0; tap < to.taps; tap += cut.line) to.line_starts |= 1U << tap;
   grid.blocks = batches * (cut.taps / to.taps);
   grid.threads = write_threads;
