@@ -9,8 +9,10 @@
 namespace voxgemm {
 
 VOXGEMM_HOST_DEVICE inline int64_t floor_div(int64_t a, int64_t b) {
-  // A division takes a GPU some hundred instructions.
-  return b == 1 ? a : a / b - (a % b < 0 ? 1 : 0);
+  // A division takes a GPU some hundred instructions, and a remainder as many.
+  if (b == 1) return a;
+  const int64_t quotient = a / b;
+  return quotient - (quotient * b > a ? 1 : 0);
 }
 
 // The outputs of an input on one axis: (in + padding - tap * dilation) / stride where that is
@@ -19,7 +21,7 @@ struct AxisReach {
   int64_t padding = 0;
   int64_t stride = 1;
   int64_t dilation = 1;
-  int64_t taps = 1;
+  int taps = 1;
   int64_t least = INT64_MIN;
   int64_t most = INT64_MAX;
   // What the next tap's output is behind this one's: dilation / stride.

@@ -40,7 +40,7 @@ struct AxisOutputs {
   template <class Emit>
   void operator()(int64_t in, const Emit& emit) const {
     int64_t scaled = in + axis.padding;
-    for (int64_t tap = 0; tap < (single ? 1 : axis.taps); ++tap, scaled -= axis.dilation) {
+    for (int tap = 0; tap < (single ? 1 : axis.taps); ++tap, scaled -= axis.dilation) {
       const int64_t out = stride.floor(scaled);
       const bool whole = single || out * stride.value() == scaled;
       if (whole && out >= low && out <= high) emit(out);

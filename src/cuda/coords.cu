@@ -13,24 +13,16 @@ namespace {
 
 // Steps through the taps of an axis, of AxisReach's outputs.
 struct AxisWalk {
-  const AxisReach& axis;
-  int64_t low;
-  int64_t high;
-  bool single;
-  int taps;
   int64_t out;
   int64_t rest;
 
-  __device__ AxisWalk(const Reach& reach, const Frame& frame, int number, int32_t in)
-      : axis(reach.axes[number - 1]),
-        low(frame.low[number]),
-        high(frame.high[number]),
-        single(reach.single),
-        taps(single ? 1 : static_cast<int>(axis.taps)),
-        out(floor_div(in + axis.padding, axis.stride)),
+  __device__ AxisWalk(const AxisReach& axis, int32_t in)
+      : out(floor_div(in + axis.padding, axis.stride)),
         rest(in + axis.padding - out * axis.stride) {}
-  __device__ bool reaches() const { return (single || rest == 0) && out >= low && out <= high; }
-  __device__ void next() {
+  __device__ bool reaches(const Reach& reach, const Frame& frame, int number) const {
+    return (reach.single || rest == 0) && out >= frame.low[number] && out <= frame.high[number];
+  }
+  __device__ void next(const AxisReach& axis) {
     out -= axis.whole_step;
     rest -= axis.rest_of_step;
     if (rest < 0) {
@@ -64,18 +56,20 @@ struct Collector {
 
 __device__ void add_row(
     const Reach& reach, const Frame& frame, const int4& c, int64_t row, Collector& collector) {
-  AxisWalk x(reach, frame, 1, c.y);
+  const auto& [x_axis, y_axis, z_axis] = reach.axes;
+  const bool single = reach.single;
+  AxisWalk x(x_axis, c.y);
   // A walk begins with a division of 64 bits.
-  const AxisWalk first_y(reach, frame, 2, c.z);
-  const AxisWalk first_z(reach, frame, 3, c.w);
-  for (int tx = 0; tx < x.taps; ++tx, x.next()) {
-    if (!x.reaches()) continue;
+  const AxisWalk first_y(y_axis, c.z);
+  const AxisWalk first_z(z_axis, c.w);
+  for (int tx = 0; tx < (single ? 1 : x_axis.taps); ++tx, x.next(x_axis)) {
+    if (!x.reaches(reach, frame, 1)) continue;
     AxisWalk y = first_y;
-    for (int ty = 0; ty < y.taps; ++ty, y.next()) {
-      if (!y.reaches()) continue;
+    for (int ty = 0; ty < (single ? 1 : y_axis.taps); ++ty, y.next(y_axis)) {
+      if (!y.reaches(reach, frame, 2)) continue;
       AxisWalk z = first_z;
-      for (int tz = 0; tz < z.taps; ++tz, z.next()) {
-        if (!z.reaches()) continue;
+      for (int tz = 0; tz < (single ? 1 : z_axis.taps); ++tz, z.next(z_axis)) {
+        if (!z.reaches(reach, frame, 3)) continue;
         const int4 out = make_int4(c.x, static_cast<int32_t>(x.out), static_cast<int32_t>(y.out),
                                    static_cast<int32_t>(z.out));
         if (out.y == x.out && out.z == y.out && out.w == z.out) {
@@ -92,9 +86,10 @@ __device__ void add_row(
 
 __global__ void add_reached(Coords coords, Reach reach, BlockSet set) {
   __shared__ NewBlocks added;
+  __shared__ Frame frame;  // registers are short
   if (!is_fine(set)) return;
+  if (threadIdx.x == 0) frame = set.head->frame;
   added.begin();
-  const Frame frame = set.head->frame;
   // The threads of a block stay together.
   for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
     const int64_t row = first + threadIdx.x;
@@ -143,9 +138,9 @@ struct SortedBlocks {
   __device__ int64_t count() const {
     return is_fine(set) ? min(static_cast<int64_t>(set.head->counters.blocks), room) : 0;
   }
-  __device__ int64_t before(const Position& wanted) const {
+  __device__ int64_t before(const Position& wanted, int64_t blocks) const {
     int64_t first = 0;
-    int64_t last = count();
+    int64_t last = blocks;
     while (first < last) {
       const int64_t middle = (first + last) / 2;
       if (positions[middle] < wanted) {
@@ -176,19 +171,18 @@ struct SortedBlocks {
 
 // The numbers of a block's units.
 struct Units {
-  int64_t first = 0;
-  int32_t x_step = 0;
-  int32_t y_step = 0;
+  int64_t first;
+  int32_t x_step;
+  int32_t y_step;
 
-  Units() = default;
-  __device__ Units(const SortedBlocks& blocks, int64_t block) {
+  __device__ Units(const SortedBlocks& blocks, int64_t count, int64_t block) {
     const uint64_t z_blocks = 2 * blocks.set.head->frame.extent[3];
     const auto [upper, lower] = blocks.positions[block];
     const uint64_t y_lower = lower / z_blocks * z_blocks;
-    const int64_t plane = blocks.before({upper, 0});
-    const int64_t plane_end = blocks.before({upper + 1, 0});
-    const int64_t row = blocks.before({upper, y_lower});
-    const int64_t row_end = blocks.before({upper, y_lower + z_blocks});
+    const int64_t plane = blocks.before({upper, 0}, count);
+    const int64_t plane_end = blocks.before({upper + 1, 0}, count);
+    const int64_t row = blocks.before({upper, y_lower}, count);
+    const int64_t row_end = blocks.before({upper, y_lower + z_blocks}, count);
     first = 16 * plane + 4 * (row - plane) + block - row;
     x_step = static_cast<int32_t>(4 * (plane_end - plane));
     y_step = static_cast<int32_t>(row_end - row);
@@ -226,14 +220,15 @@ Matrix ascending(const Context& ctx, const BlockSet& set, const Output& output) 
   auto* sorted_keys = Layout::at<uint64_t>(memory, second_keys);
   auto* sorted_slots = Layout::at<uint32_t>(memory, second_slots);
   SortedBlocks blocks = {set, set.occupied, Layout::at<Position>(memory, positions_at), room};
+  const auto count = [=] __device__() { return blocks.count(); };
   const int bits = output.position_bits;
   // The widest boxes take two sorts, which are stable.
   for (int first_bit = 0; first_bit < bits; first_bit += 64) {
     const int sorted_bits = std::min(64, bits - first_bit);
-    for_each(ctx, room, [=] __device__(int64_t i) {
+    for_each(ctx, room, count, [=] __device__(int64_t i, int64_t used) {
       // Behind the blocks.
       keys[i] = ~uint64_t{0} >> (64 - sorted_bits);
-      if (i >= blocks.count()) {
+      if (i >= used) {
         blocks.slots[i] = 0;
         return;
       }
@@ -247,28 +242,30 @@ Matrix ascending(const Context& ctx, const BlockSet& set, const Output& output) 
     sort_by_key(ctx, {keys, sorted_keys, blocks.slots, sorted_slots}, room, sorted_bits);
     std::swap(blocks.slots, sorted_slots);
   }
-  for_each(ctx, room, [=] __device__(int64_t i) {
-    if (i < blocks.count()) blocks.positions[i] = position_of(set, blocks.slots[i]);
+  for_each(ctx, room, count, [=] __device__(int64_t i, int64_t used) {
+    if (i < used) blocks.positions[i] = position_of(set, blocks.slots[i]);
   });
   auto* units = Layout::at<Units>(memory, units_at);
   auto* counts = Layout::at<uint32_t>(memory, counts_at);
-  for_each(ctx, 4 * room, [=] __device__(int64_t i) {
+  for_each(ctx, 4 * room, count, [=] __device__(int64_t i, int64_t used) {
     const int64_t block = i >> 2;
     const int x = static_cast<int>(i & 3);
-    const bool used = block < blocks.count();
-    const Units numbers = used ? Units(blocks, block) : Units();
-    if (x == 0) units[block] = numbers;
-    for (int y = 0; y < 4; ++y) {
-      counts[used ? numbers.at(x, y) : 4 * i + y] = used ? __popc(blocks.line(block, x, y)) : 0;
+    if (block >= used) {
+      for (int y = 0; y < 4; ++y) counts[4 * i + y] = 0;
+      return;
     }
+    const Units numbers(blocks, used, block);
+    if (x == 0) units[block] = numbers;
+    for (int y = 0; y < 4; ++y) counts[numbers.at(x, y)] = __popc(blocks.line(block, x, y));
   });
   exclusive_sums(ctx, counts, counts, 16 * room);
   Matrix coords = make_matrix(ctx, output.voxels, 4, Dtype::i32);
   auto* rows = coords.as<int4>();
-  for_each(ctx, 4 * room, [=] __device__(int64_t i) {
+  const auto held = [=] __device__() { return output.holds(set) ? blocks.count() : 0; };
+  for_each(ctx, 4 * room, held, [=] __device__(int64_t i, int64_t used) {
     const int64_t block = i >> 2;
     const int x = static_cast<int>(i & 3);
-    if (block >= blocks.count() || !output.holds(set)) return;
+    if (block >= used) return;
     const int4 corner = blocks.corner(block);
     for (int y = 0; y < 4; ++y) {
       uint32_t row = counts[units[block].at(x, y)];
@@ -380,7 +377,7 @@ Matrix output_coords(const Context& ctx,
   int64_t blocks_per_row = 1;
   for (const AxisReach& axis : reach.axes) {
     const int64_t span = (axis.taps - 1) * axis.dilation;
-    if (!reach.single) blocks_per_row *= std::min(axis.taps, span / axis.stride / 4 + 2);
+    if (!reach.single) blocks_per_row *= std::min<int64_t>(axis.taps, span / axis.stride / 4 + 2);
   }
   // What the slots of a set can be numbered with.
   constexpr int64_t most_blocks = (int64_t{1} << 31) - 8;

@@ -216,7 +216,6 @@ __device__ void rank_tile(const Building& to, const Part& slab, SlabTiles& tiles
 __global__ void __launch_bounds__(measure_threads, measure_blocks) measure_tiles(Building to) {
   __shared__ SlabTiles tiles;
   __shared__ bool is_last;
-  take_turn();
   const Part slab = to.cut.part(blockIdx.x, to.slab);
   if (threadIdx.x < slab_tiles) tiles.masks[threadIdx.x] = 0;
   if (threadIdx.x < to.bins) tiles.histogram[threadIdx.x] = 0;
@@ -299,7 +298,6 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
   const Cut& cut = to.cut;
   // First position, rows, the block's taps that the tile has, the index block of the first of them.
   __shared__ uint4 works[batch_tiles];
-  take_turn<true>();
   const uint32_t batches = blockIdx.x / to.batch.whole;  // whole ones before
   const uint32_t chunk = batches / (cut.taps / to.taps);
   const uint32_t first_tap = batches * to.taps - chunk * cut.taps;
@@ -416,9 +414,7 @@ ScheduleParts build_schedule(const Context& ctx,
   to.piece_masks = Layout::at<uint32_t>(memory, masks_at);
   to.counts = Layout::at<uint32_t>(memory, counts_at);
   to.slab_blocks = to.counts + slabs * to.bins;
-  Grid grid = {.blocks = slabs, .threads = measure_threads};
-  grid.overlaps = overlapping_pays(ctx, grid);
-  launch(ctx, grid, measure_tiles, to);
+  launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
     blocks = read_back(ctx, to.slab_blocks + slabs) - to.count;
   }
@@ -437,9 +433,8 @@ ScheduleParts build_schedule(const Context& ctx,
                         3 * cut.line <= 16 && thirds >= 2 * multiprocessors(ctx);
   to.taps = together ? 3 * cut.line : cut.line;
   for (uint32_t tap = 0; tap < to.taps; tap += cut.line) to.line_starts |= 1U << tap;
-  grid.blocks = batches * (cut.taps / to.taps);
-  grid.threads = write_threads;
-  launch(ctx, grid, write_tiles, to);
+  launch(ctx, {.blocks = batches * (cut.taps / to.taps), .threads = write_threads}, write_tiles,
+         to);
   return parts;
 }
 

@@ -4,23 +4,9 @@
 #include <algorithm>
 
 #include "cuda/launch.cuh"
-#include "cuda/ptx/barrier.cuh"
 #include "voxgemm/schedule.h"
 
 namespace voxgemm::cuda {
-
-// Where launches are small, the next one starts while the last one ends.
-inline bool overlapping_pays(const Context& ctx, const Grid& grid) {
-  return grid.blocks <= multiprocessors(ctx);
-}
-// Lets the next launch of a schedule start, if one follows that overlaps, and waits for the last.
-template <bool is_last = false>
-__device__ void take_turn() {
-#if __CUDA_ARCH__ >= 900
-  if (!is_last) ptx::let_next_launch_start();
-  ptx::wait_for_last_launch();
-#endif
-}
 
 // The map's table for kernels.
 struct Neighbours {

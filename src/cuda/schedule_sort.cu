@@ -103,7 +103,6 @@ struct Ranks {
 __global__ void __launch_bounds__(rank_threads)
     write_ranks(Cut cut, Grain strip, Digits digits, Neighbours neighbours, Ranks out) {
   __shared__ uint32_t histogram[most_digits * most_bins];
-  take_turn();
   // The last rows first: those that the table's writer left in the cache.
   const uint32_t block = gridDim.x - 1 - blockIdx.x;
   const uint32_t chunk = block / strip.whole;
@@ -245,7 +244,6 @@ __global__ void __launch_bounds__(sort_threads)
   __shared__ uint32_t starts[most_bins];   // of a value in the block
   __shared__ uint32_t targets[most_bins];  // what leads from there to the position
   __shared__ uint32_t number;
-  take_turn();
   if (threadIdx.x == 0) number = atomicAdd(pass.ticket, 1U);
   __syncthreads();
   const Part part = cut.part(number, grain);
@@ -372,9 +370,7 @@ SortedRows sort_rows(const Context& ctx,
                            .words = Layout::at<uint32_t>(result.memory, words_at) + words * digit,
                            .ticket = Layout::at<uint32_t>(result.memory, tickets_at) + digit,
                            .digit = digit};
-    Grid grid = {.blocks = blocks, .threads = sort_threads};
-    grid.overlaps = overlapping_pays(ctx, grid);
-    launch(ctx, grid, sort_digits, cut, block, digits, pass);
+    launch(ctx, {.blocks = blocks, .threads = sort_threads}, sort_digits, cut, block, digits, pass);
   }
   result.ranks = ranks[digits.count % 2];
   result.done = Layout::at<uint32_t>(result.memory, tickets_at) + most_digits;

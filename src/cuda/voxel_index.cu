@@ -63,6 +63,17 @@ __device__ void set_frame(const BlockSet& set, const Reach& reach) {
   if (status != Status::fine) report(set, status);
 }
 
+__device__ uint32_t max_of_warp(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(all_lanes, value);
+#else
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    value = max(value, __shfl_xor_sync(all_lanes, value, lanes));
+  }
+  return value;
+#endif
+}
+
 // Whether a row stands behind the one before it, or is padding.
 __device__ bool ascends(const int4& before, const int4& c) {
   if (is_padding(c)) return true;
@@ -84,8 +95,8 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
     int4 batch[measure_batch];
 #pragma unroll
     for (int i = 0; i < measure_batch; ++i) {
-      // The last row again is as good as none.
-      batch[i] = coords[min(first + i * thread_count(), coords.rows - 1)];
+      const int64_t row = first + i * thread_count();
+      batch[i] = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
     }
 #pragma unroll
     for (int i = 0; i < measure_batch; ++i) {
@@ -110,9 +121,7 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
   if (threadIdx.x < 8) of_block[threadIdx.x] = 0;
   __syncthreads();
   for (int i = 0; i < 8; ++i) {
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      largest[i] = max(largest[i], __shfl_xor_sync(all_lanes, largest[i], lanes));
-    }
+    largest[i] = max_of_warp(largest[i]);
     if (threadIdx.x % 32 == 0) atomicMax(&of_block[i], largest[i]);
   }
   __syncthreads();
@@ -150,7 +159,6 @@ __global__ void __launch_bounds__(insert_threads) insert_rows(Coords coords, Blo
   // The threads of a block stay together.
   const int4 padding = make_int4(padding_batch, 0, 0, 0);
   int4 next = thread_index() < coords.rows ? coords[thread_index()] : padding;
-  int round = 0;
   for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
     const int4 c = next;
     const int64_t next_row = first + threadIdx.x + thread_count();
@@ -173,8 +181,7 @@ __global__ void __launch_bounds__(insert_threads) insert_rows(Coords coords, Blo
       const uint64_t high = bits[threadIdx.x][1];
       if (slot != no_slot) add_voxels(set, slot, high << 32 | bits[threadIdx.x][0]);
     }
-    // Two rounds fill the other half at most.
-    if (++round % 2 == 0 && added.is_half_full()) added.flush(set);
+    if (added.is_half_full()) added.flush(set);
   }
   added.flush(set);
 }
@@ -211,13 +218,10 @@ __global__ void lowest_rows(Coords coords, IndexView index) {
     const int4 c = coords[row];
     if (is_padding(c)) continue;
     const Place place = place_of(frame, c);
-    // On its way with the block, which nearly always stands at the first look.
-    const uint32_t likely = Probe(index.set, place.key).slot;
-    uint32_t rank = index.set.ranks[likely];
     const Block block = find_block(index.set, place.key);
     if (block.slot == no_slot) return;
-    if (block.slot != likely) rank = index.set.ranks[block.slot];
-    atomicMax(&index.rows[rank + block.before(place.bit)], ~static_cast<uint32_t>(row));
+    const uint32_t rank = index.set.ranks[block.slot] + block.before(place.bit);
+    atomicMax(&index.rows[rank], ~static_cast<uint32_t>(row));
   }
 }
 
