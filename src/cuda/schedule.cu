@@ -34,8 +34,10 @@
 // Lost, for chunks of 65536 rows: each tap's part of the table in shared memory, 3 bytes an entry,
 // and gathered from there, the schedule 169 us instead of 146 (a multiprocessor loads or gathers).
 // Lost: loops over the taps of a run in write_tiles that gather each, 658 us instead of 552 at 4.1
-// M rows; launches that overlap, 265 us instead of 268 for map and schedule, and of 15192 rows 58
-// instead of 53.
+// M rows. Lost: launches that overlap where a kernel has no more blocks than the device
+// multiprocessors, map and schedule 52 us instead of 53 for 15192 rows, but 65 instead of 62 for
+// 64160 and 102 instead of 93 for 252392: over the wait no load is moved, and write_tiles falls
+// from 72 registers to 40.
 #include "conv/schedule.h"
 
 #include <cub/block/block_scan.cuh>
