@@ -237,77 +237,6 @@ struct Producer {
   }
 };
 
-// Where a batch's blocks lie that a consumer multiplies.
-template <class C>
-struct Blocks {
-  uint32_t x[C::own_blocks];
-  uint32_t dy;
-  int wanted = 0;  // that are there, as bits
-};
-// first: the batch's first unit.
-template <class C>
-__device__ __forceinline__ Blocks<C> blocks_of(const Shared& shared,
-                                               int sets,
-                                               int first,
-                                               int first_block) {
-  Blocks<C> at;
-#pragma unroll
-  for (int m = 0; m < C::own_blocks; ++m) {
-    const int set = (first_block + m) / C::in_blocks;
-    at.x[m] = C::packed ? unit_of<C>(shared, first, __popc(sets & ((1 << set) - 1)))
-                        : unit_of<C>(shared, first, 0) + (first_block + m) * C::terms * 8192;
-    at.wanted |= (C::scheduled ? sets >> set & 1 : 1) << m;
-  }
-  at.dy = C::packed ? unit_of<C>(shared, first, __popc(sets))
-                    : unit_of<C>(shared, first, 0) + C::x_bytes;
-  return at;
-}
-
-// Adds the blocks of x that `chosen` names, transposed, times dy, as one group of products; of
-// terms those that matter, the smallest first.
-template <class C, int chosen>
-__device__ __forceinline__ void multiply_blocks(Sums<C>& d, const Blocks<C>& at) {
-  const auto for_chosen = [](const auto& body) {
-#pragma unroll
-    for (int m = 0; m < C::own_blocks; ++m) {
-      if ((chosen >> m & 1) != 0) body(m);
-    }
-  };
-  for_chosen([&](int m) { ptx::pin(d[m]); });
-  ptx::wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < batch_rows / 16; ++k) {
-#pragma unroll
-    for (int sum = C::terms - 1; sum >= 0; --sum) {
-#pragma unroll
-      for (int i = 0; i <= sum; ++i) {  // term i of dy, term sum - i of x
-        const uint64_t columns =
-            ptx::swizzled_operand(at.dy + i * 8192 + k * 2048, C::terms * 8192, 1024);
-        for_chosen([&](int m) {
-          const uint32_t rows = at.x[m] + (sum - i) * 8192 + k * 2048;
-          ptx::wgmma<typename C::T, C::columns, true, true>(
-              d[m], ptx::swizzled_operand(rows, 8192, 1024), columns);
-        });
-      }
-    }
-  }
-  ptx::wgmma_commit();
-}
-
-// The same of the blocks m, m + 1, .. in bits m, m + 1, .. of `wanted`, and of those in `chosen`.
-// Code for each set of blocks: a condition inside a group of products would put them one behind
-// the other.
-template <class C, int m = 0, int chosen = 0>
-__device__ __forceinline__ void multiply(Sums<C>& d, int wanted, const Blocks<C>& at) {
-  if constexpr (m == C::own_blocks) {
-    if constexpr (chosen != 0) multiply_blocks<C, chosen>(d, at);
-  } else if ((wanted >> m & 1) != 0) {
-    multiply<C, m + 1, chosen | 1 << m>(d, wanted, at);
-  } else {
-    multiply<C, m + 1, chosen>(d, wanted, at);
-  }
-}
-
 // Calls body(piece) for what this CTA does.
 template <class C, class Body>
 __device__ __forceinline__ void for_pieces(const Params& p,
@@ -325,37 +254,98 @@ __device__ __forceinline__ void for_pieces(const Params& p,
 }
 
 template <class C>
-__device__ __forceinline__ void pin_all(Sums<C>& d) {
-#pragma unroll
-  for (int m = 0; m < C::own_blocks; ++m) ptx::pin(d[m]);
-}
-
-template <class C>
-__device__ __forceinline__ void clear(Sums<C>& d) {
-#pragma unroll
-  for (int m = 0; m < C::own_blocks; ++m) {
-#pragma unroll
-    for (int i = 0; i < C::columns / 2; ++i) d[m][i] = 0;
-  }
-}
-
-template <class C>
-__device__ __forceinline__ void multiply_batch(Sums<C>& d, const Blocks<C>& at) {
-  ptx::proxy_fence();
-  pin_all<C>(d);
-  if constexpr (C::scheduled) {
-    multiply<C>(d, at.wanted, at);
-  } else {
-    multiply_blocks<C, (1 << C::own_blocks) - 1>(d, at);
-  }
-}
-
-template <class C>
 struct Consumer {
   const Params& p;
   const Shared& shared;
   int first_block;
   ptx::Ring<C::batches> ring;
+
+  // Where a batch's blocks lie that this one multiplies.
+  struct Blocks {
+    uint32_t x[C::own_blocks];
+    uint32_t dy;
+    int wanted = 0;  // that are there, as bits
+  };
+  __device__ __forceinline__ Blocks blocks(int note) const {
+    const int sets = note & note_sets;
+    const int first = C::packed ? first_unit(note) : ring.at;
+    Blocks at;
+#pragma unroll
+    for (int m = 0; m < C::own_blocks; ++m) {
+      const int set = (first_block + m) / C::in_blocks;
+      at.x[m] = C::packed ? unit_of<C>(shared, first, __popc(sets & ((1 << set) - 1)))
+                          : unit_of<C>(shared, first, 0) + (first_block + m) * C::terms * 8192;
+      at.wanted |= (C::scheduled ? sets >> set & 1 : 1) << m;
+    }
+    at.dy = C::packed ? unit_of<C>(shared, first, __popc(sets))
+                      : unit_of<C>(shared, first, 0) + C::x_bytes;
+    return at;
+  }
+
+  __device__ __forceinline__ static void pin(Sums<C>& d) {
+#pragma unroll
+    for (int m = 0; m < C::own_blocks; ++m) ptx::pin(d[m]);
+  }
+  __device__ __forceinline__ static void clear(Sums<C>& d) {
+#pragma unroll
+    for (int m = 0; m < C::own_blocks; ++m) {
+#pragma unroll
+      for (int i = 0; i < C::columns / 2; ++i) d[m][i] = 0;
+    }
+  }
+
+  // Adds the blocks of x that `chosen` names, transposed, times dy, as one group of products; of
+  // terms those that matter, the smallest first.
+  template <int chosen>
+  __device__ __forceinline__ static void multiply_blocks(Sums<C>& d, const Blocks& at) {
+    const auto for_chosen = [](const auto& body) {
+#pragma unroll
+      for (int m = 0; m < C::own_blocks; ++m) {
+        if ((chosen >> m & 1) != 0) body(m);
+      }
+    };
+    for_chosen([&](int m) { ptx::pin(d[m]); });
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < batch_rows / 16; ++k) {
+#pragma unroll
+      for (int sum = C::terms - 1; sum >= 0; --sum) {
+#pragma unroll
+        for (int i = 0; i <= sum; ++i) {  // term i of dy, term sum - i of x
+          const uint64_t columns =
+              ptx::swizzled_operand(at.dy + i * 8192 + k * 2048, C::terms * 8192, 1024);
+          for_chosen([&](int m) {
+            const uint32_t rows = at.x[m] + (sum - i) * 8192 + k * 2048;
+            ptx::wgmma<typename C::T, C::columns, true, true>(
+                d[m], ptx::swizzled_operand(rows, 8192, 1024), columns);
+          });
+        }
+      }
+    }
+    ptx::wgmma_commit();
+  }
+
+  // Blocks m, m + 1, .. of those wanted, and those in `chosen`. Code for each set of blocks: a
+  // condition inside a group of products would put them one behind the other.
+  template <int m = 0, int chosen = 0>
+  __device__ __forceinline__ static void multiply(Sums<C>& d, const Blocks& at) {
+    if constexpr (m == C::own_blocks) {
+      if constexpr (chosen != 0) multiply_blocks<chosen>(d, at);
+    } else if ((at.wanted >> m & 1) != 0) {
+      multiply<m + 1, chosen | 1 << m>(d, at);
+    } else {
+      multiply<m + 1, chosen>(d, at);
+    }
+  }
+  __device__ __forceinline__ static void multiply_batch(Sums<C>& d, const Blocks& at) {
+    ptx::proxy_fence();
+    pin(d);
+    if constexpr (C::scheduled) {
+      multiply(d, at);
+    } else {
+      multiply_blocks<(1 << C::own_blocks) - 1>(d, at);
+    }
+  }
 
   __device__ __forceinline__ void release(int batch) const {
     __syncwarp();  // all lanes have read the note
@@ -367,27 +357,22 @@ struct Consumer {
     return shared.notes[ring.at];
   }
 
-  __device__ __forceinline__ Blocks<C> blocks(int note) const {
-    const int first = C::packed ? first_unit(note) : ring.at;
-    return blocks_of<C>(shared, note & note_sets, first, first_block);
-  }
-
   __device__ __forceinline__ void add_batches(Sums<C>& d) {
     int multiplying = -1;  // the batch whose products may be unfinished
     const auto drain = [&] {
       ptx::wgmma_wait<0>();
-      pin_all<C>(d);
+      pin(d);
       if (multiplying >= 0) release(multiplying);
       multiplying = -1;
     };
     for (;;) {
       const int note = wait();
       if ((note & note_sets) == 0) break;
-      const Blocks<C> at = blocks(note);
+      const Blocks at = blocks(note);
       if (at.wanted != 0) {
-        multiply_batch<C>(d, at);
+        multiply_batch(d, at);
         ptx::wgmma_wait<1>();
-        pin_all<C>(d);
+        pin(d);
         if (multiplying >= 0) release(multiplying);
         multiplying = ring.at;
       } else {
@@ -405,13 +390,13 @@ struct Consumer {
     for (;; ring.next()) {
       const int note = wait();
       if ((note & note_sets) == 0) break;
-      const Blocks<C> at = blocks(note);
+      const Blocks at = blocks(note);
       if (at.wanted != 0) {
         Sums<C> part;
-        clear<C>(part);
-        multiply_batch<C>(part, at);
+        clear(part);
+        multiply_batch(part, at);
         ptx::wgmma_wait<0>();
-        pin_all<C>(part);
+        pin(part);
 #pragma unroll
         for (int m = 0; m < C::own_blocks; ++m) {
 #pragma unroll
@@ -426,9 +411,9 @@ struct Consumer {
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
     Sums<C> d;
-    clear<C>(d);
+    clear(d);
     if constexpr (C::terms == 1) {
-      pin_all<C>(d);
+      pin(d);
       add_batches(d);
     } else {
       add_batches_exactly(d);

@@ -296,33 +296,6 @@ class Producer {
   int rows_[C::rows_of_warp / 32] = {};
 };
 
-// Adds one stage to the sums of blocks [first, last) of 64 rows; a: of block 0.
-template <class C, int first, int last>
-__device__ __forceinline__ void multiply(float (&d)[C::row_blocks][C::columns / 2],
-                                         uint32_t a,
-                                         uint32_t b) {
-  // Further on, descriptors differ by 16ths of the distance.
-  const uint64_t rows = ptx::swizzled_operand<C::row_bytes>(a, 16, 8 * C::row_bytes);
-#pragma unroll
-  for (int block = first; block < last; ++block) ptx::pin(d[block]);
-  ptx::wgmma_fence();
-  constexpr int line = C::in_contiguous ? C::row_bytes : 2 * C::box_columns;  // bytes
-  constexpr int k_bytes = C::in_contiguous ? 32 : 16 * line;
-  const uint64_t weights =
-      ptx::swizzled_operand<line>(b, C::in_contiguous ? 16 : C::depth * line, 8 * line);
-  constexpr Products products = products_of(C::math, C::depth);
-#pragma unroll
-  for (int i = 0; i < products.count; ++i) {
-#pragma unroll
-    for (int block = first; block < last; ++block) {
-      ptx::wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>(
-          d[block], rows + (block * 64 * C::row_bytes + products.a[i] * 32) / 16,
-          weights + products.b[i] * k_bytes / 16);
-    }
-  }
-  ptx::wgmma_commit();
-}
-
 // What a consumer's warps do.
 template <class C>
 class Consumer {
@@ -395,15 +368,40 @@ class Consumer {
       // A condition inside one group of products would put them one behind the other.
       constexpr int half = C::row_blocks / 2;
       if (low && high) {
-        multiply<C, 0, 2 * half>(sums_.d, a, b);
+        multiply<0, 2 * half>(a, b);
       } else if (low) {
-        multiply<C, 0, half>(sums_.d, a, b);
+        multiply<0, half>(a, b);
       } else {
-        multiply<C, half, 2 * half>(sums_.d, a, b);
+        multiply<half, 2 * half>(a, b);
       }
     } else {
-      multiply<C, 0, C::row_blocks>(sums_.d, a, b);
+      multiply<0, C::row_blocks>(a, b);
     }
+  }
+
+  // Adds one stage to the sums of blocks [first, last) of 64 rows; a: of block 0.
+  template <int first, int last>
+  __device__ __forceinline__ void multiply(uint32_t a, uint32_t b) {
+    // Further on, descriptors differ by 16ths of the distance.
+    const uint64_t rows = ptx::swizzled_operand<C::row_bytes>(a, 16, 8 * C::row_bytes);
+#pragma unroll
+    for (int block = first; block < last; ++block) ptx::pin(sums_.d[block]);
+    ptx::wgmma_fence();
+    constexpr int line = C::in_contiguous ? C::row_bytes : 2 * C::box_columns;  // bytes
+    constexpr int k_bytes = C::in_contiguous ? 32 : 16 * line;
+    const uint64_t weights =
+        ptx::swizzled_operand<line>(b, C::in_contiguous ? 16 : C::depth * line, 8 * line);
+    constexpr Products products = products_of(C::math, C::depth);
+#pragma unroll
+    for (int i = 0; i < products.count; ++i) {
+#pragma unroll
+      for (int block = first; block < last; ++block) {
+        ptx::wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>(
+            sums_.d[block], rows + (block * 64 * C::row_bytes + products.a[i] * 32) / 16,
+            weights + products.b[i] * k_bytes / 16);
+      }
+    }
+    ptx::wgmma_commit();
   }
 
   __device__ __forceinline__ void drain() {

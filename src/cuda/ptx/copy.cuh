@@ -75,30 +75,28 @@ __device__ __forceinline__ void store_shared_16(uint32_t to, const int4& v) {
                : "memory");
 }
 
-// Pieces of 16 bytes of row `row`, as gather_16: `pieces` of them, 1 to 4, `step` bytes apart in
+// Pieces of 16 bytes of row `row`, as gather_16: `pieces` of them, 1 to 3, `step` bytes apart in
 // the row and `to_step` apart in shared memory. One instruction each, and two for the row.
 template <int pieces, int step, int to_step>
 __device__ __forceinline__ void gather_pieces(uint32_t to,
                                               const void* from,
                                               int row,
                                               uint32_t row_bytes) {
-  static_assert(pieces >= 1 && pieces <= 4);
+  static_assert(pieces >= 1 && pieces <= 3);
   asm volatile(
       "{\n"
-      ".reg .pred absent, second, third, fourth;\n"
+      ".reg .pred absent, second, third;\n"
       ".reg .b64 at;\n"
       "setp.lt.s32 absent, %2, 0;\n"
-      "setp.gt.s32 second, %10, 1;\n"
-      "setp.gt.s32 third, %10, 2;\n"
-      "setp.gt.s32 fourth, %10, 3;\n"
+      "setp.gt.s32 second, %8, 1;\n"
+      "setp.gt.s32 third, %8, 2;\n"
       "mad.wide.u32 at, %2, %3, %1;\n"
       "cp.async.cg.shared.global.L2::128B [%0], [at], 16, absent;\n"
       "@second cp.async.cg.shared.global.L2::128B [%0 + %4], [at + %5], 16, absent;\n"
       "@third cp.async.cg.shared.global.L2::128B [%0 + %6], [at + %7], 16, absent;\n"
-      "@fourth cp.async.cg.shared.global.L2::128B [%0 + %8], [at + %9], 16, absent;\n"
       "}\n" ::"r"(to),
       "l"(from), "r"(row), "r"(row_bytes), "n"(to_step), "n"(step), "n"(2 * to_step), "n"(2 * step),
-      "n"(3 * to_step), "n"(3 * step), "n"(pieces)
+      "n"(pieces)
       : "memory");
 }
 
