@@ -245,7 +245,7 @@ __device__ __forceinline__ void for_pieces(const Params& p,
   if constexpr (C::scheduled) {
     body(piece_of_member<C>(p, shared.taps));
   } else {
-    Pieces pieces(p, shared.starts);
+    Pieces pieces({p, shared.starts});
     Piece piece;
     while (pieces.next(&piece)) {
       if (piece.block < p.blocks) body(piece);

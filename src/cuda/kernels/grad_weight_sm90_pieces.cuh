@@ -142,29 +142,28 @@ struct Entry {
   AxisPlace end;
 };
 
-__device__ __forceinline__ Entry entry_of(const Params& p,
-                                          const AxisPlace* starts,
-                                          int group,
-                                          int part) {
-  const AxisPlace begin = starts[group];
-  const AxisPlace length = starts[group + 1] - begin;
-  if (p.parts == 1) return {group, 0, begin, begin + length};
-  return {group, part, begin + length * part / p.parts, begin + length * (part + 1) / p.parts};
-}
+struct Axis {
+  const Params& p;
+  const AxisPlace* starts;  // [groups + 1]
 
-__device__ __forceinline__ Entry entry_at(const Params& p,
-                                          const AxisPlace* starts,
-                                          AxisPlace place) {
-  int low = 0;
-  int high = p.groups;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (starts[middle] <= place ? low : high) = middle;
+  __device__ __forceinline__ Entry entry(int group, int part) const {
+    const AxisPlace begin = starts[group];
+    const AxisPlace length = starts[group + 1] - begin;
+    if (p.parts == 1) return {group, 0, begin, begin + length};
+    return {group, part, begin + length * part / p.parts, begin + length * (part + 1) / p.parts};
   }
-  Entry entry = entry_of(p, starts, low, 0);
-  for (int part = 1; place >= entry.end; ++part) entry = entry_of(p, starts, low, part);
-  return entry;
-}
+  __device__ __forceinline__ Entry at(AxisPlace place) const {
+    int low = 0;
+    int high = p.groups;
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (starts[middle] <= place ? low : high) = middle;
+    }
+    Entry found = entry(low, 0);
+    for (int part = 1; place >= found.end; ++part) found = entry(low, part);
+    return found;
+  }
+};
 
 // What a team does of one group of taps: with a schedule, batches b = low modulo step; without, of
 // one entry of the axis, those whose place, b * 0.618... modulo 1 in units of 2^-32, is in
@@ -180,7 +179,6 @@ struct Piece {
   const int* taps;  // of the group, -1 behind the last; null: the group is its tap
 
   __device__ __forceinline__ bool has(uint32_t batch) const {
-    if (taps != nullptr) return batch % step == low;
     return whole || batch * 2654435769u - low < span;
   }
   __device__ __forceinline__ int tap(int j) const { return taps != nullptr ? taps[j] : group; }
@@ -189,18 +187,18 @@ struct Piece {
 // The pieces of this CTA's team on the axis, in order.
 class Pieces {
  public:
-  __device__ __forceinline__ Pieces(const Params& p, const AxisPlace* starts)
-      : p_(p),
-        starts_(starts),
-        team_(blockIdx.x / p.members),
+  __device__ __forceinline__ explicit Pieces(const Axis& axis)
+      : axis_(axis),
+        team_(blockIdx.x / axis.p.members),
         at_(static_cast<AxisPlace>(team_) << team_bits),
         end_(static_cast<AxisPlace>(team_ + 1) << team_bits) {}
   __device__ __forceinline__ bool next(Piece* piece) {
     if (at_ >= end_) return false;
-    const Entry entry = entry_at(p_, starts_, at_);
+    const Entry entry = axis_.at(at_);
+    const int members = axis_.p.members;
     const AxisPlace end = min(end_, entry.end);
     piece->group = entry.group;
-    piece->block = entry.part * p_.members + static_cast<int>(blockIdx.x) % p_.members;
+    piece->block = entry.part * members + static_cast<int>(blockIdx.x) % members;
     piece->whole = at_ == entry.begin && end == entry.end;
     piece->low = place_of(entry, at_);
     piece->span = (end == entry.end ? 0 : place_of(entry, end)) - piece->low;
@@ -220,8 +218,7 @@ class Pieces {
     return static_cast<uint32_t>(max(min(part * 4294967296.0, 4294967295.0), 1.0));
   }
 
-  const Params& p_;
-  const AxisPlace* starts_;
+  Axis axis_;
   int team_;
   AxisPlace at_;
   AxisPlace end_;
@@ -255,15 +252,15 @@ template <class C>
 __device__ __forceinline__ Piece piece_of_member(const Params& p, const int* taps) {
   const int member = static_cast<int>(blockIdx.x) % p.members;
   const int team = static_cast<int>(blockIdx.x) / p.members;
-  Piece piece = {};
-  piece.group = member / p.blocks;
-  piece.block = member % p.blocks;
-  piece.whole = p.teams == 1;
-  piece.low = team;
-  piece.step = p.teams;
-  piece.slot = team;
-  piece.taps = taps + piece.group * C::taps;
-  return piece;
+  const int group = member / p.blocks;
+  return {.group = group,
+          .block = member % p.blocks,
+          .whole = p.teams == 1,
+          .low = static_cast<uint32_t>(team),
+          .span = 0,
+          .step = p.teams,
+          .slot = team,
+          .taps = taps + group * C::taps};
 }
 
 // The batches of a piece in rising order. By a whole warp.

@@ -122,9 +122,9 @@ __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant_
     const int number = member / p.members;
     member %= p.members;
     const bool few_entries = p.groups * p.parts < p.teams;
-    const Entry entry = few_entries
-                            ? entry_of(p, starts, number / p.parts, number % p.parts)
-                            : entry_at(p, starts, static_cast<AxisPlace>(number + 1) << team_bits);
+    const Axis axis = {p, starts};
+    const Entry entry = few_entries ? axis.entry(number / p.parts, number % p.parts)
+                                    : axis.at(static_cast<AxisPlace>(number + 1) << team_bits);
     const int first_team = static_cast<int>(entry.begin >> team_bits);
     const int last_team = static_cast<int>((entry.end - 1) >> team_bits);
     piece.group = entry.group;
