@@ -38,6 +38,14 @@ struct Axes {
         dilation{g.dilation[0], g.dilation[1], g.dilation[2]} {}
 };
 
+struct Table {
+  int32_t* neighbours;        // [taps, rows]
+  unsigned long long* pairs;  // [taps], zero before
+  uint32_t* masks;            // [rows], or null where they have not all taps
+  int32_t* first;             // [rows] or null: the row's own voxel looked up
+  int own_tap;                // the tap that finds it, or -1
+};
+
 // The input voxels of one output row.
 struct Window {
   const IndexView& index;
@@ -80,85 +88,71 @@ struct Window {
   }
 };
 
-// A map on its way.
-struct Fill {
-  IndexView index;
-  Axes axes;
-  Coords out;
-  int32_t* neighbours;        // [taps, rows]
-  unsigned long long* pairs;  // [taps], zero before
-  uint32_t* masks;            // [rows], or null where they have not all taps
-  int32_t* first;             // [rows]: the lowest row of the row's own voxel; or null
-  int own_tap;                // the tap that finds it
+// Clears the counts and takes a copy of the frame, which the stores to the table might change as
+// far as the compiler knows.
+__device__ void begin(const IndexView& index, uint32_t* pairs_of_block, int taps, Frame* frame) {
+  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) pairs_of_block[tap] = 0;
+  static_assert(sizeof(Frame) % sizeof(uint64_t) == 0);
+  const auto* from = reinterpret_cast<const uint64_t*>(&index.set.head->frame);
+  for (int i = threadIdx.x; i < sizeof(Frame) / sizeof(uint64_t); i += blockDim.x) {
+    reinterpret_cast<uint64_t*>(frame)[i] = from[i];
+  }
+  __syncthreads();
+}
 
-  // Clears the counts and takes a copy of the frame, which the stores to the table might change as
-  // far as the compiler knows.
-  __device__ void begin(uint32_t* pairs_of_block, int taps, Frame* frame) const {
-    for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) pairs_of_block[tap] = 0;
-    static_assert(sizeof(Frame) % sizeof(uint64_t) == 0);
-    const auto* from = reinterpret_cast<const uint64_t*>(&index.set.head->frame);
-    for (int i = threadIdx.x; i < sizeof(Frame) / sizeof(uint64_t); i += blockDim.x) {
-      reinterpret_cast<uint64_t*>(frame)[i] = from[i];
-    }
-    __syncthreads();
+// What the counts of pairs are where a map could not be built: minus the index's status or, where
+// coordinates come from an output_coords that failed, minus its numbers above the statuses. Else 0.
+__device__ int64_t failure_of(const IndexView& index, const Coords& out) {
+  const Counters& counters = index.set.head->counters;
+  int64_t found = counters.found;
+  int64_t room = counters.room;
+  if (!has_failed(index.set)) {
+    const int4 first = out[0];
+    if (!is_failure(first)) return 0;
+    found = first.z;
+    room = first.w;
+  } else if (counters.status != static_cast<uint32_t>(Status::not_made)) {
+    return -static_cast<int64_t>(counters.status);
   }
-  // Counts the lanes of a warp that have a pair.
-  __device__ static void count(uint32_t* pairs_of_tap, bool present) {
-    const unsigned lanes = __ballot_sync(all_lanes, present);
-    if (threadIdx.x % 32 == 0 && lanes != 0) atomicAdd(pairs_of_tap, __popc(lanes));
-  }
-  // Of a row whose neighbours are written.
-  __device__ void finish(int64_t row, uint32_t mask) const {
-    if (masks != nullptr) masks[row] = mask;
-    if (first == nullptr) return;
-    const int32_t own = neighbours[own_tap * out.rows + row];
-    first[row] = own >= 0 ? own : static_cast<int32_t>(row);
-  }
-  // What the counts of pairs are where a map could not be built: minus the index's status or, where
-  // coordinates come from an output_coords that failed, minus its numbers above the statuses.
-  // Else 0.
-  __device__ int64_t failure() const {
-    const Counters& counters = index.set.head->counters;
-    int64_t found = counters.found;
-    int64_t room = counters.room;
-    if (!has_failed(index.set)) {
-      const int4 c = out[0];
-      if (!is_failure(c)) return 0;
-      found = c.z;
-      room = c.w;
-    } else if (counters.status != static_cast<uint32_t>(Status::not_made)) {
-      return -static_cast<int64_t>(counters.status);
-    }
-    return found == 0 ? -static_cast<int64_t>(Status::not_made) : -(found << 31 | room);
-  }
-  // Counts of pairs go to the map.
-  __device__ void end(const uint32_t* pairs_of_block, int taps) const {
-    __syncthreads();
-    const int64_t reason = blockIdx.x == 0 ? failure() : 0;
-    for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
-      if (pairs_of_block[tap] != 0) {
-        atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
-      }
-      if (reason != 0) pairs[tap] = static_cast<unsigned long long>(reason);
-    }
-  }
-};
+  return found == 0 ? -static_cast<int64_t>(Status::not_made) : -(found << 31 | room);
+}
 
-__global__ void fill_any(Fill fill) {
+// Counts of pairs go to the map.
+__device__ void add_pairs(const IndexView& index,
+                          const Coords& out,
+                          const uint32_t* pairs_of_block,
+                          int taps,
+                          unsigned long long* pairs) {
+  __syncthreads();
+  const int64_t failure = blockIdx.x == 0 ? failure_of(index, out) : 0;
+  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
+    if (pairs_of_block[tap] != 0) {
+      atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
+    }
+    if (failure != 0) pairs[tap] = static_cast<unsigned long long>(failure);
+  }
+}
+
+__device__ void write_first(
+    const IndexView& index, const Frame& frame, const int4& c, int32_t* first, int64_t row) {
+  if (first == nullptr) return;
+  const int32_t lowest = is_fine(index.set) ? index.find(frame, c) : -1;
+  first[row] = lowest < 0 ? static_cast<int32_t>(row) : lowest;
+}
+
+__global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Frame frame;
-  const Axes& axes = fill.axes;
-  const int64_t rows = fill.out.rows;
   const int taps = axes.size[0] * axes.size[1] * axes.size[2];
-  fill.begin(pairs_of_block, taps, &frame);
-  const bool fine = is_fine(fill.index.set);
+  begin(index, pairs_of_block, taps, &frame);
+  const bool fine = is_fine(index.set);
   const int lane = threadIdx.x % 32;
   // The lanes of a warp stay together: they count their pairs at once.
-  for (int64_t first = thread_index() - lane; first < rows; first += thread_count()) {
+  for (int64_t first = thread_index() - lane; first < out.rows; first += thread_count()) {
     const int64_t row = first + lane;
-    const bool used = row < rows;
-    const int4 c = used ? fill.out[row] : make_int4(0, 0, 0, 0);
-    Window window(fill.index, frame, axes, c);
+    const bool used = row < out.rows;
+    const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
+    Window window(index, frame, axes, c);
     uint32_t mask = 0;
     int tap = 0;
     for (int x = 0; x < axes.size[0]; ++x) {
@@ -168,15 +162,17 @@ __global__ void fill_any(Fill fill) {
                                                        static_cast<int64_t>(y) * axes.dilation[1],
                                                        static_cast<int64_t>(z) * axes.dilation[2])
                                           : -1;
-          if (used) fill.neighbours[tap * rows + row] = in;
+          if (used) table.neighbours[tap * out.rows + row] = in;
           mask |= (in >= 0 ? 1U : 0U) << (tap & 31);
-          Fill::count(&pairs_of_block[tap], in >= 0);
+          const unsigned present = __ballot_sync(all_lanes, in >= 0);
+          if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap], __popc(present));
         }
       }
     }
-    if (used) fill.finish(row, mask);
+    if (used && table.masks != nullptr) table.masks[row] = mask;
+    if (used) write_first(index, frame, c, table.first, row);
   }
-  fill.end(pairs_of_block, taps);
+  add_pairs(index, out, pairs_of_block, taps, table.pairs);
 }
 
 constexpr int cube_threads = 256;
@@ -308,32 +304,33 @@ __device__ uint32_t transpose_bits(uint32_t word) {
 // from the rows' masks, one lane a tap, and the taps of a plane are loaded before the first of them
 // is stored, as a store waits for its value and holds back the loads behind it.
 template <int size>
-__global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks)) fill_cubes(Fill fill) {
+__global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
+    fill_cubes(IndexView index, Axes axes, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Cube cube;
   __shared__ Frame frame;
   constexpr bool has_mask = size > 0 && size <= 3;
-  const int sizes[3] = {size > 0 ? size : fill.axes.size[0], size > 0 ? size : fill.axes.size[1],
-                        size > 0 ? size : fill.axes.size[2]};
+  const int sizes[3] = {size > 0 ? size : axes.size[0], size > 0 ? size : axes.size[1],
+                        size > 0 ? size : axes.size[2]};
   const int taps = sizes[0] * sizes[1] * sizes[2];
-  fill.begin(pairs_of_block, taps, &frame);
-  const bool fine = is_fine(fill.index.set);
+  begin(index, pairs_of_block, taps, &frame);
+  const bool fine = is_fine(index.set);
   const int lane = threadIdx.x % 32;
   uint32_t pairs_of_lane = 0;
   // Numbers of rows fit 31 bits, and registers are short.
-  const auto rows = static_cast<uint32_t>(fill.out.rows);
+  const auto rows = static_cast<uint32_t>(out.rows);
   for (uint32_t first = blockIdx.x * cube_threads + threadIdx.x - lane; first < rows;
        first += gridDim.x * cube_threads) {
     const uint32_t row = first + lane;
     const bool used = row < rows;
-    const int4 c = used ? fill.out[row] : make_int4(0, 0, 0, 0);
-    const Window window(fill.index, frame, fill.axes, c);
+    const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
+    const Window window(index, frame, axes, c);
     AxisStart start[3] = {{window.corner[0], window.frame.last[1], sizes[0]},
                           {window.corner[1], window.frame.last[2], sizes[1]},
                           {window.corner[2], window.frame.last[3], sizes[2]}};
     for (int i = 0; i < 2; ++i) start[0].wanted[i] &= window.in_batch && used && fine;
-    load_cube(fill.index, window, start, cube);
-    int32_t* neighbours = fill.neighbours + row;
+    load_cube(index, window, start, cube);
+    int32_t* neighbours = table.neighbours + row;
     uint32_t mask = 0;
     bool steady = has_mask;  // the row's inputs along z follow each other
     int tap = 0;
@@ -352,12 +349,13 @@ __global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks)) fill_c
           const bool present = (line.bits >> z & 1) != 0;
           // Complements of rows: 0 stands for none.
           uint32_t in = 0;
-          if (present) in = fill.index.rows[rank++];
+          if (present) in = index.rows[rank++];
           if (has_mask) {
             found[y * size + z] = in;
           } else {
             if (used) neighbours[static_cast<int64_t>(tap) * rows] = static_cast<int32_t>(~in);
-            Fill::count(&pairs_of_block[tap], present);
+            const unsigned lanes = __ballot_sync(all_lanes, present);
+            if (lane == 0 && lanes != 0) atomicAdd(&pairs_of_block[tap], __popc(lanes));
           }
         }
       }
@@ -368,13 +366,27 @@ __global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks)) fill_c
         steady &= found[i - 1] - found[i] == 1;
       }
     }
-    if (used) fill.finish(row, mask | (steady ? Neighbours::steady_bit : 0));
+    if (used && table.own_tap >= 0) {
+      const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
+      table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
+    }
+    if (used && table.masks != nullptr) {
+      table.masks[row] = mask | (steady ? Neighbours::steady_bit : 0);
+    }
     if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));
+    if (used && table.own_tap < 0) write_first(index, frame, out[row], table.first, row);
   }
   if (has_mask && lane < taps) atomicAdd(&pairs_of_block[lane], pairs_of_lane);
-  fill.end(pairs_of_block, taps);
+  add_pairs(index, out, pairs_of_block, taps, table.pairs);
 }
 
+void make_table(const Context& ctx, KernelMap* map) {
+  map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
+  map->pairs_per_tap = make_matrix(ctx, 1, map->taps(), Dtype::i64);
+  fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
+}
+
+// All have the same parameters.
 auto fill_kernel(const Geometry& geometry) {
   const auto& size = geometry.size;
   if (geometry.dilation != Int3{1, 1, 1} || *std::max_element(size.begin(), size.end()) > 5) {
@@ -395,43 +407,30 @@ int own_tap(const Geometry& geometry) {
   return tap;
 }
 
-// With a tap of the rows' own voxels in_first is written too.
-KernelMap make_map(const Context& ctx,
-                   const BlockIndex& in,
-                   const MatrixRef& out_coords,
-                   const Geometry& geometry,
-                   int own_tap) {
-  KernelMap map;
-  map.geometry = geometry;
-  map.n_in = in.rows();
-  map.n_out = out_coords.rows;
-  const int64_t taps = map.taps();
-  map.neighbours = make_matrix(ctx, map.taps(), map.n_out, Dtype::i32);
-  map.pairs_per_tap = make_matrix(ctx, 1, map.taps(), Dtype::i64);
-  fill_bytes(ctx, map.pairs_per_tap.data, 0, sizeof(int64_t) * taps);
-  if (own_tap >= 0) map.in_first = make_matrix(ctx, map.n_out, 1, Dtype::i32);
-  if (map.n_out == 0) return map;
-  if (taps <= 32) map.masks = make_matrix(ctx, map.n_out, 1, Dtype::i32);
-  // An index of no rows has no table to look in.
-  if (map.n_in == 0) {
-    fill_bytes(ctx, map.masks.data, 0, sizeof(int32_t) * map.masks.rows);
-    fill_bytes(ctx, map.neighbours.data, 0xff, sizeof(int32_t) * taps * map.n_out);
-    return map;
+// An index of no rows has no table to look in.
+void fill(const Context& ctx,
+          const BlockIndex& in,
+          const MatrixRef& out_coords,
+          KernelMap* map,
+          int32_t* first) {
+  map->n_in = in.rows();
+  map->n_out = out_coords.rows;
+  make_table(ctx, map);
+  if (map->n_out == 0) return;
+  if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
+  if (map->n_in == 0) {
+    fill_bytes(ctx, map->masks.data, 0, sizeof(int32_t) * map->masks.rows);
+    return fill_bytes(ctx, map->neighbours.data, 0xff, sizeof(int32_t) * map->taps() * map->n_out);
   }
-  Grid grid = over(ctx, map.n_out);
+  Grid grid = over(ctx, map->n_out);
   // A block of threads has at most three rounds, so that the last blocks end together.
-  grid.blocks = std::max(grid.blocks, ceil_div(map.n_out, 3 * grid.threads));
-  grid.shared_bytes = sizeof(uint32_t) * taps;
-  const Fill filled = {.index = in.view(),
-                       .axes = Axes(geometry),
-                       .out = Coords(out_coords),
-                       .neighbours = map.neighbours.as<int32_t>(),
-                       .pairs = map.pairs_per_tap.as<unsigned long long>(),
-                       .masks = map.masks.as<uint32_t>(),
-                       .first = map.in_first.as<int32_t>(),
-                       .own_tap = own_tap};
-  launch(ctx, grid, fill_kernel(geometry), filled);
-  return map;
+  grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
+  grid.shared_bytes = sizeof(uint32_t) * map->taps();
+  const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
+                       map->masks.as<uint32_t>(), first,
+                       first != nullptr ? own_tap(map->geometry) : -1};
+  launch(ctx, grid, fill_kernel(map->geometry), in.view(), Axes(map->geometry), Coords(out_coords),
+         table);
 }
 
 }  // namespace
@@ -442,11 +441,12 @@ KernelMap build_submanifold_map(const Context& ctx,
                                 const Geometry& geometry) {
   const DeviceGuard guard(ctx.device);
   const auto& blocks = static_cast<const BlockIndex&>(index);
-  const int own = own_tap(geometry);
-  KernelMap map = make_map(ctx, blocks, coords, geometry, own);
-  if (own < 0) map.in_first = blocks.first_rows(ctx, coords);
-  map.out_first = map.in_first;
+  KernelMap map;
+  map.geometry = geometry;
   map.symmetric = geometry.mirrors();
+  map.in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  map.out_first = map.in_first;
+  fill(ctx, blocks, coords, &map, map.in_first.as<int32_t>());
   return map;
 }
 
@@ -456,7 +456,9 @@ KernelMap build_kernel_map(const Context& ctx,
                            const Geometry& geometry) {
   const DeviceGuard guard(ctx.device);
   const BlockIndex in(ctx, in_coords);
-  KernelMap map = make_map(ctx, in, out_coords, geometry, -1);
+  KernelMap map;
+  map.geometry = geometry;
+  fill(ctx, in, out_coords, &map, nullptr);
   map.in_first = in.first_rows(ctx, in_coords);
   map.out_first = first_rows(ctx, out_coords);
   return map;
