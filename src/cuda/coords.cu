@@ -55,7 +55,7 @@ struct Collector {
 };
 
 __device__ void add_row(
-    const Reach& reach, const Frame& frame, const int4& c, int64_t row, Collector& collector) {
+    const Reach& reach, const Frame& frame, const int4& c, uint32_t row, Collector& collector) {
   const auto& [x_axis, y_axis, z_axis] = reach.axes;
   const bool single = reach.single;
   AxisWalk x(x_axis, c.y);
@@ -76,7 +76,7 @@ __device__ void add_row(
           collector.add(place_of(frame, out));
         } else {
           report(collector.set, Status::not_int32);
-          atomicMax(&collector.set.head->counters.outside, ~static_cast<uint32_t>(row));
+          atomicMax(&collector.set.head->counters.outside, ~row);
         }
       }
     }
@@ -86,14 +86,15 @@ __device__ void add_row(
 
 __global__ void add_reached(Coords coords, Reach reach, BlockSet set) {
   __shared__ NewBlocks added;
-  __shared__ Frame frame;  // registers are short
   if (!is_fine(set)) return;
-  if (threadIdx.x == 0) frame = set.head->frame;
   added.begin();
+  const Frame frame = set.head->frame;
   // The threads of a block stay together.
-  for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
-    const int64_t row = first + threadIdx.x;
-    const int4 c = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
+  // Numbers of rows fit 31 bits, and registers are short.
+  const auto rows = static_cast<uint32_t>(coords.rows);
+  for (uint32_t first = blockIdx.x * blockDim.x; first < rows; first += gridDim.x * blockDim.x) {
+    const uint32_t row = first + threadIdx.x;
+    const int4 c = row < rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
     if (!is_padding(c)) {
       Collector collector{set, added};
       add_row(reach, frame, c, row, collector);
