@@ -240,7 +240,7 @@ Matrix ascending(const Context& ctx, const BlockSet& set, const Output& output) 
       if (number >> bits != 0) report(set, Status::too_wide);
       keys[i] &= static_cast<uint64_t>(number >> first_bit);
     });
-    sort_by_key(ctx, {keys, sorted_keys, blocks.slots, sorted_slots}, room, sorted_bits);
+    sort_by_key<uint64_t>(ctx, {keys, sorted_keys, blocks.slots, sorted_slots}, room, sorted_bits);
     std::swap(blocks.slots, sorted_slots);
   }
   for_each(ctx, room, count, [=] __device__(int64_t i, int64_t used) {

@@ -58,8 +58,8 @@ void insert_into(const Context& ctx,
     atomicMin(reinterpret_cast<unsigned long long*>(status + 1),
               static_cast<unsigned long long>(i));
   });
-  sort_by_key(ctx, {keys, sorted_keys, numbers, sorted_numbers}, count, 8 * sizeof(K));
-  first_by_key(ctx, {sorted_keys, keys, sorted_numbers, numbers}, count, distinct);
+  sort_by_key<K>(ctx, {keys, sorted_keys, numbers, sorted_numbers}, count, 8 * sizeof(K));
+  first_by_key<K>(ctx, {sorted_keys, keys, sorted_numbers, numbers}, count, distinct);
   for_each(ctx, count, [=] __device__(int64_t i) {
     if (i >= *distinct) return;
     // Empty slots are one key, the last.

@@ -19,8 +19,10 @@ void with_memory(const Context& ctx, const char* name, const Call& call) {
   check_cuda(call(memory.get(), bytes), name);
 }
 
+}  // namespace
+
 template <class Key>
-void sort(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits) {
+void sort_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits) {
   if (count == 0) return;
   with_memory(ctx, "the radix sort", [&](void* memory, size_t& bytes) {
     return cub::DeviceRadixSort::SortPairs(memory, bytes, arrays.keys, arrays.sorted_keys,
@@ -28,36 +30,19 @@ void sort(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int 
                                            stream_of(ctx));
   });
 }
+template void sort_by_key(const Context&, const SortArrays<uint32_t>&, int64_t, int);
+template void sort_by_key(const Context&, const SortArrays<uint64_t>&, int64_t, int);
 
 template <class Key>
-void select_first(const Context& ctx, const SortArrays<Key>& arrays, int64_t n, int64_t* count) {
+void first_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t n, int64_t* count) {
   with_memory(ctx, "the selection", [&](void* memory, size_t& bytes) {
     return cub::DeviceSelect::UniqueByKey(memory, bytes, arrays.keys, arrays.values,
                                           arrays.sorted_keys, arrays.sorted_values, count, n,
                                           stream_of(ctx));
   });
 }
-
-}  // namespace
-
-void first_by_key(const Context& ctx,
-                  const SortArrays<uint32_t>& arrays,
-                  int64_t n,
-                  int64_t* count) {
-  select_first(ctx, arrays, n, count);
-}
-void first_by_key(const Context& ctx,
-                  const SortArrays<uint64_t>& arrays,
-                  int64_t n,
-                  int64_t* count) {
-  select_first(ctx, arrays, n, count);
-}
-void sort_by_key(const Context& ctx, const SortArrays<uint32_t>& arrays, int64_t count, int bits) {
-  sort(ctx, arrays, count, bits);
-}
-void sort_by_key(const Context& ctx, const SortArrays<uint64_t>& arrays, int64_t count, int bits) {
-  sort(ctx, arrays, count, bits);
-}
+template void first_by_key(const Context&, const SortArrays<uint32_t>&, int64_t, int64_t*);
+template void first_by_key(const Context&, const SortArrays<uint64_t>&, int64_t, int64_t*);
 
 void exclusive_sums(const Context& ctx, const uint32_t* counts, uint32_t* sums, int64_t count) {
   if (count == 0) return;

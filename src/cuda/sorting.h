@@ -6,7 +6,7 @@
 namespace voxgemm::cuda {
 
 // The toolkit's radix sort and prefix sum on device memory, in one translation unit because they
-// compile slowly.
+// compile slowly. Keys are uint32_t or uint64_t.
 
 // Sorts values by the low `bits` bits of their keys, stable; all four arrays are apart.
 template <class Key>
@@ -16,18 +16,13 @@ struct SortArrays {
   const uint32_t* values;
   uint32_t* sorted_values;
 };
-void sort_by_key(const Context& ctx, const SortArrays<uint32_t>& arrays, int64_t count, int bits);
-void sort_by_key(const Context& ctx, const SortArrays<uint64_t>& arrays, int64_t count, int bits);
+template <class Key>
+void sort_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits);
+
 // Of rows of equal keys, which stand together, the first: keys and values into the sorted_ arrays,
 // and how many there are.
-void first_by_key(const Context& ctx,
-                  const SortArrays<uint32_t>& arrays,
-                  int64_t n,
-                  int64_t* count);
-void first_by_key(const Context& ctx,
-                  const SortArrays<uint64_t>& arrays,
-                  int64_t n,
-                  int64_t* count);
+template <class Key>
+void first_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t n, int64_t* count);
 
 // sums[i] = counts[0] + ... + counts[i - 1], in place or not.
 void exclusive_sums(const Context& ctx, const uint32_t* counts, uint32_t* sums, int64_t count);
