@@ -7,8 +7,10 @@
 // Lost in rows: two rows of a thread at once, 14 us instead of 13 (it waits for its atomics). Lost:
 // all four by one cluster of 16 blocks, 27 us instead of 18 (64160 rows); a table sized, and
 // cleared, by the rows that lie in another block than the row before: 44 us instead of 49 at 1.03 M
-// rows, but 18 instead of 15 at 15192 and 176 instead of 174 at 4.1 M. Which slot a block takes and
-// which rank it gets depend on timing; what a look-up answers does not.
+// rows, but 18 instead of 15 at 15192 and 176 instead of 174 at 4.1 M. No gain: a look at the list
+// of new blocks in every second round of insert only; in rows, the rank loaded with the first look.
+// Which slot a block takes and which rank it gets depend on timing; what a look-up answers does
+// not.
 #include "cuda/voxel_index.cuh"
 
 #include <algorithm>
