@@ -41,16 +41,19 @@ __device__ __forceinline__ void write_sums(const Params& p, const Piece& piece, 
   const int thread = static_cast<int>(threadIdx.x) - 256;
   uint32_t broken = 0;  // of columns 8 * j + e, bit 2 * j + e
 #pragma unroll
-  for (int m = 0; m < C::own_blocks; ++m) {
-    const WeightPlace first = place_of<C>(p, piece, {thread, m, 0});
-    Out* const to = static_cast<Out*>(p.w) + p.place_of(first);
+  for (int row = 0; row < 2 * C::own_blocks; ++row) {
+    WeightPlace at = place_of<C>(p, piece, {thread, row / 2, 0});
+    at.in += row % 2 * 8;
+    if (!exists(p, at)) continue;
+    Out* const to = static_cast<Out*>(p.w) + p.place_of(at);
 #pragma unroll
-    for (int i = 0; i < C::columns / 2; ++i) {
-      const int in = i / 2 % 2 * 8;
-      const int out = i / 4 * 8 + i % 2;
-      if (!exists(p, {first.tap, first.in + in, first.out + out})) continue;
-      to[in * p.in_stride + out * p.out_stride] = Out(d[m][i]);
-      broken |= static_cast<uint32_t>(isnan(d[m][i])) << (i / 4 * 2 + i % 2);
+    for (int i = 0; i < C::columns / 4; ++i) {
+      const int out = i / 2 * 8 + i % 2;
+      const float sum = d[row / 2][i / 2 * 4 + row % 2 * 2 + i % 2];
+      if (at.out + out < p.c_out) {
+        to[out * p.out_stride] = Out(sum);
+        broken |= static_cast<uint32_t>(isnan(sum)) << i;
+      }
     }
   }
   if constexpr (!C::has_absent) return;
