@@ -117,16 +117,6 @@ struct Pool {
   __device__ void finish(const State& state, int64_t row) const { state.write(a, row, col); }
 };
 
-__global__ void count_taps(Gather g, int32_t* counts) {
-  for (int64_t r = thread_index(); r < g.rows_out; r += thread_count()) {
-    int32_t count = 0;
-    for (int tap = 0; tap < g.taps; ++tap) {
-      count += static_cast<uint32_t>(g.rows[tap * g.tap_stride + r]) < g.rows_in ? 1 : 0;
-    }
-    counts[r] = count;
-  }
-}
-
 // body(Type<T>, Width<n>, arguments)
 template <class Body>
 void dispatch_arguments(const MatrixRef& x, const Reduced& result, const Body& body) {
@@ -176,16 +166,21 @@ void pool_grad(const Context& ctx,
                const PoolGrad& grad,
                const MatrixRef& dx) {
   const DeviceGuard guard(ctx.device);
-  std::shared_ptr<void> counts;
-  if (reduction == Reduction::mean) {
-    counts = ctx.allocate(sizeof(int32_t) * map.n_out);
-    launch(ctx, over(ctx, map.n_out), count_taps, gather_of(map, grad.dy),
-           static_cast<int32_t*>(counts.get()));
-  }
+  const bool is_mean = reduction == Reduction::mean;
+  const Matrix counts = make_matrix(ctx, is_mean ? map.n_out : 0, 1, Dtype::i32);
+  auto* of_rows = counts.as<int32_t>();
+  const Gather taken = gather_of(map, grad.dy);
+  for_each(ctx, counts.rows, [=] __device__(int64_t r) {
+    int32_t count = 0;
+    for (int tap = 0; tap < taken.taps; ++tap) {
+      count += static_cast<uint32_t>(taken.rows[tap * taken.tap_stride + r]) < taken.rows_in;
+    }
+    of_rows[r] = count;
+  });
   const Gather g = gather_of(*grad.transposed, grad.dy);
   dispatch_arguments(grad.dy, {dx, grad.winners},
                      [&]<class T, class W>(Type<T>, W, PoolArguments<T> arguments) {
-                       arguments.counts = static_cast<const int32_t*>(counts.get());
+                       arguments.counts = is_mean ? of_rows : nullptr;
                        gather<Pool<T, W::n, GradientState<T, W::n>>>(ctx, g, grad.dy, arguments);
                      });
 }

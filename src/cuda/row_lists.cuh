@@ -11,6 +11,7 @@
 #pragma once
 
 #include "conv/hash_key.h"
+#include "cuda/each.cuh"
 #include "cuda/gather.cuh"
 
 namespace voxgemm::cuda {
@@ -109,16 +110,6 @@ __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
 }
 
 template <class Op>
-__global__ void finish_empty(ListView lists, int64_t packs, typename Op::Arguments arguments) {
-  for (int64_t i = thread_index(); i < lists.count * packs; i += thread_count()) {
-    const int64_t row = i / packs;
-    if (lists.starts[row] != lists.starts[row + 1]) continue;
-    const Op op{arguments, (i - row * packs) * Op::width};
-    op.finish({}, row);
-  }
-}
-
-template <class Op>
 void reduce_lists(const Context& ctx,
                   const RowLists& lists,
                   int64_t cols,
@@ -133,7 +124,13 @@ void reduce_lists(const Context& ctx,
   };
   launch(ctx, all(pieces * packs), reduce_pieces<Op>, lists, packs, arguments, ends);
   launch(ctx, all(32 * pieces * packs), join_pieces<Op>, lists, packs, arguments, ends);
-  launch(ctx, all(lists.count * packs), finish_empty<Op>, lists, packs, arguments);
+  const uint32_t* starts = lists.starts;
+  for_each(ctx, lists.count * packs, [=] __device__(int64_t i) {
+    const int64_t row = i / packs;
+    if (starts[row] != starts[row + 1]) return;
+    const Op op{arguments, (i - row * packs) * Op::width};
+    op.finish({}, row);
+  });
 }
 
 }  // namespace voxgemm::cuda

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conv/curve.h"
 
-#include <algorithm>
-
 #include "conv/operators.h"
 #include "core/dispatch_key.h"
+#include "cuda/each.cuh"
 #include "cuda/sorting.h"
 #include "cuda/voxel_index.cuh"
 
@@ -24,22 +23,6 @@ template <class Key>
 __global__ void write_coords(const Key* codes, CurveRule rule, int64_t rows, int32_t* coords) {
   for (int64_t r = thread_index(); r < rows; r += thread_count()) {
     curve_voxel(rule, codes[r], coords + 4 * r);
-  }
-}
-
-__global__ void number_rows(uint32_t* rows, int64_t count) {
-  for (int64_t r = thread_index(); r < count; r += thread_count()) {
-    rows[r] = static_cast<uint32_t>(r);
-  }
-}
-
-__global__ void write_permutations(const uint32_t* rows,
-                                   int64_t count,
-                                   int64_t* permutation,
-                                   int64_t* inverse) {
-  for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    permutation[i] = rows[i];
-    inverse[rows[i]] = i;
   }
 }
 
@@ -73,19 +56,21 @@ SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
   SortedCodes result;
   result.permutation = make_matrix(ctx, n, 1, Dtype::i64);
   result.inverse = make_matrix(ctx, n, 1, Dtype::i64);
+  const std::shared_ptr<void> memory = ctx.allocate(2 * sizeof(uint32_t) * n);
+  auto* rows = static_cast<uint32_t*>(memory.get());
+  uint32_t* sorted_rows = rows + n;
+  for_each(ctx, n, [=] __device__(int64_t r) { rows[r] = static_cast<uint32_t>(r); });
   dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
-    Layout layout;
-    const size_t sorted_keys = layout.add<Key>(n);
-    const size_t rows = layout.add<uint32_t>(n);
-    const size_t sorted_rows = layout.add<uint32_t>(n);
-    const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-    const SortArrays<Key> arrays = {codes.as<Key>(), Layout::at<Key>(memory, sorted_keys),
-                                    Layout::at<uint32_t>(memory, rows),
-                                    Layout::at<uint32_t>(memory, sorted_rows)};
-    launch(ctx, over(ctx, n), number_rows, Layout::at<uint32_t>(memory, rows), n);
+    const std::shared_ptr<void> sorted = ctx.allocate(sizeof(Key) * n);
+    const SortArrays<Key> arrays = {codes.as<Key>(), static_cast<Key*>(sorted.get()), rows,
+                                    sorted_rows};
     sort_by_key(ctx, arrays, n, 8 * sizeof(Key));
-    launch(ctx, over(ctx, n), write_permutations, arrays.sorted_values, n,
-           result.permutation.as<int64_t>(), result.inverse.as<int64_t>());
+  });
+  auto* permutation = result.permutation.as<int64_t>();
+  auto* inverse = result.inverse.as<int64_t>();
+  for_each(ctx, n, [=] __device__(int64_t i) {
+    permutation[i] = sorted_rows[i];
+    inverse[sorted_rows[i]] = i;
   });
   return result;
 }

@@ -13,9 +13,9 @@
 #include <algorithm>
 
 #include "cuda/aligned.h"
+#include "cuda/each.cuh"
 #include "cuda/kernels/families.h"
 #include "cuda/kernels/pass.cuh"
-#include "cuda/voxel_index.cuh"
 #include "voxgemm/choose.h"
 
 namespace voxgemm::cuda {
@@ -43,14 +43,6 @@ __global__ void gather_rows(PassArgs p, int per_unit, int64_t first, int64_t row
     const int32_t in = p.neighbours[tap * p.rows + first + row];
     block[(row * p.taps + p.weight_tap(tap)) * units + unit] =
         in >= 0 ? x[in * stride + unit] : Unit{};
-  }
-}
-
-// The map of one tap that every row has: list is its neighbours.
-__global__ void count_up(int32_t* list, int64_t* pairs_per_tap, int64_t count) {
-  if (thread_index() == 0) *pairs_per_tap = count;
-  for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    list[i] = static_cast<int32_t>(i);
   }
 }
 
@@ -112,8 +104,13 @@ Product make_product(const Context& ctx, const Mode& mode, Pass pass, const Conv
   product.map.geometry = Geometry::submanifold({1, 1, 1});
   product.map.neighbours = make_matrix(ctx, 1, rows, Dtype::i32);
   product.map.pairs_per_tap = make_matrix(ctx, 1, 1, Dtype::i64);
-  launch(ctx, over(ctx, rows), count_up, product.map.neighbours.as<int32_t>(),
-         product.map.pairs_per_tap.as<int64_t>(), rows);
+  // Every row has the tap.
+  auto* list = product.map.neighbours.as<int32_t>();
+  auto* pairs = product.map.pairs_per_tap.as<int64_t>();
+  for_each(ctx, rows, [=] __device__(int64_t i) {
+    if (i == 0) *pairs = rows;
+    list[i] = static_cast<int32_t>(i);
+  });
   Problem problem;
   problem.pass = pass;
   problem.dtype = mode.dtype;
