@@ -32,10 +32,8 @@ __global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
   constexpr int taps = mode == SampleMode::trilinear ? 8 : 1;
   const auto status = static_cast<Status>(index.set.head->counters.status);
   for (int64_t p = thread_index(); p < points.count; p += thread_count()) {
-    int32_t rows[taps];
-    T weights[taps];
-    const Finder find{index, index.set.head->frame, points.batch_of(p)};
-    const T point[3] = {points.points[3 * p], points.points[3 * p + 1], points.points[3 * p + 2]};
+    int32_t* rows = points.rows + taps * p;
+    T* weights = points.weights + taps * p;
     if (status != Status::fine) {
       // Where there are padding rows only, nothing is found; a failure must show in what is
       // computed with this.
@@ -44,14 +42,20 @@ __global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
         rows[t] = empty ? -1 : 0;
         weights[t] = empty ? T(0) : static_cast<T>(nan(""));
       }
-    } else if constexpr (mode == SampleMode::nearest) {
+      continue;
+    }
+    const Finder find{index, index.set.head->frame, points.batch_of(p)};
+    const T point[3] = {points.points[3 * p], points.points[3 * p + 1], points.points[3 * p + 2]};
+    if constexpr (mode == SampleMode::nearest) {
       sample_nearest(rule, point, find, rows, weights);
     } else {
-      sample_trilinear(rule, point, find, rows, weights);
-    }
-    for (int t = 0; t < taps; ++t) {
-      points.rows[taps * p + t] = rows[t];
-      points.weights[taps * p + t] = weights[t];
+      int32_t found[8];
+      T shares[8];
+      sample_trilinear(rule, point, find, found, shares);
+      for (int t = 0; t < 8; ++t) {
+        rows[t] = found[t];
+        weights[t] = shares[t];
+      }
     }
   }
 }
