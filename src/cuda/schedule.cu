@@ -120,12 +120,16 @@ __device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
     uint32_t values[run];
 #pragma unroll
     for (uint32_t i = 0; i < run; i += 4) {
-      uint4 quad = make_uint4(0, 0, 0, 0);
-      if (at + i < count) quad = __ldcg(reinterpret_cast<const uint4*>(list + at + i));
-      values[i] = quad.x;
-      values[i + 1] = at + i + 1 < count ? quad.y : 0;
-      values[i + 2] = at + i + 2 < count ? quad.z : 0;
-      values[i + 3] = at + i + 3 < count ? quad.w : 0;
+      if (at + i + 4 <= count) {
+        const uint4 quad = __ldcg(reinterpret_cast<const uint4*>(list + at + i));
+        values[i] = quad.x;
+        values[i + 1] = quad.y;
+        values[i + 2] = quad.z;
+        values[i + 3] = quad.w;
+      } else {
+#pragma unroll
+        for (uint32_t e = i; e < i + 4; ++e) values[e] = at + e < count ? __ldcg(list + at + e) : 0;
+      }
     }
     uint32_t sum;
     Scan(storage).ExclusiveSum(values, values, sum);

@@ -42,10 +42,10 @@
 // consumers' fence. A consumer that skips a batch first drains what it multiplies, or the ring
 // would stop in a run of skips. What all lanes of a warp read (notes, slots), its first lane
 // releases for them after a __syncwarp, of which nothing is left in the code where the warp is seen
-// to stand together. racecheck then knows of no order, and reports the next write of a note, unless
-// a matrix instruction, which keeps its own, is on the way: where f32 batches are skipped, a fence.
-// Lost: notes read by the first lane alone and handed on by a shuffle took 5 % more time at 512,
-// 128, notes and slots released by every lane 6 % at 1024, 64.
+// to stand together; racecheck then knows of no order, and reports the next write of a note. Of
+// terms, which have room for few batches, the first lane alone reads notes and hands them on by a
+// shuffle; else that took 5 % more time at 512, 128, and notes and slots released by every lane 6 %
+// at 1024, 64.
 //
 // Rows past the end of a batch are zeros on both sides. A row that lacks a tap of its batch is zero
 // on the side of x alone, and zero times an infinite dy is NaN, which an absent pair must not make:
@@ -354,7 +354,9 @@ struct Consumer {
   // The next batch's note.
   __device__ __forceinline__ int wait() const {
     ptx::barrier_wait(shared.full + 8 * ring.at, ring.parity);
-    return shared.notes[ring.at];
+    if constexpr (C::terms == 1) return shared.notes[ring.at];
+    const int note = threadIdx.x % 32 == 0 ? shared.notes[ring.at] : 0;
+    return __shfl_sync(0xffffffff, note, 0);
   }
 
   __device__ __forceinline__ void add_batches(Sums<C>& d) {
@@ -402,8 +404,6 @@ struct Consumer {
 #pragma unroll
           for (int i = 0; i < C::columns / 2; ++i) d[m][i] += part[m][i];
         }
-      } else {
-        ptx::wgmma_fence();  // with nothing to fence
       }
       release(ring.at);
     }
