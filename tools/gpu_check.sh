@@ -55,10 +55,11 @@ sanitizers() {
   # one pass and dtype, since most of the time goes into instrumenting each kernel in each process.
   local maps='*Clouds*/shell_8:*Clouds*/repeat_1000:*Clouds*/extreme:*Clouds*/empty:Coords.WidestBox:Coords.Too*:Maps.Replay*'
   local kernels='List/ShortLayers*:Kernels.GradBias*'
+  local operators='Operators.*:List/*/100:List/*/64_between_8:List/*/40_between_1'
   local list="$logs/sanitizers.txt" tool shard
   for tool in racecheck initcheck memcheck synccheck; do
     for shard in {0..11}; do echo "$tool cuda_kernels_test 12 $shard $kernels"; done
-    for shard in 0 1 2 3; do echo "$tool cuda_operators_test 4 $shard *"; done
+    for shard in {0..7}; do echo "$tool cuda_operators_test 8 $shard $operators"; done
     echo "$tool cuda_maps_test 1 0 $maps"
     echo "$tool schedule_gpu_test 1 0 *line*:*empty*:*repeat*"
   done >"$list"

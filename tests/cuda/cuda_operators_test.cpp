@@ -185,7 +185,13 @@ struct Width {
   int64_t cols;
   int64_t margin = 0;
 };
+class OperatorsOfWidth : public OnGpu, public ::testing::WithParamInterface<Width> {};
+std::string name_of(const ::testing::TestParamInfo<Width>& info) {
+  const auto [cols, margin] = info.param;
+  return margin > 0 ? join(cols, "_between_", margin) : join(cols);
+}
 constexpr Width widths[] = {{1}, {5}, {8}, {64}, {100}, {520}, {64, 8}, {40, 1}};
+INSTANTIATE_TEST_SUITE_P(List, OperatorsOfWidth, ::testing::ValuesIn(widths), name_of);
 
 struct MapTwins {
   KernelMap host;
@@ -246,13 +252,11 @@ void check_depthwise(const MapTwins& map, Dtype dtype, const Width& width, Rando
   }
 }
 
-TEST_F(Operators, DepthwiseIsTheCpus) {
+TEST_P(OperatorsOfWidth, DepthwiseIsTheCpus) {
   Random random(4);
   for (const std::string text : {"subm3", "subm2", "conv3s2p1", "subm5x1x3", "subm5"}) {
     const MapTwins map(text);
-    for (const Dtype dtype : float_dtypes) {
-      for (const Width& width : widths) check_depthwise(map, dtype, width, &random);
-    }
+    for (const Dtype dtype : float_dtypes) check_depthwise(map, dtype, GetParam(), &random);
   }
 }
 TEST_F(Operators, DepthwiseOfEdgesIsTheCpus) {
@@ -343,13 +347,11 @@ void check_pooling(const MapTwins& map, Dtype dtype, const Width& width, Random*
   }
 }
 
-TEST_F(Operators, PoolingIsTheCpus) {
+TEST_P(OperatorsOfWidth, PoolingIsTheCpus) {
   Random random(5);
   for (const std::string text : {"subm3", "conv2s2", "conv3s2p1"}) {
     const MapTwins map(text);
-    for (const Dtype dtype : float_dtypes) {
-      for (const Width& width : widths) check_pooling(map, dtype, width, &random);
-    }
+    for (const Dtype dtype : float_dtypes) check_pooling(map, dtype, GetParam(), &random);
   }
 }
 TEST_F(Operators, PoolingOfEdgesIsTheCpus) {
@@ -361,7 +363,7 @@ TEST_F(Operators, PoolingOfEdgesIsTheCpus) {
   }
 }
 
-TEST_F(Operators, SegmentsAreTheCpus) {
+TEST_P(OperatorsOfWidth, SegmentsAreTheCpus) {
   Random random(6);
   // One segment of thousands of rows, a few of some, many of one or none, and rows of none.
   const Matrix numbers = make_matrix(context(), 9000, 1, Dtype::i32);
@@ -372,24 +374,23 @@ TEST_F(Operators, SegmentsAreTheCpus) {
                                                                 : random.integer(-9, 8000));
   }
   const Twins segments(numbers);
+  const auto [cols, margin] = GetParam();
   for (const Dtype dtype : float_dtypes) {
-    for (const auto& [cols, margin] : widths) {
-      const Twins x(whole_numbers(&random, numbers.rows, cols, dtype), margin);
-      for (const Reduction reduction : {Reduction::max, Reduction::min, Reduction::sum}) {
-        SCOPED_TRACE(join(name(dtype), " ", cols, " ", static_cast<int>(reduction)));
-        const Twins y(7000, cols, dtype, margin);
-        const Twins rows(7000, cols, Dtype::i32);
-        Reduced host{.y = y.host};
-        Reduced device{.y = y.device};
-        if (reduction != Reduction::sum) {
-          host.winners = rows.host;
-          device.winners = rows.device;
-        }
-        segment_reduce(context(), x.host, segments.host, reduction, host);
-        segment_reduce(*gpu(), x.device, segments.device, reduction, device);
-        y.expect_same();
-        if (host.winners) rows.expect_same();
+    const Twins x(whole_numbers(&random, numbers.rows, cols, dtype), margin);
+    for (const Reduction reduction : {Reduction::max, Reduction::min, Reduction::sum}) {
+      SCOPED_TRACE(join(name(dtype), " ", cols, " ", static_cast<int>(reduction)));
+      const Twins y(7000, cols, dtype, margin);
+      const Twins rows(7000, cols, Dtype::i32);
+      Reduced host{.y = y.host};
+      Reduced device{.y = y.device};
+      if (reduction != Reduction::sum) {
+        host.winners = rows.host;
+        device.winners = rows.device;
       }
+      segment_reduce(context(), x.host, segments.host, reduction, host);
+      segment_reduce(*gpu(), x.device, segments.device, reduction, device);
+      y.expect_same();
+      if (host.winners) rows.expect_same();
     }
   }
 }
@@ -426,11 +427,14 @@ void check_weighted_sums(const std::array<int64_t, 3>& shape, const Width& width
   }
 }
 
-TEST_F(Operators, WeightedSumsAreTheCpus) {
+TEST_P(OperatorsOfWidth, WeightedSumsAreTheCpus) {
   Random random(7);
   for (const int64_t taps : {1, 8, 11}) {
-    for (const Width& width : widths) check_weighted_sums({3000, taps, 900}, width, &random);
+    check_weighted_sums({3000, taps, 900}, GetParam(), &random);
   }
+}
+TEST_F(Operators, WeightedSumsOfEdgesAreTheCpus) {
+  Random random(12);
   for (const auto& shape : {std::array<int64_t, 3>{0, 8, 900},
                             {1, 8, 900},
                             {50, 8, 0},
