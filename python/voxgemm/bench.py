@@ -267,8 +267,8 @@ class Layer:
         forward = work == "forward"
         source, width = (self.x, weight.shape[0]) if forward else (self.dy, weight.shape[2])
         sums = source.new_zeros(len(picked), width, dtype=torch.float64)
-        place = torch.full((self.map.n_in,), -1, device=picked.device)
         if not forward:
+            place = torch.full((self.map.n_in,), -1, device=picked.device)
             place[picked] = torch.arange(len(picked), device=picked.device)
         for tap in range(self.map.taps):
             rows = self.map.neighbours[tap].long()
