@@ -11,296 +11,137 @@
 namespace voxgemm::cuda {
 namespace {
 
-// Steps through the taps of an axis, of AxisReach's outputs.
+// The outputs of an input on one axis.
 struct AxisWalk {
-  int64_t out;
-  int64_t rest;
+  int64_t out;   // of the first tap
+  int64_t rest;  // of the division by the stride
 
+  // A division of 64 bits, which is long: once a row, not where axes are combined.
   __device__ AxisWalk(const AxisReach& axis, int32_t in)
       : out(floor_div(in + axis.padding, axis.stride)),
         rest(in + axis.padding - out * axis.stride) {}
-  __device__ bool reaches(const Reach& reach, const Frame& frame, int number) const {
-    return (reach.single || rest == 0) && out >= frame.low[number] && out <= frame.high[number];
-  }
-  __device__ void next(const AxisReach& axis) {
-    out -= axis.whole_step;
-    rest -= axis.rest_of_step;
-    if (rest < 0) {
-      rest += axis.stride;
-      --out;
+  // Calls emit(output) for those in [low, high]; single: see Reach.
+  template <class Emit>
+  __device__ void operator()(
+      const AxisReach& axis, bool single, int64_t low, int64_t high, const Emit& emit) const {
+    AxisWalk at = *this;
+    for (int tap = 0; tap < (single ? 1 : axis.taps); ++tap) {
+      if ((single || at.rest == 0) && at.out >= low && at.out <= high) emit(at.out);
+      at.out -= axis.whole_step;
+      at.rest -= axis.rest_of_step;
+      if (at.rest >= 0) continue;
+      at.rest += axis.stride;
+      --at.out;
     }
-  }
-};
-
-// Voxels on their way into a set; neighbours in one block go together.
-struct Collector {
-  const BlockSet& set;
-  NewBlocks& added;
-  BlockKey key = {};
-  uint64_t bits = 0;
-
-  __device__ void add(const Place& place) {
-    if (place.key.brick != key.brick || place.key.octant != key.octant) {
-      flush();
-      key = place.key;
-    }
-    bits |= uint64_t{1} << place.bit;
-  }
-  __device__ void flush() {
-    if (bits == 0) return;
-    const uint32_t slot = insert_block(set, key, added);
-    if (slot != no_slot) add_voxels(set, slot, bits);
-    bits = 0;
   }
 };
 
 __device__ void add_row(
     const Reach& reach, const Frame& frame, const int4& c, uint32_t row, Collector& collector) {
-  const auto& [x_axis, y_axis, z_axis] = reach.axes;
-  const bool single = reach.single;
-  AxisWalk x(x_axis, c.y);
-  // A walk begins with a division of 64 bits.
-  const AxisWalk first_y(y_axis, c.z);
-  const AxisWalk first_z(z_axis, c.w);
-  for (int tx = 0; tx < (single ? 1 : x_axis.taps); ++tx, x.next(x_axis)) {
-    if (!x.reaches(reach, frame, 1)) continue;
-    AxisWalk y = first_y;
-    for (int ty = 0; ty < (single ? 1 : y_axis.taps); ++ty, y.next(y_axis)) {
-      if (!y.reaches(reach, frame, 2)) continue;
-      AxisWalk z = first_z;
-      for (int tz = 0; tz < (single ? 1 : z_axis.taps); ++tz, z.next(z_axis)) {
-        if (!z.reaches(reach, frame, 3)) continue;
-        const int4 out = make_int4(c.x, static_cast<int32_t>(x.out), static_cast<int32_t>(y.out),
-                                   static_cast<int32_t>(z.out));
-        if (out.y == x.out && out.z == y.out && out.w == z.out) {
-          collector.add(place_of(frame, out));
-        } else {
-          report(collector.set, Status::not_int32);
-          atomicMax(&collector.set.head->counters.outside, ~row);
-        }
-      }
-    }
-  }
-  collector.flush();
+  const AxisWalk walks[3] = {{reach.axes[0], c.y}, {reach.axes[1], c.z}, {reach.axes[2], c.w}};
+  const auto each = [&](int axis, const auto& emit) {
+    walks[axis](reach.axes[axis], reach.single, frame.low[axis + 1], frame.high[axis + 1], emit);
+  };
+  each(0, [&](int64_t x) {
+    each(1, [&](int64_t y) {
+      each(2, [&](int64_t z) {
+        const int4 out = make_int4(c.x, static_cast<int32_t>(x), static_cast<int32_t>(y),
+                                   static_cast<int32_t>(z));
+        if (out.y == x && out.z == y && out.w == z) return collector.add(place_of(frame, out));
+        report(collector.set, Status::not_int32);
+        atomicMax(&collector.set.head->counters.outside, ~row);
+      });
+    });
+  });
 }
 
-__global__ void add_reached(Coords coords, Reach reach, BlockSet set) {
-  __shared__ NewBlocks added;
-  if (!is_fine(set)) return;
-  added.begin();
-  const Frame frame = set.head->frame;
-  // The threads of a block stay together.
-  // Numbers of rows fit 31 bits, and registers are short.
-  const auto rows = static_cast<uint32_t>(coords.rows);
-  for (uint32_t first = blockIdx.x * blockDim.x; first < rows; first += gridDim.x * blockDim.x) {
-    const uint32_t row = first + threadIdx.x;
-    const int4 c = row < rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
-    if (!is_padding(c)) {
-      Collector collector{set, added};
-      add_row(reach, frame, c, row, collector);
-    }
-    if (added.is_half_full()) added.flush(set);
-  }
-  added.flush(set);
-}
-
-// Where a block stands in ascending (batch, x, y, z) order: `upper` counts (batch, x) and `lower`
-// (y, z), in blocks.
-struct Position {
-  uint64_t upper;
-  uint64_t lower;
-
-  __device__ bool operator<(const Position& other) const {
-    return upper < other.upper || (upper == other.upper && lower < other.lower);
-  }
-};
-
-__device__ Position position_of(const BlockSet& set, uint32_t slot) {
-  const Frame& frame = set.head->frame;
-  const BlockKey key = key_of(set, slot);
-  const uint64_t xs = key.brick / frame.step[1];  // bricks of batch and x
-  const uint64_t in_x = key.brick - xs * frame.step[1];
-  const uint64_t y = in_x / frame.step[2];
-  const uint64_t z = in_x - y * frame.step[2];
-  return {2 * xs + (key.octant >> 2),
-          (2 * y + (key.octant >> 1 & 1)) * 2 * frame.extent[3] + 2 * z + (key.octant & 1)};
-}
-
-// The blocks of a set in ascending order.
-//
-// The order of their voxels goes by x inside a row of blocks along y and z, and by y inside a row
-// along z. A unit is one line of 4 voxels along z of one block.
-struct SortedBlocks {
-  BlockSet set;
-  uint32_t* slots;      // [room]
-  Position* positions;  // [room]
-  int64_t room;         // for blocks, at least as many as there are
-
-  __device__ int64_t count() const {
-    return is_fine(set) ? min(static_cast<int64_t>(set.head->counters.blocks), room) : 0;
-  }
-  __device__ int64_t before(const Position& wanted, int64_t blocks) const {
-    int64_t first = 0;
-    int64_t last = blocks;
-    while (first < last) {
-      const int64_t middle = (first + last) / 2;
-      if (positions[middle] < wanted) {
-        first = middle + 1;
-      } else {
-        last = middle;
-      }
-    }
-    return first;
-  }
-  // The first voxel of a block.
-  __device__ int4 corner(int64_t block) const {
-    const Frame& frame = set.head->frame;
-    const auto [upper, lower] = positions[block];
-    const uint64_t batch = upper / (2 * frame.extent[1]);
-    const uint64_t y = lower / (2 * frame.extent[3]);
-    const uint64_t x = upper - batch * 2 * frame.extent[1];
-    const uint64_t z = lower - y * 2 * frame.extent[3];
-    return make_int4(static_cast<int32_t>(frame.origin[0] + static_cast<int64_t>(batch)),
-                     static_cast<int32_t>(frame.origin[1] + static_cast<int64_t>(4 * x)),
-                     static_cast<int32_t>(frame.origin[2] + static_cast<int64_t>(4 * y)),
-                     static_cast<int32_t>(frame.origin[3] + static_cast<int64_t>(4 * z)));
-  }
-  __device__ uint32_t line(int64_t block, int x, int y) const {
-    return static_cast<uint32_t>(set.slots[slots[block]].mask >> (16 * x + 4 * y)) & 15;
-  }
-};
-
-// The numbers of a block's units.
-struct Units {
-  int64_t first;
-  int32_t x_step;
-  int32_t y_step;
-
-  __device__ Units(const SortedBlocks& blocks, int64_t count, int64_t block) {
-    const uint64_t z_blocks = 2 * blocks.set.head->frame.extent[3];
-    const auto [upper, lower] = blocks.positions[block];
-    const uint64_t y_lower = lower / z_blocks * z_blocks;
-    const int64_t plane = blocks.before({upper, 0}, count);
-    const int64_t plane_end = blocks.before({upper + 1, 0}, count);
-    const int64_t row = blocks.before({upper, y_lower}, count);
-    const int64_t row_end = blocks.before({upper, y_lower + z_blocks}, count);
-    first = 16 * plane + 4 * (row - plane) + block - row;
-    x_step = static_cast<int32_t>(4 * (plane_end - plane));
-    y_step = static_cast<int32_t>(row_end - row);
-  }
-  __device__ int64_t at(int x, int y) const {
-    return first + x * int64_t{x_step} + y * int64_t{y_step};
-  }
-};
-
-// What output_coords has and makes, and how much of it the host knows before it is there.
+// What output_coords makes, and how much of it the host knows before it is there.
 struct Output {
-  int64_t blocks;  // at most
-  int64_t voxels;  // rows of the result
-  // Of the blocks' positions as one number. Where there is no frame to go by, 2^40 are the most.
-  int position_bits = 40;
+  int64_t rows;  // voxels, and room for more
+  // Of a voxel's place in the box as one number. Where there is no frame to go by, 2^37 bricks of
+  // 8^3 voxels are the most.
+  int place_bits = 37 + 9;
 
   // Whether all voxels of a set have their rows.
   __device__ bool holds(const BlockSet& set) const {
-    return is_fine(set) && set.head->counters.voxels <= static_cast<uint64_t>(voxels);
+    return is_fine(set) && set.head->counters.voxels <= static_cast<uint64_t>(rows);
+  }
+  __device__ int64_t voxels(const BlockSet& set) const {
+    return holds(set) ? static_cast<int64_t>(set.head->counters.voxels) : 0;
   }
 };
 
-// The voxels of a set in ascending (batch, x, y, z) order.
-Matrix ascending(const Context& ctx, const BlockSet& set, const Output& output) {
-  const int64_t room = output.blocks;
-  Layout layout;
-  const size_t first_keys = layout.add<uint64_t>(room);
-  const size_t second_keys = layout.add<uint64_t>(room);
-  const size_t second_slots = layout.add<uint32_t>(room);
-  const size_t positions_at = layout.add<Position>(room);
-  const size_t units_at = layout.add<Units>(room);
-  const size_t counts_at = layout.add<uint32_t>(16 * room);
-  const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-  auto* keys = Layout::at<uint64_t>(memory, first_keys);
-  auto* sorted_keys = Layout::at<uint64_t>(memory, second_keys);
-  auto* sorted_slots = Layout::at<uint32_t>(memory, second_slots);
-  SortedBlocks blocks = {set, set.occupied, Layout::at<Position>(memory, positions_at), room};
-  const auto count = [=] __device__() { return blocks.count(); };
-  const int bits = output.position_bits;
-  // The widest boxes take two sorts, which are stable.
-  for (int first_bit = 0; first_bit < bits; first_bit += 64) {
-    const int sorted_bits = std::min(64, bits - first_bit);
-    for_each(ctx, room, count, [=] __device__(int64_t i, int64_t used) {
-      // Behind the blocks.
-      keys[i] = ~uint64_t{0} >> (64 - sorted_bits);
-      if (i >= used) {
-        blocks.slots[i] = 0;
-        return;
-      }
-      const Position at = position_of(set, blocks.slots[i]);
-      const uint64_t* extent = set.head->frame.extent;
-      const auto number =
-          static_cast<unsigned __int128>(at.upper) * (4 * extent[2] * extent[3]) + at.lower;
-      if (number >> bits != 0) report(set, Status::too_wide);
-      keys[i] &= static_cast<uint64_t>(number >> first_bit);
-    });
-    sort_by_key<uint64_t>(ctx, {keys, sorted_keys, blocks.slots, sorted_slots}, room, sorted_bits);
-    std::swap(blocks.slots, sorted_slots);
+// The voxels of one block, from its rank on.
+__device__ void write_block(const BlockSet& set, uint32_t slot, int4* voxels) {
+  const Frame& frame = set.head->frame;
+  const BlockKey key = key_of(set, slot);
+  const uint64_t batch = key.brick / frame.step[0];
+  const uint64_t in_batch = key.brick - batch * frame.step[0];
+  const uint64_t x = in_batch / frame.step[1];
+  const uint64_t in_x = in_batch - x * frame.step[1];
+  const uint64_t y = in_x / frame.step[2];
+  const uint64_t z = in_x - y * frame.step[2];
+  const auto at = [&](int axis, uint64_t brick, uint32_t octant_bit) {
+    return static_cast<int32_t>(frame.origin[axis] + static_cast<int64_t>(8 * brick) +
+                                ((key.octant & octant_bit) != 0 ? 4 : 0));
+  };
+  const int4 corner = make_int4(static_cast<int32_t>(frame.origin[0] + static_cast<int64_t>(batch)),
+                                at(1, x, 4), at(2, y, 2), at(3, z, 1));
+  voxels += set.ranks[slot];
+  for (uint64_t rest = set.slots[slot].mask; rest != 0; rest &= rest - 1) {
+    const int bit = __ffsll(static_cast<long long>(rest)) - 1;
+    *voxels++ =
+        make_int4(corner.x, corner.y + (bit >> 4), corner.z + (bit >> 2 & 3), corner.w + (bit & 3));
   }
-  for_each(ctx, room, count, [=] __device__(int64_t i, int64_t used) {
-    if (i < used) blocks.positions[i] = position_of(set, blocks.slots[i]);
-  });
-  auto* units = Layout::at<Units>(memory, units_at);
-  auto* counts = Layout::at<uint32_t>(memory, counts_at);
-  for_each(ctx, 4 * room, count, [=] __device__(int64_t i, int64_t used) {
-    const int64_t block = i >> 2;
-    const int x = static_cast<int>(i & 3);
-    if (block >= used) {
-      for (int y = 0; y < 4; ++y) counts[4 * i + y] = 0;
-      return;
-    }
-    const Units numbers(blocks, used, block);
-    if (x == 0) units[block] = numbers;
-    for (int y = 0; y < 4; ++y) counts[numbers.at(x, y)] = __popc(blocks.line(block, x, y));
-  });
-  exclusive_sums(ctx, counts, counts, 16 * room);
-  Matrix coords = make_matrix(ctx, output.voxels, 4, Dtype::i32);
-  auto* rows = coords.as<int4>();
-  const auto held = [=] __device__() { return output.holds(set) ? blocks.count() : 0; };
-  for_each(ctx, 4 * room, held, [=] __device__(int64_t i, int64_t used) {
-    const int64_t block = i >> 2;
-    const int x = static_cast<int>(i & 3);
-    if (block >= used) return;
-    const int4 corner = blocks.corner(block);
-    for (int y = 0; y < 4; ++y) {
-      uint32_t row = counts[units[block].at(x, y)];
-      for (uint32_t bits = blocks.line(block, x, y); bits != 0; bits &= bits - 1) {
-        rows[row++] = make_int4(corner.x, corner.y + x, corner.z + y, corner.w + __ffs(bits) - 1);
-      }
-    }
-  });
-  return coords;
 }
 
-// What stands behind the voxels of a set, or says that there was no room for them.
-void write_padding(const Context& ctx,
-                   const BlockSet& set,
-                   const Output& output,
-                   const Matrix& coords) {
-  auto* rows = coords.as<int4>();
-  for_each(ctx, coords.rows, [=] __device__(int64_t row) {
-    const Counters& counters = set.head->counters;
-    const auto status = static_cast<Status>(counters.status);
-    const bool good = output.holds(set) || status == Status::empty;
-    const auto voxels = static_cast<int64_t>(counters.voxels);
-    if (good && row < voxels) return;
-    rows[row] = make_int4(padding_batch, 0, 0, 0);
-    if (good || row > 0) return;
-    int64_t found = counters.found;
-    int64_t room = counters.room;
-    if (status == Status::fine || status == Status::full) {
-      found = min(max(voxels, int64_t{counters.blocks}), int64_t{INT32_MAX});
-      room = output.voxels;
-    }
-    rows[0] =
-        make_int4(padding_batch, failure_mark, static_cast<int>(found), static_cast<int>(room));
+// Where a voxel stands in ascending (batch, x, y, z) order of its set's box.
+__device__ unsigned __int128 place_in_order(const Frame& frame, const int4& c) {
+  unsigned __int128 place = frame.offset(0, c.x);
+  place = place * (8 * frame.extent[1]) + frame.offset(1, c.y);
+  place = place * (8 * frame.extent[2]) + frame.offset(2, c.z);
+  return place * (8 * frame.extent[3]) + frame.offset(3, c.w);
+}
+
+// The voxels of a set in ascending (batch, x, y, z) order and padding behind them, or what says
+// that they could not be made. A set's own order is that of its table.
+Matrix ascending(const Context& ctx, const BlockSet& set, const Output& output) {
+  const int64_t rows = output.rows;
+  const std::shared_ptr<void> memory = ctx.allocate(sizeof(int4) * rows);
+  auto* voxels = static_cast<int4*>(memory.get());
+  // A block has a voxel.
+  for_each(ctx, rows, [=] __device__(int64_t i) {
+    if (output.holds(set) && i < set.head->counters.blocks) write_block(set, set.list[i], voxels);
   });
+  const SortMemory<uint64_t> sorting(ctx, rows);
+  SortArrays<uint64_t> sort = sorting;
+  // The widest boxes take two sorts, which are stable.
+  for (int first_bit = 0; first_bit < output.place_bits; first_bit += 64) {
+    for_each(ctx, rows, [=] __device__(int64_t i) {
+      if (first_bit == 0) sort.values[i] = static_cast<uint32_t>(i);
+      sort.keys[i] = ~uint64_t{0};  // behind the voxels
+      if (i >= output.voxels(set)) return;
+      const auto place = place_in_order(set.head->frame, voxels[sort.values[i]]);
+      if (place >> output.place_bits != 0) report(set, Status::too_wide);
+      sort.keys[i] = static_cast<uint64_t>(place >> first_bit);
+    });
+    sort_by_key(ctx, sort, rows, std::min(64, output.place_bits - first_bit));
+    std::swap(sort.values, sort.sorted_values);
+  }
+  Matrix coords = make_matrix(ctx, rows, 4, Dtype::i32);
+  auto* sorted = coords.as<int4>();
+  for_each(ctx, rows, [=] __device__(int64_t i) {
+    const Counters& counters = set.head->counters;
+    sorted[i] = i < output.voxels(set) ? voxels[sort.values[i]] : padding_row();
+    Status status = counters.status;
+    if (i > 0 || status == Status::empty || output.holds(set)) return;
+    if (status == Status::fine || status == Status::full) {
+      const uint64_t found = min(counters.voxels, uint64_t{INT32_MAX});
+      status = static_cast<Status>(found << 31 | static_cast<uint64_t>(rows));
+    }
+    sorted[0] = failure_row(status > Status::not_made ? status : Status::not_made);
+  });
+  return coords;
 }
 
 }  // namespace
@@ -388,29 +229,25 @@ Matrix output_coords(const Context& ctx,
   // A block has a voxel.
   if (bounded) room = std::max<int64_t>(1, std::min(worst, *options.max_voxels));
   while (true) {
-    const BlockSetMemory made = make_block_set(ctx, room, 0);
+    BlockSetMemory made = make_block_set(ctx, room, 0);
+    const std::shared_ptr<void> list = ctx.allocate(sizeof(uint32_t) * 8 * made.set.groups);
+    made.set.list = static_cast<uint32_t*>(list.get());
     measure(ctx, coords, reach, made.set);
-    launch(ctx, over(ctx, coords.rows), add_reached, coords, reach, made.set);
+    insert(ctx, coords, made.set,
+           [reach] __device__(const Frame& frame, const int4& c, uint32_t row,
+                              Collector& collector) { add_row(reach, frame, c, row, collector); });
     rank_blocks(ctx, made.set);
-    if (bounded) {
-      const Output output = {.blocks = room, .voxels = *options.max_voxels};
-      const Matrix padded = ascending(ctx, made.set, output);
-      write_padding(ctx, made.set, output, padded);
-      return padded;
-    }
+    if (bounded) return ascending(ctx, made.set, {.rows = *options.max_voxels});
     const SetHead head = read_head(ctx, made.set);
-    const auto status = static_cast<Status>(head.counters.status);
+    const Status status = head.counters.status;
     if (status == Status::empty) return make_matrix(ctx, 0, 4, Dtype::i32);
     if (status == Status::fine) {
       check(head.counters.voxels <= INT32_MAX, "there are ", head.counters.voxels,
             " voxels, expected at most ", INT32_MAX);
-      const auto& bricks = head.frame.extent;
-      return ascending(
-          ctx, made.set,
-          {.blocks = head.counters.blocks,
-           .voxels = static_cast<int64_t>(head.counters.voxels),
-           .position_bits = static_cast<int>(std::bit_width(2 * bricks[0] * bricks[1] - 1) +
-                                             std::bit_width(4 * bricks[2] * bricks[3] - 1))});
+      const uint64_t bricks = head.frame.extent[0] * head.frame.step[0];
+      return ascending(ctx, made.set,
+                       {.rows = static_cast<int64_t>(head.counters.voxels),
+                        .place_bits = static_cast<int>(std::bit_width(bricks - 1)) + 9});
     }
     check(room < worst, ErrorCode::device, "the table of ", room,
           " blocks of output voxels is full");

@@ -4,14 +4,13 @@
 // warp are contiguous; reads go to the blocks around the warp's rows, which neighbouring threads
 // share.
 //
-// fill_cubes: kernels of up to 5 voxels on every axis, without dilation, lie in two blocks of 4 at
-// most on every axis. A thread looks the eight up first and keeps them in shared memory, then takes
-// the taps line by line along z: one line is a few bits of two masks, and its ranks are consecutive
-// in each.
-// 3^3 taps of 1.03 M rows of a shell take 82 us on an H200: 1280 instructions a warp of rows, half
-// of the issue slots; the table itself would be 27 us of memory. fill_any: any other kernel. A
-// thread walks its taps, z innermost, and keeps the block of the last tap. 3^3 takes more than 3
-// times as long this way.
+// Kernels of up to 5 voxels on every axis, without dilation, lie in two blocks of 4 at most on
+// every axis. A thread looks the eight up first and keeps them in shared memory, then takes the
+// taps line by line along z: one line is a few bits of two masks, and its ranks are consecutive in
+// each. 3^3 taps of 1.03 M rows of a shell take 82 us on an H200: 1280 instructions a warp of rows,
+// half of the issue slots; the table itself would be 27 us of memory. Of any other kernel a thread
+// walks the taps, z innermost, and keeps the block of the last one; 3^3 takes more than 3 times as
+// long this way.
 #include <algorithm>
 #include <vector>
 
@@ -43,7 +42,7 @@ struct Table {
   unsigned long long* pairs;  // [taps], zero before
   uint32_t* masks;            // [rows], or null where they have not all taps
   int32_t* first;             // [rows] or null: the row's own voxel looked up
-  int own_tap;                // the tap that finds it, or -1
+  int own_tap;                // the tap that finds it
 };
 
 // The input voxels of one output row.
@@ -53,7 +52,7 @@ struct Window {
   int64_t corner[3];   // of tap (0, 0, 0), from the origin
   uint32_t batch;
   bool in_batch;
-  uint32_t block_at[3] = {no_slot, no_slot, no_slot};  // of `block`, in blocks
+  uint32_t at[3] = {no_slot, no_slot, no_slot};  // a voxel in `block`
   Block block = {};
 
   __device__ Window(const IndexView& view, const Frame& of_set, const Axes& axes, const int4& c)
@@ -74,115 +73,59 @@ struct Window {
     const auto y = static_cast<uint64_t>(corner[1] + dy);
     const auto z = static_cast<uint64_t>(corner[2] + dz);
     if (!in_batch || x > frame.last[1] || y > frame.last[2] || z > frame.last[3]) return -1;
-    const auto x32 = static_cast<uint32_t>(x);
-    const auto y32 = static_cast<uint32_t>(y);
-    const auto z32 = static_cast<uint32_t>(z);
-    if (block_at[0] != x32 >> 2 || block_at[1] != y32 >> 2 || block_at[2] != z32 >> 2) {
-      block_at[0] = x32 >> 2;
-      block_at[1] = y32 >> 2;
-      block_at[2] = z32 >> 2;
-      block = find_block(index.set, block_key(frame, batch, x32, y32, z32));
+    const Place place = place_of(frame, batch, x, y, z);
+    if (((x ^ at[0]) | (y ^ at[1]) | (z ^ at[2])) > 3) block = find_block(index.set, place.key);
+    at[0] = x;
+    at[1] = y;
+    at[2] = z;
+    return block.has(place.bit) ? index.row(block, place.bit) : -1;
+  }
+  // Calls put(tap, row or -1) for every tap; bits of those that are there, of the last 32.
+  template <class Put>
+  __device__ uint32_t walk(const Axes& axes, const Put& put) {
+    uint32_t mask = 0;
+    int tap = 0;
+    for (int64_t x = 0; x < axes.size[0]; ++x) {
+      for (int64_t y = 0; y < axes.size[1]; ++y) {
+        for (int64_t z = 0; z < axes.size[2]; ++z, ++tap) {
+          const int32_t in = row(x * axes.dilation[0], y * axes.dilation[1], z * axes.dilation[2]);
+          mask |= (in >= 0 ? 1U : 0U) << (tap & 31);
+          put(tap, in);
+        }
+      }
     }
-    const int bit = voxel_bit(x32, y32, z32);
-    return block.has(bit) ? index.row(block, bit) : -1;
+    return mask;
   }
 };
 
-// Clears the counts and takes a copy of the frame, which the stores to the table might change as
-// far as the compiler knows.
-__device__ void begin(const IndexView& index, uint32_t* pairs_of_block, int taps, Frame* frame) {
-  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) pairs_of_block[tap] = 0;
-  static_assert(sizeof(Frame) % sizeof(uint64_t) == 0);
-  const auto* from = reinterpret_cast<const uint64_t*>(&index.set.head->frame);
-  for (int i = threadIdx.x; i < sizeof(Frame) / sizeof(uint64_t); i += blockDim.x) {
-    reinterpret_cast<uint64_t*>(frame)[i] = from[i];
-  }
-  __syncthreads();
-}
-
-// What the counts of pairs are where a map could not be built: minus the index's status or, where
-// coordinates come from an output_coords that failed, minus its numbers above the statuses. Else 0.
-__device__ int64_t failure_of(const IndexView& index, const Coords& out) {
-  const Counters& counters = index.set.head->counters;
-  int64_t found = counters.found;
-  int64_t room = counters.room;
-  if (!has_failed(index.set)) {
-    const int4 first = out[0];
-    if (!is_failure(first)) return 0;
-    found = first.z;
-    room = first.w;
-  } else if (counters.status != static_cast<uint32_t>(Status::not_made)) {
-    return -static_cast<int64_t>(counters.status);
-  }
-  return found == 0 ? -static_cast<int64_t>(Status::not_made) : -(found << 31 | room);
-}
-
-// Counts of pairs go to the map.
+// Counts of pairs go to the map: where it could not be built, minus the status of the index or of
+// the output_coords that made no output.
 __device__ void add_pairs(const IndexView& index,
                           const Coords& out,
                           const uint32_t* pairs_of_block,
                           int taps,
                           unsigned long long* pairs) {
   __syncthreads();
-  const int64_t failure = blockIdx.x == 0 ? failure_of(index, out) : 0;
+  Status failure = Status::fine;
+  if (blockIdx.x == 0) {
+    failure = has_failed(index.set) ? index.set.head->counters.status : failure_in(out[0]);
+  }
   for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
     if (pairs_of_block[tap] != 0) {
       atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
     }
-    if (failure != 0) pairs[tap] = static_cast<unsigned long long>(failure);
+    if (failure != Status::fine) pairs[tap] = -static_cast<unsigned long long>(failure);
   }
 }
 
-__device__ void write_first(
-    const IndexView& index, const Frame& frame, const int4& c, int32_t* first, int64_t row) {
-  if (first == nullptr) return;
-  const int32_t lowest = is_fine(index.set) ? index.find(frame, c) : -1;
-  first[row] = lowest < 0 ? static_cast<int32_t>(row) : lowest;
-}
-
-__global__ void fill_any(IndexView index, Axes axes, Coords out, Table table) {
-  extern __shared__ uint32_t pairs_of_block[];  // [taps]
-  __shared__ Frame frame;
-  const int taps = axes.size[0] * axes.size[1] * axes.size[2];
-  begin(index, pairs_of_block, taps, &frame);
-  const bool fine = is_fine(index.set);
-  const int lane = threadIdx.x % 32;
-  // The lanes of a warp stay together: they count their pairs at once.
-  for (int64_t first = thread_index() - lane; first < out.rows; first += thread_count()) {
-    const int64_t row = first + lane;
-    const bool used = row < out.rows;
-    const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
-    Window window(index, frame, axes, c);
-    uint32_t mask = 0;
-    int tap = 0;
-    for (int x = 0; x < axes.size[0]; ++x) {
-      for (int y = 0; y < axes.size[1]; ++y) {
-        for (int z = 0; z < axes.size[2]; ++z, ++tap) {
-          const int32_t in = used && fine ? window.row(static_cast<int64_t>(x) * axes.dilation[0],
-                                                       static_cast<int64_t>(y) * axes.dilation[1],
-                                                       static_cast<int64_t>(z) * axes.dilation[2])
-                                          : -1;
-          if (used) table.neighbours[tap * out.rows + row] = in;
-          mask |= (in >= 0 ? 1U : 0U) << (tap & 31);
-          const unsigned present = __ballot_sync(all_lanes, in >= 0);
-          if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap], __popc(present));
-        }
-      }
-    }
-    if (used && table.masks != nullptr) table.masks[row] = mask;
-    if (used) write_first(index, frame, c, table.first, row);
-  }
-  add_pairs(index, out, pairs_of_block, taps, table.pairs);
-}
-
-constexpr int cube_threads = 256;
+constexpr int fill_threads = 256;
 constexpr int cube_blocks = 4;  // of a multiprocessor, for the registers
 
 // The blocks under a kernel of at most 5 voxels an axis, two on every axis, in shared memory: the
 // halves of their masks, and the ranks of the first voxels of those.
 struct Cube {
-  uint32_t bits[8][2][cube_threads];
-  uint32_t ranks[8][2][cube_threads];
+  uint32_t bits[8][2][fill_threads];
+  uint32_t ranks[8][2][fill_threads];
 };
 
 // Where the taps of an axis start: the place of tap 0 in its block, and the numbers of that block
@@ -203,11 +146,14 @@ struct AxisStart {
   }
 };
 
-__device__ void load_cube(const IndexView& index,
-                          const Window& window,
-                          const AxisStart (&start)[3],
-                          Cube& cube) {
+// The place of tap (0, 0, 0) in the first of the blocks, which are loaded.
+__device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cube) {
+  const IndexView& index = window.index;
   const Frame& frame = window.frame;
+  AxisStart start[3] = {{window.corner[0], frame.last[1], sizes[0]},
+                        {window.corner[1], frame.last[2], sizes[1]},
+                        {window.corner[2], frame.last[3], sizes[2]}};
+  for (int i = 0; i < 2; ++i) start[0].wanted[i] &= window.in_batch;
   uint64_t brick[2][2];
   for (int i = 0; i < 2; ++i) {
     brick[0][i] = window.batch * frame.step[0] + (start[0].block[i] >> 1) * frame.step[1];
@@ -247,6 +193,7 @@ __device__ void load_cube(const IndexView& index,
       cube.ranks[first + i][1][threadIdx.x] = ranks[i] + __popc(low);
     }
   }
+  return make_int3(start[0].place, start[1].place, start[2].place);
 }
 
 // The voxels of the two blocks along y and the two along z at one x.
@@ -300,100 +247,101 @@ __device__ uint32_t transpose_bits(uint32_t word) {
   return word;
 }
 
-// size: of all axes where it is known when compiling, else 0. With a size up to 3 pairs are counted
-// from the rows' masks, one lane a tap, and the taps of a plane are loaded before the first of them
-// is stored, as a store waits for its value and holds back the loads behind it.
+constexpr int some_cube = 0;
+constexpr int any_kernel = -1;
+
+// size: of all axes where it is known when compiling, at most 3. With it pairs are counted from the
+// rows' masks, one lane a tap, and the taps of a plane are loaded before the first of them is
+// stored, as a store waits for its value and holds back the loads behind it. The lanes of a warp
+// stay together: they count their pairs at once.
 template <int size>
-__global__ void __launch_bounds__(cube_threads, blocks_here(cube_blocks))
-    fill_cubes(IndexView index, Axes axes, Coords out, Table table) {
+__global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_here(cube_blocks))
+    fill_table(IndexView index, Axes axes, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Cube cube;
   __shared__ Frame frame;
-  constexpr bool has_mask = size > 0 && size <= 3;
+  constexpr bool has_mask = size > 0;
   const int sizes[3] = {size > 0 ? size : axes.size[0], size > 0 ? size : axes.size[1],
                         size > 0 ? size : axes.size[2]};
   const int taps = sizes[0] * sizes[1] * sizes[2];
-  begin(index, pairs_of_block, taps, &frame);
+  for (int tap = threadIdx.x; tap < taps; tap += fill_threads) pairs_of_block[tap] = 0;
+  copy_frame(index.set, &frame);
   const bool fine = is_fine(index.set);
   const int lane = threadIdx.x % 32;
   uint32_t pairs_of_lane = 0;
   // Numbers of rows fit 31 bits, and registers are short.
   const auto rows = static_cast<uint32_t>(out.rows);
-  for (uint32_t first = blockIdx.x * cube_threads + threadIdx.x - lane; first < rows;
-       first += gridDim.x * cube_threads) {
+  for (uint32_t first = blockIdx.x * fill_threads + threadIdx.x - lane; first < rows;
+       first += gridDim.x * fill_threads) {
     const uint32_t row = first + lane;
     const bool used = row < rows;
-    const int4 c = used ? out[row] : make_int4(0, 0, 0, 0);
-    const Window window(index, frame, axes, c);
-    AxisStart start[3] = {{window.corner[0], window.frame.last[1], sizes[0]},
-                          {window.corner[1], window.frame.last[2], sizes[1]},
-                          {window.corner[2], window.frame.last[3], sizes[2]}};
-    for (int i = 0; i < 2; ++i) start[0].wanted[i] &= window.in_batch && used && fine;
-    load_cube(index, window, start, cube);
+    Window window(index, frame, axes, used ? out[row] : padding_row());
+    window.in_batch &= used && fine;
     int32_t* neighbours = table.neighbours + row;
     uint32_t mask = 0;
-    bool steady = has_mask;  // the row's inputs along z follow each other
-    int tap = 0;
+    const auto put = [&](int tap, int32_t in) {
+      if (used) neighbours[static_cast<int64_t>(tap) * rows] = in;
+      const unsigned present = __ballot_sync(all_lanes, in >= 0);
+      if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap], __popc(present));
+    };
+    // That the row's inputs along z follow each other.
+    uint32_t steady = has_mask ? Neighbours::steady_bit : 0;
+    if constexpr (size == any_kernel) {
+      mask = window.walk(axes, put);
+    } else {
+      const int3 place = load_cube(window, sizes, cube);
+      int tap = 0;
 #pragma unroll
-    for (int x = 0; x < sizes[0]; ++x) {
-      const Plane plane(cube, start[0].place + x);
-      uint32_t found[has_mask ? size * size : 1];
+      for (int x = 0; x < sizes[0]; ++x) {
+        const Plane plane(cube, place.x + x);
+        uint32_t found[has_mask ? size * size : 1];
 #pragma unroll
-      for (int y = 0; y < sizes[1]; ++y) {
-        const Line line(plane, start[1].place + y, start[2].place);
-        mask |= (line.bits & ((1U << sizes[2]) - 1)) << (tap & 31);
-        uint32_t rank = line.rank;
+        for (int y = 0; y < sizes[1]; ++y) {
+          const Line line(plane, place.y + y, place.z);
+          mask |= (line.bits & ((1U << sizes[2]) - 1)) << (tap & 31);
+          uint32_t rank = line.rank;
 #pragma unroll
-        for (int z = 0; z < sizes[2]; ++z, ++tap) {
-          if (start[2].place + z == 4) rank = line.next_rank;
-          const bool present = (line.bits >> z & 1) != 0;
-          // Complements of rows: 0 stands for none.
-          uint32_t in = 0;
-          if (present) in = index.rows[rank++];
-          if (has_mask) {
-            found[y * size + z] = in;
-          } else {
-            if (used) neighbours[static_cast<int64_t>(tap) * rows] = static_cast<int32_t>(~in);
-            const unsigned lanes = __ballot_sync(all_lanes, present);
-            if (lane == 0 && lanes != 0) atomicAdd(&pairs_of_block[tap], __popc(lanes));
+          for (int z = 0; z < sizes[2]; ++z, ++tap) {
+            if (place.z + z == 4) rank = line.next_rank;
+            // Complements of rows: 0 stands for none.
+            uint32_t in = 0;
+            if ((line.bits >> z & 1) != 0) in = index.rows[rank++];
+            if (has_mask) {
+              found[y * size + z] = in;
+            } else {
+              put(tap, static_cast<int32_t>(~in));
+            }
+          }
+        }
+        if constexpr (has_mask) {
+#pragma unroll
+          for (int i = 0; i < size * size; ++i, neighbours += rows) {
+            if (used) *neighbours = static_cast<int32_t>(~found[i]);
+            const bool adjacent = i % size != 0 && found[i - 1] != 0 && found[i] != 0;
+            if (adjacent && found[i - 1] - found[i] != 1) steady = 0;
           }
         }
       }
-#pragma unroll
-      for (int i = 0; has_mask && i < size * size; ++i, neighbours += rows) {
-        if (used) *neighbours = static_cast<int32_t>(~found[i]);
-        if (i % (size > 0 ? size : 1) == 0 || found[i - 1] == 0 || found[i] == 0) continue;
-        steady &= found[i - 1] - found[i] == 1;
-      }
     }
-    if (used && table.own_tap >= 0) {
+    if (used && table.first != nullptr) {
       const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
       table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
     }
-    if (used && table.masks != nullptr) {
-      table.masks[row] = mask | (steady ? Neighbours::steady_bit : 0);
-    }
+    if (used && table.masks != nullptr) table.masks[row] = mask | steady;
     if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));
-    if (used && table.own_tap < 0) write_first(index, frame, out[row], table.first, row);
   }
   if (has_mask && lane < taps) atomicAdd(&pairs_of_block[lane], pairs_of_lane);
   add_pairs(index, out, pairs_of_block, taps, table.pairs);
-}
-
-void make_table(const Context& ctx, KernelMap* map) {
-  map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
-  map->pairs_per_tap = make_matrix(ctx, 1, map->taps(), Dtype::i64);
-  fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
 }
 
 // All have the same parameters.
 auto fill_kernel(const Geometry& geometry) {
   const auto& size = geometry.size;
   if (geometry.dilation != Int3{1, 1, 1} || *std::max_element(size.begin(), size.end()) > 5) {
-    return fill_any;
+    return fill_table<any_kernel>;
   }
-  if (size == Int3{3, 3, 3}) return fill_cubes<3>;
-  return size == Int3{2, 2, 2} ? fill_cubes<2> : fill_cubes<0>;
+  if (size == Int3{3, 3, 3}) return fill_table<3>;
+  return size == Int3{2, 2, 2} ? fill_table<2> : fill_table<some_cube>;
 }
 
 // The tap that finds a row's own voxel in a map of stride 1, or -1.
@@ -415,7 +363,9 @@ void fill(const Context& ctx,
           int32_t* first) {
   map->n_in = in.rows();
   map->n_out = out_coords.rows;
-  make_table(ctx, map);
+  map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
+  map->pairs_per_tap = make_matrix(ctx, 1, map->taps(), Dtype::i64);
+  fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
   if (map->n_out == 0) return;
   if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
   if (map->n_in == 0) {
@@ -427,8 +377,7 @@ void fill(const Context& ctx,
   grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
   grid.shared_bytes = sizeof(uint32_t) * map->taps();
   const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
-                       map->masks.as<uint32_t>(), first,
-                       first != nullptr ? own_tap(map->geometry) : -1};
+                       map->masks.as<uint32_t>(), first, own_tap(map->geometry)};
   launch(ctx, grid, fill_kernel(map->geometry), in.view(), Axes(map->geometry), Coords(out_coords),
          table);
 }
@@ -444,9 +393,11 @@ KernelMap build_submanifold_map(const Context& ctx,
   KernelMap map;
   map.geometry = geometry;
   map.symmetric = geometry.mirrors();
-  map.in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  const bool finds_own = own_tap(geometry) >= 0;
+  map.in_first =
+      finds_own ? make_matrix(ctx, coords.rows, 1, Dtype::i32) : blocks.first_rows(ctx, coords);
   map.out_first = map.in_first;
-  fill(ctx, blocks, coords, &map, map.in_first.as<int32_t>());
+  fill(ctx, blocks, coords, &map, finds_own ? map.in_first.as<int32_t>() : nullptr);
   return map;
 }
 
@@ -537,17 +488,12 @@ int64_t count_pairs(const Context& ctx, const KernelMap& map) {
   const DeviceGuard guard(ctx.device);
   std::vector<int64_t> pairs(map.taps());
   read_back(ctx, map.pairs_per_tap.data, pairs.data(), sizeof(int64_t) * pairs.size());
-  check(pairs[0] != -static_cast<int64_t>(Status::too_wide),
+  const auto failure = static_cast<Status>(std::max<int64_t>(-pairs[0], 0));
+  check(failure != Status::too_wide,
         "the input coordinates span more than 2^63 bricks of 8^3 voxels");
-  const int64_t failure = -pairs[0];
-  constexpr int64_t room_bits = 31;
-  const int64_t found = std::max<int64_t>(failure, 0) >> room_bits;
-  if (found > 0 || failure == static_cast<int64_t>(Status::not_made)) {
-    fail(ErrorCode::invalid_argument, true,
-         not_made(found, failure & ((int64_t{1} << room_bits) - 1)));
-  }
-  check(failure <= 0, ErrorCode::device, "the table of ", map.n_in,
+  check(failure != Status::full, ErrorCode::device, "the table of ", map.n_in,
         " input rows is full: too many of their coordinates share a hash");
+  if (failure != Status::fine) fail(ErrorCode::invalid_argument, true, not_made(failure));
   int64_t sum = 0;
   for (const int64_t count : pairs) sum += count;
   return sum;

@@ -30,7 +30,7 @@ struct Finder {
 template <class T, SampleMode mode>
 __global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
   constexpr int taps = mode == SampleMode::trilinear ? 8 : 1;
-  const auto status = static_cast<Status>(index.set.head->counters.status);
+  const Status status = index.set.head->counters.status;
   for (int64_t p = thread_index(); p < points.count; p += thread_count()) {
     int32_t* rows = points.rows + taps * p;
     T* weights = points.weights + taps * p;

@@ -8,14 +8,22 @@ namespace voxgemm::cuda {
 // The toolkit's radix sort and prefix sum on device memory, in one translation unit because they
 // compile slowly. Keys are uint32_t or uint64_t.
 
-// Sorts values by the low `bits` bits of their keys, stable; all four arrays are apart.
 template <class Key>
 struct SortArrays {
-  const Key* keys;
+  Key* keys;
   Key* sorted_keys;
-  const uint32_t* values;
+  uint32_t* values;
   uint32_t* sorted_values;
 };
+// One allocation for the four.
+template <class Key>
+struct SortMemory : SortArrays<Key> {
+  std::shared_ptr<void> memory;
+
+  SortMemory(const Context& ctx, int64_t count);
+};
+
+// Sorts values by the low `bits` bits of their keys, stable; all four arrays are apart.
 template <class Key>
 void sort_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits);
 

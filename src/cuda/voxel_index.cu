@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The index of a coordinate set, in four kernels without a wait: measure (16 bytes a row), insert
-// (16 bytes a row, an atomic for every block that a warp's rows lie in), rank (24 bytes a block),
-// rows (16 bytes and one atomic a row). An atomic a row in insert took 25 us instead of 14 (a shell
-// of 1.03 M rows, H200).
-// Lost in rows: two rows of a thread at once, 14 us instead of 13 (it waits for its atomics). Lost:
-// all four by one cluster of 16 blocks, 27 us instead of 18 (64160 rows); a table sized, and
-// cleared, by the rows that lie in another block than the row before: 44 us instead of 49 at 1.03 M
-// rows, but 18 instead of 15 at 15192 and 176 instead of 174 at 4.1 M. No gain: a look at the list
-// of new blocks in every second round of insert only; in rows, the rank loaded with the first look.
+// (16 bytes a row, an atomic for every block that a warp's rows lie in), rank (a bit a slot, 16
+// bytes a block), rows (16 bytes and one atomic a row).
+// Lost in rows: two rows of a thread at once, 14 us instead of 13 for a shell of 1.03 M rows on an
+// H200 (it waits for its atomics). Lost: all four by one cluster of 16 blocks, 27 us instead of 18
+// (64160 rows); a table sized by the rows that lie in another block than the row before: 44 us
+// instead of 49 at 1.03 M rows, but 18 instead of 15 at 15192 and 176 instead of 174 at 4.1 M.
 // Which slot a block takes and which rank it gets depend on timing; what a look-up answers does
 // not.
 #include "cuda/voxel_index.cuh"
 
 #include <algorithm>
+#include <cub/block/block_scan.cuh>
 
 namespace voxgemm::cuda {
 namespace {
-
-constexpr unsigned all_lanes = 0xffffffff;
 
 __device__ uint32_t ordered_bits(int32_t value) {
   return static_cast<uint32_t>(value) ^ 0x80000000;
@@ -65,20 +62,8 @@ __device__ void set_frame(const BlockSet& set, const Reach& reach) {
   if (status != Status::fine) report(set, status);
 }
 
-__device__ uint32_t max_of_warp(uint32_t value) {
-#if __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(all_lanes, value);
-#else
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    value = max(value, __shfl_xor_sync(all_lanes, value, lanes));
-  }
-  return value;
-#endif
-}
-
-// Whether a row stands behind the one before it, or is padding.
+// Whether a voxel stands behind the row before it.
 __device__ bool ascends(const int4& before, const int4& c) {
-  if (is_padding(c)) return true;
   if (is_padding(before) || before.x != c.x) return !is_padding(before) && before.x < c.x;
   if (before.y != c.y) return before.y < c.y;
   return before.z != c.z ? before.z < c.z : before.w < c.w;
@@ -90,40 +75,39 @@ constexpr int measure_batch = 4;  // rows of a thread at once
 template <bool aligned>
 __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool distinct_will_do) {
   coords.aligned = aligned;
-  int4 high = make_int4(INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN);
-  int4 low = make_int4(INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX);
+  uint32_t largest[8] = {};
   for (int64_t first = thread_index(); first < coords.rows;
        first += measure_batch * thread_count()) {
     int4 batch[measure_batch];
 #pragma unroll
     for (int i = 0; i < measure_batch; ++i) {
       const int64_t row = first + i * thread_count();
-      batch[i] = row < coords.rows ? coords[row] : make_int4(padding_batch, 0, 0, 0);
+      batch[i] = row < coords.rows ? coords[row] : padding_row();
     }
 #pragma unroll
     for (int i = 0; i < measure_batch; ++i) {
-      const int4 c = batch[i];
+      if (is_padding(batch[i])) continue;
       const int64_t row = first + i * thread_count();
-      if (distinct_will_do && row > 0 && row < coords.rows && !ascends(coords[row - 1], c)) {
+      if (distinct_will_do && row > 0 && !ascends(coords[row - 1], batch[i])) {
         set.head->counters.unsorted = 1;
         __threadfence();
       }
-      // A batch number that is padding raises no maximum.
-      const bool used = !is_padding(c);
-      high = make_int4(max(high.x, c.x), max(high.y, used ? c.y : INT32_MIN),
-                       max(high.z, used ? c.z : INT32_MIN), max(high.w, used ? c.w : INT32_MIN));
-      low = make_int4(min(low.x, used ? c.x : INT32_MAX), min(low.y, used ? c.y : INT32_MAX),
-                      min(low.z, used ? c.z : INT32_MAX), min(low.w, used ? c.w : INT32_MAX));
+      const int32_t values[4] = {batch[i].x, batch[i].y, batch[i].z, batch[i].w};
+#pragma unroll
+      for (int axis = 0; axis < 4; ++axis) {
+        const uint32_t bits = ordered_bits(values[axis]);
+        largest[axis] = max(largest[axis], bits);
+        largest[4 + axis] = max(largest[4 + axis], ~bits);
+      }
     }
   }
-  uint32_t largest[8] = {ordered_bits(high.x), ordered_bits(high.y), ordered_bits(high.z),
-                         ordered_bits(high.w), ~ordered_bits(low.x), ~ordered_bits(low.y),
-                         ~ordered_bits(low.z), ~ordered_bits(low.w)};
   __shared__ uint32_t of_block[8];
   if (threadIdx.x < 8) of_block[threadIdx.x] = 0;
   __syncthreads();
   for (int i = 0; i < 8; ++i) {
-    largest[i] = max_of_warp(largest[i]);
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      largest[i] = max(largest[i], __shfl_xor_sync(0xffffffff, largest[i], lanes));
+    }
     if (threadIdx.x % 32 == 0) atomicMax(&of_block[i], largest[i]);
   }
   __syncthreads();
@@ -135,82 +119,65 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
   if (threadIdx.x != 0) return;
   if (atomicAdd(&set.head->counters.done, 1U) != gridDim.x - 1) return;
   __threadfence();
-  const int4 first = coords[0];
-  if (is_failure(first)) {
-    set.head->counters.found = static_cast<uint32_t>(first.z);
-    set.head->counters.room = static_cast<uint32_t>(first.w);
-    return report(set, Status::not_made);
-  }
+  const Status failure = failure_in(coords[0]);
+  if (failure != Status::fine) return report(set, failure);
   if (distinct_will_do && __ldcg(&set.head->counters.unsorted) == 0) {
     return report(set, Status::distinct);
   }
   set_frame(set, reach);
 }
 
-constexpr int insert_threads = 256;
+constexpr int rank_threads = 256;
 
-// Lanes with voxels of one block leave them to one of them, as atomics on one word wait for each
-// other.
-__global__ void __launch_bounds__(insert_threads) insert_rows(Coords coords, BlockSet set) {
-  __shared__ NewBlocks added;
-  __shared__ uint32_t bits[insert_threads][2];  // by leader: of the block's mask
-  if (!is_fine(set)) return;
-  added.begin();
-  const Frame frame = set.head->frame;
-  const uint32_t lane = threadIdx.x % 32;
+// A thread a group of slots, which are one line of memory.
+__global__ void __launch_bounds__(rank_threads) rank_groups(BlockSet set) {
+  using Scan = cub::BlockScan<uint64_t, rank_threads, cub::BLOCK_SCAN_WARP_SCANS>;
+  __shared__ typename Scan::TempStorage storage;
+  __shared__ uint32_t first_rank;
+  __shared__ uint32_t first_place;
+  // The voxels of a table without room are still counted.
+  if (!is_fine(set) && set.head->counters.status != Status::full) return;
   // The threads of a block stay together.
-  const int4 padding = make_int4(padding_batch, 0, 0, 0);
-  int4 next = thread_index() < coords.rows ? coords[thread_index()] : padding;
-  for (int64_t first = thread_index() - threadIdx.x; first < coords.rows; first += thread_count()) {
-    const int4 c = next;
-    const int64_t next_row = first + threadIdx.x + thread_count();
-    next = next_row < coords.rows ? coords[next_row] : padding;
-    const bool used = !is_padding(c);
-    const Place place = used ? place_of(frame, c) : Place{};
-    unsigned peers = __ballot_sync(all_lanes, used);
-    peers &= __match_any_sync(all_lanes, static_cast<unsigned long long>(place.key.brick));
-    peers &= __match_any_sync(all_lanes, place.key.octant);
-    bits[threadIdx.x][0] = 0;
-    bits[threadIdx.x][1] = 0;
-    __syncwarp();
-    const uint32_t leader = used ? __ffs(peers) - 1 : 32;
-    if (used) {
-      atomicOr(&bits[threadIdx.x - lane + leader][place.bit / 32], 1U << (place.bit % 32));
+  for (int64_t first = thread_index() - threadIdx.x; first < set.groups; first += thread_count()) {
+    const int64_t first_slot = 8 * (first + threadIdx.x);
+    const uint32_t occupied =
+        first + threadIdx.x < set.groups ? set.occupied[first_slot / 32] >> (first_slot % 32) : 0;
+    uint32_t voxels[8] = {};
+    uint64_t sum = static_cast<uint64_t>(__popc(occupied & 0xff)) << 32;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if ((occupied >> i & 1) != 0) voxels[i] = __popcll(set.slots[first_slot + i].mask);
     }
-    __syncwarp();
-    if (lane == leader) {
-      const uint32_t slot = insert_block(set, place.key, added);
-      const uint64_t high = bits[threadIdx.x][1];
-      if (slot != no_slot) add_voxels(set, slot, high << 32 | bits[threadIdx.x][0]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += voxels[i];
+    uint64_t before;
+    uint64_t all;
+    Scan(storage).ExclusiveSum(sum, before, all);
+    if (threadIdx.x == 0 && all != 0) {
+      Counters& counters = set.head->counters;
+      first_rank = atomicAdd(reinterpret_cast<unsigned long long*>(&counters.voxels),
+                             static_cast<unsigned long long>(static_cast<uint32_t>(all)));
+      first_place = atomicAdd(&counters.blocks, static_cast<uint32_t>(all >> 32));
     }
-    if (added.is_half_full()) added.flush(set);
+    __syncthreads();
+    uint32_t rank = first_rank + static_cast<uint32_t>(before);
+    uint32_t place = first_place + static_cast<uint32_t>(before >> 32);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if ((occupied >> i & 1) == 0) continue;
+      set.ranks[first_slot + i] = rank;
+      if (set.list != nullptr) set.list[place++] = static_cast<uint32_t>(first_slot + i);
+      rank += voxels[i];
+    }
+    __syncthreads();
   }
-  added.flush(set);
 }
 
-__global__ void rank_occupied(BlockSet set) {
-  if (!is_fine(set)) return;
-  const uint32_t blocks = set.head->counters.blocks;
-  const int lane = threadIdx.x % 32;
-  // The lanes of a warp stay together.
-  for (int64_t first = thread_index() - lane; first < blocks; first += thread_count()) {
-    const bool used = first + lane < blocks;
-    const uint32_t slot = used ? set.occupied[first + lane] : 0;
-    const uint32_t voxels = used ? static_cast<uint32_t>(__popcll(set.slots[slot].mask)) : 0;
-    uint32_t sum = voxels;
-    for (int lanes = 1; lanes < 32; lanes *= 2) {
-      const uint32_t below = __shfl_up_sync(all_lanes, sum, lanes);
-      if (lane >= lanes) sum += below;
-    }
-    uint32_t start = 0;
-    if (lane == 31) {
-      start = static_cast<uint32_t>(
-          atomicAdd(reinterpret_cast<unsigned long long*>(&set.head->counters.voxels),
-                    static_cast<unsigned long long>(sum)));
-    }
-    start = __shfl_sync(all_lanes, start, 31);
-    if (used) set.ranks[slot] = start + sum - voxels;
-  }
+void insert_rows(const Context& ctx, const Coords& coords, const BlockSet& set) {
+  insert(ctx, coords, set,
+         [] __device__(const Frame& frame, const int4& c, uint32_t, Collector& voxels) {
+           voxels.add(place_of(frame, c));
+         });
 }
 
 __global__ void lowest_rows(Coords coords, IndexView index) {
@@ -241,15 +208,15 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t z
   constexpr int64_t fewest_groups = 512;
   BlockSetMemory result;
   BlockSet& set = result.set;
-  set.groups = static_cast<uint32_t>(std::max(fewest_groups, ceil_div(2 * most_blocks, 8)));
-  set.most_blocks = static_cast<uint32_t>(most_blocks);
+  const int64_t groups = std::max(fewest_groups, 4 * ceil_div(2 * most_blocks, 32));
+  set.groups = static_cast<uint32_t>(groups);
   Layout layout;
   const size_t head = layout.add<SetHead>(1);
-  const size_t slots = layout.add<Slot>(int64_t{8} * set.groups);
+  const size_t slots = layout.add<Slot>(8 * groups);
+  const size_t occupied = layout.add<uint32_t>(groups / 4);
   const size_t words = layout.add<uint32_t>(zeroed_words);
   const size_t zeroed = layout.bytes();
-  const size_t ranks = layout.add<uint32_t>(int64_t{8} * set.groups);
-  const size_t occupied = layout.add<uint32_t>(most_blocks);
+  const size_t ranks = layout.add<uint32_t>(8 * groups);
   result.memory = ctx.allocate(layout.bytes());
   set.head = Layout::at<SetHead>(result.memory, head);
   set.slots = Layout::at<Slot>(result.memory, slots);
@@ -260,23 +227,23 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t z
   return result;
 }
 
-std::string not_made(int64_t found, int64_t room) {
-  if (found == 0) {
+std::string not_made(Status status) {
+  if (status == Status::not_made) {
     return "output_coords with max_voxels was given coordinates whose output voxels span too wide "
            "a box or do not fit 32 bits";
   }
-  return join("output_coords found at least ", found, " voxels, max_voxels is ", room);
+  const auto numbers = static_cast<int64_t>(status);
+  return join("output_coords found at least ", numbers >> 31, " voxels, max_voxels is ",
+              numbers & INT32_MAX);
 }
 
 SetHead read_head(const Context& ctx, const BlockSet& set) {
   const SetHead head = read_back(ctx, set.head);
-  const auto status = static_cast<Status>(head.counters.status);
+  const Status status = head.counters.status;
   if (status == Status::fine || status == Status::empty || status == Status::full) return head;
   check(status != Status::not_int32, "row ", ~head.counters.outside,
         " of the coordinates reaches an output voxel that 32-bit coordinates cannot hold");
-  if (status == Status::not_made) {
-    fail(ErrorCode::invalid_argument, true, not_made(head.counters.found, head.counters.room));
-  }
+  if (status >= Status::not_made) fail(ErrorCode::invalid_argument, true, not_made(status));
   const Frame& frame = head.frame;
   const auto bricks = [&](int axis) {
     return (frame.high[axis] >> 3) - (frame.low[axis] >> 3) + 1;
@@ -300,7 +267,7 @@ void measure(const Context& ctx,
 }
 
 void rank_blocks(const Context& ctx, const BlockSet& set) {
-  launch(ctx, over(ctx, set.most_blocks), rank_occupied, set);
+  launch(ctx, over(ctx, set.groups), rank_groups, set);
 }
 
 BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinct_will_do)
@@ -312,7 +279,7 @@ BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinc
   memory_ = made.memory;
   view_ = {made.set, made.words};
   measure(ctx, coords, {}, view_.set, distinct_will_do);
-  launch(ctx, over(ctx, rows_), insert_rows, coords, view_.set);
+  insert_rows(ctx, coords, view_.set);
   rank_blocks(ctx, view_.set);
   launch(ctx, over(ctx, rows_), lowest_rows, coords, view_);
 }
@@ -321,8 +288,8 @@ int64_t BlockIndex::unique_voxels() const {
   if (rows_ == 0) return 0;
   const DeviceGuard guard(ctx_.device);
   const Counters counters = read_head(ctx_, view_.set).counters;
-  check(counters.status != static_cast<uint32_t>(Status::full), ErrorCode::device, "the table of ",
-        rows_, " rows is full: too many of its coordinates share a hash");
+  check(counters.status != Status::full, ErrorCode::device, "the table of ", rows_,
+        " rows is full: too many of its coordinates share a hash");
   return static_cast<int64_t>(counters.voxels);
 }
 

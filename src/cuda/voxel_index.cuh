@@ -25,14 +25,22 @@ struct Coords {
   }
 };
 
-#ifdef __CUDACC__
+__device__ inline int4 padding_row() { return make_int4(padding_batch, 0, 0, 0); }
 __device__ inline bool is_padding(const int4& c) { return c.x == padding_batch; }
 // What output_coords writes in place of a set that it cannot make is padding, of which the first
-// row is (padding_batch, failure_mark, voxels found, room for voxels): zeros where the reason is
-// not the room. The mark is a number that nobody else pads with.
+// row is (padding_batch, failure_mark, halves of the status). The mark is a number that nobody else
+// pads with.
 constexpr int32_t failure_mark = -1913471627;
-__device__ inline bool is_failure(const int4& c) { return is_padding(c) && c.y == failure_mark; }
-#endif
+__device__ inline int4 failure_row(Status status) {
+  const auto bits = static_cast<uint64_t>(status);
+  return make_int4(padding_batch, failure_mark, static_cast<int>(bits),
+                   static_cast<int>(bits >> 32));
+}
+// The status in such a row, `fine` in any other.
+__device__ inline Status failure_in(const int4& c) {
+  if (!is_padding(c) || c.y != failure_mark) return Status::fine;
+  return static_cast<Status>(static_cast<uint64_t>(c.w) << 32 | static_cast<uint32_t>(c.z));
+}
 
 // An empty set, at most half full with this many blocks, and some words beside it.
 struct BlockSetMemory {
@@ -46,8 +54,8 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t z
 // excepted. Waits for the device.
 SetHead read_head(const Context& ctx, const BlockSet& set);
 
-// Why output_coords could not make a set, of its failure's numbers.
-std::string not_made(int64_t found, int64_t room);
+// Why output_coords could not make a set: not_made, or the numbers above it.
+std::string not_made(Status status);
 
 // Measures the coordinates and sets the frame of what they reach, or the status: with
 // distinct_will_do `distinct` where the rows ascend.
@@ -56,7 +64,31 @@ void measure(const Context& ctx,
              const Reach& reach,
              const BlockSet& set,
              bool distinct_will_do = false);
-// Ranks of the blocks once all voxels are in, and their number.
+// Adds the voxels that outputs(frame, coordinates, row, collector), a lambda of device code, adds
+// to the collector.
+template <class Outputs>
+__global__ void __launch_bounds__(Collector::threads, blocks_here(3))
+    insert_voxels(Coords coords, BlockSet set, Outputs outputs) {
+  __shared__ Frame frame;
+  __shared__ uint32_t shared[Collector::threads][2];
+  if (!is_fine(set)) return;
+  copy_frame(set, &frame);
+  // Numbers of rows fit 31 bits, and registers are short.
+  const auto rows = static_cast<uint32_t>(coords.rows);
+  for (uint32_t row = thread_index(); row < rows; row += thread_count()) {
+    const int4 c = coords[row];
+    if (is_padding(c)) continue;
+    Collector collector{set};
+    outputs(frame, c, row, collector);
+    collector.share(shared);
+    collector.flush();
+  }
+}
+template <class Outputs>
+void insert(const Context& ctx, const Coords& coords, const BlockSet& set, const Outputs& outputs) {
+  launch(ctx, over(ctx, coords.rows), insert_voxels<Outputs>, coords, set, outputs);
+}
+// Ranks of the blocks once all voxels are in, their list if there is one, and the numbers of both.
 void rank_blocks(const Context& ctx, const BlockSet& set);
 
 // For look-ups by kernels.
@@ -65,7 +97,6 @@ struct IndexView {
   // [n]: complement of the lowest row of every rank, so that zeroed memory is above every row.
   uint32_t* rows = nullptr;
 
-#ifdef __CUDACC__
   __device__ int32_t row(const Block& block, int bit) const {
     return static_cast<int32_t>(~rows[set.ranks[block.slot] + block.before(bit)]);
   }
@@ -76,7 +107,6 @@ struct IndexView {
     const Block block = find_block(set, place.key);
     return block.has(place.bit) ? row(block, place.bit) : -1;
   }
-#endif
 };
 
 // The set of a coordinate matrix and the lowest row of every voxel, about 48 bytes a row. Built
