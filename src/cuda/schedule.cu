@@ -12,35 +12,25 @@
 //                    counts [segment][index blocks, falling][slab] of tiles: sums are the numbers
 //                    of the sorted tiles.
 //                    index blocks [slab]: sums are the numbers of the first.
-//   write_tiles    a block of threads 8 tiles and one tap: the tap's index blocks, gathered from
-//                  the table. In a chunk all blocks of threads of one tap come before those of the
-//                  next, so that what they gather from is one row of the table, which the L2 cache
-//                  holds: a gathered entry takes 32 bytes, and 8 neighbouring ones belong to
-//                  different tiles. Where groups have whole lines of taps along z it is a line
-//                  instead of a tap: if rows ascend, inputs of taps adjacent on z follow each other
-//                  (the map's masks say of which rows that holds), and only the first of a run is
-//                  gathered. With several chunks it is three lines: all their rows of the table
-//                  for one chunk stay in the cache, and a row's mask is read once for the three.
-//                  Those of a group's first tap write the tiles' entries too.
+//   write_tiles    a block of threads 8 tiles and a line of taps along z: the line's index blocks,
+//                  gathered from the table (a single tap where groups do not have whole lines). In
+//                  a chunk all blocks of threads of one line come before those of the next, so
+//                  that what they gather from stays in the L2 cache. If rows ascend, inputs of taps
+//                  adjacent on z follow each other (the map's masks say of which rows that holds),
+//                  and only the first of a run is gathered. With several chunks it is three lines:
+//                  all their rows of the table for one chunk stay in the cache, and a row's mask is
+//                  read once for the three. Those of a group's first tap write the tiles' entries.
 //
-// One group of 27 taps, a shell of 1.03 M rows, us on an H200, each kernel alone: ranks 8 of the
-// map's masks (43 of its table), three digits 43, measure_tiles 14, write_tiles by tap 87, which is
-// 13.4 M gathered entries at 32 bytes each, all that L2 gives; by line the schedule takes 129 us in
-// all instead of 155 (65536 rows a chunk: 119 instead of 145). Since the scan of measure_tiles
-// reads four words at once, 126 (4.1 M rows: 462 instead of 478); chunk after chunk and by three
-// lines, 113 of 120 in chunks of 65536 rows (375 of 442, of which write_tiles 210 of 283). Three
-// lines lose where the device is not full, 39 us instead of 32 for 64160 rows in chunks of 16384.
-// Lost, 20 us for measure_tiles: slabs of 128 tiles, which leave most multiprocessors without one.
-// Lost, for chunks of 65536 rows: each tap's part of the table in shared memory, 3 bytes an entry,
-// and gathered from there, the schedule 169 us instead of 146 (a multiprocessor loads or gathers).
-// Lost: loops over the taps of a run in write_tiles that gather each, 658 us instead of 552 at 4.1
-// M rows. Lost: launches that overlap where a kernel has no more blocks than the device
-// multiprocessors, map and schedule 52 us instead of 53 for 15192 rows, but 65 instead of 62 for
-// 64160 and 102 instead of 93 for 252392: over the wait no load is moved, and write_tiles falls
-// from 72 registers to 40.
+// One group of 27 taps, a shell of 1.03 M rows, us on an H200: ranks 8 of the map's masks (43 of
+// its table), three digits 43, measure_tiles 14, the schedule 126; by single taps 155. In chunks of
+// 65536 rows 113 (one line at a time 120). Three lines lose where the device is not full, 39
+// instead of 32 for 64160 rows in chunks of 16384. Lost: slabs of 128 tiles, which leave most
+// multiprocessors without one; each tap's part of the table in shared memory, 169 instead of 146;
+// taps of a run gathered one by one; launches that overlap, 102 instead of 93 for 252392 rows.
 #include "conv/schedule.h"
 
 #include <cub/block/block_scan.cuh>
+#include <cub/warp/warp_scan.cuh>
 #include <limits>
 
 #include "cuda/schedule_cut.cuh"
@@ -108,41 +98,36 @@ struct Building {
 constexpr int measure_threads = 512;
 constexpr int measure_blocks = 2;  // of a multiprocessor, for the registers
 
-// Exclusive, in place, by the threads of a block together; the sum of all. list: 16-byte aligned,
-// and memory comes in pieces of 256 bytes: there is room behind it.
-__device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
+constexpr uint32_t scan_run = 16;  // numbers of a thread
+
+// Exclusive sums in place of the first `count` numbers, by the threads of a block together. list:
+// 16-byte aligned, with room for scan_run more, which are read and written too.
+__device__ void scan_in_block(uint32_t* list, uint32_t count) {
   using Scan = cub::BlockScan<uint32_t, measure_threads, cub::BLOCK_SCAN_WARP_SCANS>;
   __shared__ typename Scan::TempStorage storage;
-  constexpr uint32_t run = 16;  // of a thread
   uint32_t carry = 0;
-  for (uint32_t first = 0; first < count; first += measure_threads * run) {
-    const uint32_t at = first + threadIdx.x * run;
-    uint32_t values[run];
+  for (uint32_t first = 0; first < count; first += measure_threads * scan_run) {
+    const uint32_t at = first + threadIdx.x * scan_run;
+    auto* quads = reinterpret_cast<uint4*>(list + at);
+    uint32_t values[scan_run] = {};
 #pragma unroll
-    for (uint32_t i = 0; i < run; i += 4) {
-      if (at + i + 4 <= count) {
-        const uint4 quad = __ldcg(reinterpret_cast<const uint4*>(list + at + i));
-        values[i] = quad.x;
-        values[i + 1] = quad.y;
-        values[i + 2] = quad.z;
-        values[i + 3] = quad.w;
-      } else {
-#pragma unroll
-        for (uint32_t e = i; e < i + 4; ++e) values[e] = at + e < count ? __ldcg(list + at + e) : 0;
-      }
+    for (uint32_t i = 0; i < scan_run / 4 && at < count; ++i) {
+      const uint4 quad = __ldcg(quads + i);
+      values[4 * i] = quad.x;
+      values[4 * i + 1] = quad.y;
+      values[4 * i + 2] = quad.z;
+      values[4 * i + 3] = quad.w;
     }
     uint32_t sum;
     Scan(storage).ExclusiveSum(values, values, sum);
     __syncthreads();
 #pragma unroll
-    for (uint32_t i = 0; i < run; i += 4) {
-      if (at + i >= count) break;
-      *reinterpret_cast<uint4*>(list + at + i) = make_uint4(
-          carry + values[i], carry + values[i + 1], carry + values[i + 2], carry + values[i + 3]);
+    for (uint32_t i = 0; i < scan_run / 4 && at < count; ++i) {
+      quads[i] = make_uint4(carry + values[4 * i], carry + values[4 * i + 1],
+                            carry + values[4 * i + 2], carry + values[4 * i + 3]);
     }
     carry += sum;
   }
-  return carry;
 }
 
 __device__ uint32_t or_of_warp(uint32_t bits) {
@@ -187,62 +172,55 @@ __device__ void find_masks(const Building& to, const Part& slab, uint32_t* tile_
   }
 }
 
-struct SlabTiles {
-  uint32_t masks[slab_tiles];
-  uint32_t histogram[33];  // of index blocks
-};
-
-// The slab's tiles among themselves: several lanes rank one.
-__device__ void rank_tile(const Building& to, const Part& slab, SlabTiles& tiles) {
-  constexpr uint32_t lanes = measure_threads / slab_tiles;
+// The slab's tiles among themselves, a lane each.
+__device__ void rank_tiles(const Building& to, const Part& slab, const uint32_t* masks) {
+  using Scan = cub::WarpScan<uint32_t>;
+  __shared__ typename Scan::TempStorage storage;
+  __shared__ uint32_t histogram[slab_tiles + 1];  // of index blocks
   const Cut& cut = to.cut;
-  const Part in = cut.segment(slab.first_row / cut.chunk_rows, slab.group, to.tile);
-  const uint32_t first_tile = slab.item * slab_tiles;
-  const uint32_t count = min(slab_tiles, in.items - first_tile);
-  const uint32_t tile = threadIdx.x / lanes;
-  const uint32_t mask = tiles.masks[tile];
-  const int blocks = __popc(mask);
-  uint32_t place = 0;
-  uint32_t before = 0;
-  for (uint32_t i = threadIdx.x % lanes; i < min(tile, count); i += lanes) {
-    const int other = __popc(tiles.masks[i]);
-    place += other == blocks ? 1 : 0;
-    before += other;
+  const uint32_t lane = threadIdx.x;
+  const uint32_t tile = slab.item * slab_tiles + lane;
+  const bool used = tile * int64_t{cut.tile_rows} < slab.rows;
+  TileNote note = {.mask = masks[lane], .place = 0, .first_block = 0};
+  const uint32_t blocks = __popc(note.mask);
+  for (uint32_t bin = lane; bin < to.bins; bin += slab_tiles) histogram[bin] = 0;
+  Scan(storage).ExclusiveSum(blocks, note.first_block);
+  const unsigned peers = __match_any_sync(all_lanes, blocks) & __ballot_sync(all_lanes, used);
+  note.place = __popc(peers & ((1U << lane) - 1));
+  if (used && note.place == 0) histogram[blocks] = __popc(peers);
+  __syncwarp();
+  for (uint32_t bin = lane; bin < to.bins; bin += slab_tiles) {
+    to.counts[to.count_at(slab, bin)] = histogram[bin];
   }
-  for (uint32_t step = 1; step < lanes; step *= 2) {
-    place += __shfl_xor_sync(all_lanes, place, step);
-    before += __shfl_xor_sync(all_lanes, before, step);
-  }
-  if (threadIdx.x % lanes != 0 || tile >= count) return;
-  to.notes[cut.first_item(slab, to.tile) + first_tile + tile] = {mask, place, before};
-  if (tile == count - 1) to.slab_blocks[blockIdx.x] = before + blocks;
-  atomicAdd(&tiles.histogram[blocks], 1U);
+  const uint32_t first_tile = cut.first_item(slab, to.tile);
+  if (used) to.notes[first_tile + tile] = note;
+  if (lane == slab_tiles - 1) to.slab_blocks[blockIdx.x] = note.first_block + blocks;
+  const bool is_first = slab.group == 0 && slab.item == 0;
+  if (is_first && lane == 0) to.chunk_tiles[slab.chunk] = first_tile;
+  if (blockIdx.x != gridDim.x - 1) return;
+  if (lane == 0) to.chunk_tiles[slab.chunk + 1] = to.count;
+  if (lane <= scan_run) to.slab_blocks[gridDim.x + lane] = 0;
 }
 
 __global__ void __launch_bounds__(measure_threads, measure_blocks) measure_tiles(Building to) {
-  __shared__ SlabTiles tiles;
+  __shared__ uint32_t masks[slab_tiles];
   __shared__ bool is_last;
   const Part slab = to.cut.part(blockIdx.x, to.slab);
-  if (threadIdx.x < slab_tiles) tiles.masks[threadIdx.x] = 0;
-  if (threadIdx.x < to.bins) tiles.histogram[threadIdx.x] = 0;
+  if (threadIdx.x < slab_tiles) masks[threadIdx.x] = 0;
   __syncthreads();
-  find_masks(to, slab, tiles.masks);
+  find_masks(to, slab, masks);
   __syncthreads();
-  rank_tile(to, slab, tiles);
-  __syncthreads();
-  if (threadIdx.x < to.bins) {
-    to.counts[to.count_at(slab, threadIdx.x)] = tiles.histogram[threadIdx.x];
+  if (threadIdx.x < slab_tiles) {
+    rank_tiles(to, slab, masks);
+    __threadfence();
+    __syncwarp();
+    if (threadIdx.x == 0) is_last = atomicAdd(to.done, 1U) == gridDim.x - 1;
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(to.done, 1U) == gridDim.x - 1;
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  const auto counts = static_cast<uint32_t>(to.slab_blocks - to.counts);
-  const uint32_t sum = scan_in_block(to.counts, counts + gridDim.x);
-  __syncthreads();
-  if (threadIdx.x == 0) to.slab_blocks[gridDim.x] = sum;
+  // With the number behind the slabs' own, which becomes the sum of all.
+  scan_in_block(to.counts, static_cast<uint32_t>(to.slab_blocks - to.counts) + gridDim.x + 1);
 }
 
 constexpr int write_threads = 128;
@@ -259,7 +237,7 @@ struct FoundTile {
     const Cut& cut = to.cut;
     const uint32_t before = cut.first_item(tile, to.tile);
     const TileNote note = to.notes[before + tile.item];
-    Part slab = cut.segment(tile.first_row / cut.chunk_rows, tile.group, to.slab);
+    Part slab = cut.segment(tile.chunk, tile.group, to.slab);
     slab.item = tile.item / slab_tiles;
     mask = note.mask;
     number = note.place + to.counts[to.count_at(slab, __popc(mask))];
@@ -272,21 +250,13 @@ struct FoundTile {
 
 // A tile but its index blocks, by one warp.
 __device__ void write_entries(const Building& to, const Part& part) {
-  const Cut& cut = to.cut;
   const FoundTile tile(to, part);
   const uint32_t lane = threadIdx.x % 32;
-  const int64_t unsorted = cut.first_item(part, to.tile) + part.item;
+  const int64_t unsorted = to.cut.first_item(part, to.tile) + part.item;
   if (lane == 0) {
     to.tiles[tile.number] =
         make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
                   static_cast<int>(tile.rows), static_cast<int>(part.group));
-    if (part.item == 0 && part.group == 0) {
-      to.chunk_tiles[part.first_row / cut.chunk_rows] = unsorted;
-    }
-    if (part.item == part.items - 1 && part.group == cut.groups - 1 &&
-        part.first_row + part.rows == cut.rows) {
-      to.chunk_tiles[part.first_row / cut.chunk_rows + 1] = unsorted + 1;
-    }
   }
   for (uint32_t piece = lane; piece < to.pieces; piece += 32) {
     to.masks[tile.number * int64_t{to.pieces} + piece] =
@@ -295,7 +265,7 @@ __device__ void write_entries(const Building& to, const Part& part) {
   if ((tile.mask >> lane & 1) != 0) {
     const int before = __popc(tile.mask & ((1U << lane) - 1));
     to.block_taps[tile.first_block + before] =
-        static_cast<int32_t>(cut.group_begin(part.group) + lane);
+        static_cast<int32_t>(to.cut.group_begin(part.group) + lane);
   }
 }
 
@@ -328,11 +298,9 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
     }
     works[threadIdx.x] = work;
   }
-  if (first_bit == 0) {
-    for (uint32_t t = threadIdx.x / 32; t < tiles; t += write_threads / 32) {
-      part.item = first_tile + t;
-      write_entries(to, part);
-    }
+  for (uint32_t t = threadIdx.x / 32; first_bit == 0 && t < tiles; t += write_threads / 32) {
+    part.item = first_tile + t;
+    write_entries(to, part);
   }
   if (__syncthreads_or(has_work ? 1 : 0) == 0) return;
   for (uint32_t i = threadIdx.x; i < cut.tile_rows; i += write_threads) {
@@ -370,14 +338,6 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
   }
 }
 
-void allocate_blocks(const Context& ctx,
-                     const ScheduleOptions& options,
-                     int64_t blocks,
-                     ScheduleParts* parts) {
-  parts->block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
-  parts->indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
-}
-
 // Of index entries: where there may be more, about half of it is worth a wait.
 constexpr int64_t small_room = (int64_t{32} << 20) / sizeof(int32_t);
 
@@ -402,17 +362,14 @@ ScheduleParts build_schedule(const Context& ctx,
   parts.chunk_tiles = make_matrix(ctx, 1, cut.chunks() + 1, Dtype::i64);
   parts.tiles = make_matrix(ctx, to.count, 4, Dtype::i32);
   parts.masks = make_matrix(ctx, to.count, to.pieces, Dtype::i32);
-  if (map.n_out == 0) {
-    allocate_blocks(ctx, options, blocks, &parts);
-    fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
-    return parts;
-  }
+  // Without rows nothing is launched.
+  if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
   const SortedRows sorted = sort_rows(ctx, cut, to.neighbours, parts.order.as<uint32_t>());
   const int64_t slabs = cut.items(to.slab);
   Layout layout;
   const size_t notes_at = layout.add<TileNote>(to.count);
   const size_t masks_at = layout.add<uint32_t>(int64_t{to.count} * to.pieces);
-  const size_t counts_at = layout.add<uint32_t>(slabs * to.bins + slabs + 1);
+  const size_t counts_at = layout.add<uint32_t>(slabs * to.bins + slabs + 1 + scan_run);
   const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
   to.ranks = sorted.ranks;
   to.done = sorted.done;
@@ -420,15 +377,16 @@ ScheduleParts build_schedule(const Context& ctx,
   to.piece_masks = Layout::at<uint32_t>(memory, masks_at);
   to.counts = Layout::at<uint32_t>(memory, counts_at);
   to.slab_blocks = to.counts + slabs * to.bins;
-  launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
-  if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
-    blocks = read_back(ctx, to.slab_blocks + slabs) - to.count;
-  }
-  allocate_blocks(ctx, options, blocks, &parts);
   to.order = parts.order.as<int32_t>();
   to.chunk_tiles = parts.chunk_tiles.as<int64_t>();
   to.tiles = parts.tiles.as<int4>();
   to.masks = parts.masks.as<uint32_t>();
+  launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
+  if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
+    blocks = read_back(ctx, to.slab_blocks + slabs) - to.count;
+  }
+  parts.block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
+  parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
   to.block_taps = parts.block_taps.as<int32_t>();
   to.indices = parts.indices.as<int32_t>();
   // Three lines at once read a row's mask once, but their rows of the table stay in the L2 cache

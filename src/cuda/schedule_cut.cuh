@@ -19,10 +19,6 @@ struct Neighbours {
       : data(map.neighbours.as<int32_t>()),
         stride(map.neighbours.stride),
         masks(map.masks.as<uint32_t>()) {}
-
-  __device__ int32_t operator()(uint32_t tap, uint32_t row) const {
-    return data[tap * stride + row];
-  }
 };
 
 // Segments cut into items of equally many rows, the last ones of a segment shorter.
@@ -33,10 +29,10 @@ struct Grain {
 
 // An item of a segment.
 struct Part {
+  uint32_t chunk;
   uint32_t group;
-  uint32_t first_row;  // of the segment
-  uint32_t rows;       // of the segment
-  uint32_t items;      // of the segment
+  uint32_t rows;   // of the segment
+  uint32_t items;  // of the segment
   uint32_t item;
 };
 
@@ -83,7 +79,6 @@ struct Cut {
   __host__ __device__ uint32_t group_begin(uint32_t group) const {
     return static_cast<uint32_t>(static_cast<uint64_t>(group) * taps / groups);
   }
-#ifdef __CUDACC__
   // The mask of a rank.
   __device__ uint32_t mask(uint32_t rank) const {
     if (line > 1) rank &= ~Neighbours::steady_bit;
@@ -93,13 +88,8 @@ struct Cut {
     return static_cast<uint32_t>(((tap + uint64_t{1}) * groups - 1) / taps);
   }
   __device__ Part segment(uint32_t chunk, uint32_t group, const Grain& grain) const {
-    Part part;
-    part.group = group;
-    part.first_row = chunk * chunk_rows;
-    part.rows = min(chunk_rows, rows - part.first_row);
-    part.items = (part.rows + grain.rows - 1) / grain.rows;
-    part.item = 0;
-    return part;
+    const uint32_t segment_rows = min(chunk_rows, rows - chunk * chunk_rows);
+    return {chunk, group, segment_rows, (segment_rows + grain.rows - 1) / grain.rows, 0};
   }
   // The item of this number.
   __device__ Part part(uint32_t number, const Grain& grain) const {
@@ -113,13 +103,16 @@ struct Cut {
   // Items before those of a part's segment.
   __device__ uint32_t first_item(const Part& part, const Grain& grain) const {
     const uint32_t items = (part.rows + grain.rows - 1) / grain.rows;
-    return part.first_row / chunk_rows * groups * grain.whole + part.group * items;
+    return part.chunk * groups * grain.whole + part.group * items;
   }
-  // Positions before a part's segment.
+  __device__ int64_t segment_number(const Part& part) const {
+    return part.chunk * int64_t{groups} + part.group;
+  }
+  // Rows before a part's chunk, positions before its segment.
+  __device__ uint32_t first_row(const Part& part) const { return part.chunk * chunk_rows; }
   __device__ uint32_t first_position(const Part& part) const {
-    return part.first_row * groups + part.group * part.rows;
+    return first_row(part) * groups + part.group * part.rows;
   }
-#endif
 };
 
 // Rows of every segment by the Gray ranks of their masks, then by row.

@@ -7,32 +7,27 @@
 //   write_ranks  a thread a row: Gray ranks, of the masks that the map came with, else of its
 //                table, which takes 26 us of memory for 1.03 M rows. Each block of threads stays in
 //                one segment and adds its counts of every digit's values to the segment's.
-//   sort_digit   a block of threads sorts 1024, 2048 or 4096 positions by one digit and writes them
-//   out. The
-//                rows of a digit's value go behind those of lower values of the segment (from the
-//                counts) and of earlier blocks of the segment. For the latter every block
-//                publishes its counts, a word for each value, and then the sums with all blocks
-//                before it:
+//   sort_digit   a block of threads sorts 1024, 2048 or 4096 positions by one digit (the toolkit's
+//                ranks) and writes them out. The rows of a digit's value go behind those of lower
+//                values of the segment (from the counts) and of earlier blocks of the segment. For
+//                the latter every block publishes its counts, a word for each value, and then the
+//                sums with all blocks before it:
 //                  0                   nothing yet
 //                  1 + count           of this block alone
 //                  top bit | sum       of this block and all before
 //                and looks back from its own word, 8 words at a time, until it meets a sum. Blocks
 //                are numbered by a ticket, so those before are running or done: it always ends.
 //
-// In a block: warps own consecutive positions, 2, 4 or 8 rounds of 32. In a round lanes with the
-// same digit find each other, and the warp counts on in its own row of shared memory; sums over the
-// warps and over the values give the place in the block, by which positions are exchanged, so that
-// the writes of neighbouring lanes are neighbours.
-//
 // A segment of one block needs no counts. Positions and blocks have 31-bit numbers, so a sum leaves
 // the top bit free.
 //
 // 27 bits of 1.03 M rows take 55 us on an H200, 17 a digit and 21 the first. The toolkit's sort
 // takes 86, needs the segment's number in the key, and with it sometimes keys of 64 bits. Lost: 32
-// words at a time in the look back, 24 us a digit (most blocks find a sum among the first 8); lanes
-// of write_ranks that find each other and count as one, 26 us instead of 14; ranks and all digits
-// of a segment by one cluster of 16 blocks, the schedule 39 us instead of 35 (64160 rows).
+// words at a time in the look back, 24 us a digit; lanes of write_ranks that find each other and
+// count as one, 26 us instead of 14; ranks and all digits of a segment by one cluster of 16 blocks,
+// the schedule 39 us instead of 35 (64160 rows).
 #include <algorithm>
+#include <cub/block/block_radix_rank.cuh>
 #include <cub/block/block_scan.cuh>
 
 #include "cuda/schedule_cut.cuh"
@@ -40,12 +35,10 @@
 namespace voxgemm::cuda {
 namespace {
 
-constexpr unsigned all_lanes = 0xffffffff;
 constexpr int most_digit_bits = 9;
 constexpr uint32_t most_bins = 1 << most_digit_bits;
 constexpr int sort_threads = most_bins;  // one a value of the digit
-constexpr int sort_warps = sort_threads / 32;
-constexpr int most_digits = 4;  // of 32 bits
+constexpr int most_digits = 4;           // of 32 bits
 
 struct Digits {
   int count;
@@ -78,14 +71,10 @@ __device__ uint32_t find_mask(const Neighbours& neighbours,
   constexpr uint32_t batch = 14;
   uint32_t mask = 0;
   for (uint32_t first = 0; first < taps; first += batch) {
-    int32_t in[batch];
 #pragma unroll
-    for (uint32_t i = 0; i < batch; ++i) {
-      in[i] = first + i < taps ? neighbours(first_tap + first + i, row) : -1;
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < batch; ++i) {
-      if (in[i] >= 0) mask |= 1U << (first + i);
+    for (uint32_t tap = first; tap < first + batch; ++tap) {
+      const int64_t at = (first_tap + tap) * neighbours.stride + row;
+      if ((tap < taps ? neighbours.data[at] : -1) >= 0) mask |= 1U << tap;
     }
   }
   return mask;
@@ -99,19 +88,18 @@ struct Ranks {
   uint32_t* counts;  // [segments][digits][bins], zero before, or null
 };
 
-// Blocks of threads: strips of all chunks, and groups.
+// A block of threads: a strip of a segment.
 __global__ void __launch_bounds__(rank_threads)
     write_ranks(Cut cut, Grain strip, Digits digits, Neighbours neighbours, Ranks out) {
   __shared__ uint32_t histogram[most_digits * most_bins];
   // The last rows first: those that the table's writer left in the cache.
-  const uint32_t block = gridDim.x - 1 - blockIdx.x;
-  const uint32_t chunk = block / strip.whole;
-  const Part part = cut.segment(chunk, blockIdx.y, strip);
+  const Part part = cut.part(gridDim.x - 1 - blockIdx.x, strip);
   const uint32_t size = digits.count * digits.bins();
   for (uint32_t i = threadIdx.x; i < size; i += rank_threads) histogram[i] = 0;
   __syncthreads();
-  const uint32_t first = (block - chunk * strip.whole) * strip.rows;
+  const uint32_t first = part.item * strip.rows;
   const uint32_t last = min(part.rows, first + strip.rows);
+  const uint32_t first_row = cut.first_row(part);
   const uint32_t first_tap = cut.group_begin(part.group);
   const uint32_t taps = cut.group_begin(part.group + 1) - first_tap;
   uint32_t* ranks = out.ranks + cut.first_position(part);
@@ -120,7 +108,7 @@ __global__ void __launch_bounds__(rank_threads)
 #pragma unroll
     for (uint32_t n = 0; n < ranks_at_once; ++n) {
       const uint32_t i = begin + n * rank_threads;
-      if (i < last) masks[n] = find_mask(neighbours, first_tap, taps, part.first_row + i);
+      if (i < last) masks[n] = find_mask(neighbours, first_tap, taps, first_row + i);
     }
 #pragma unroll
     for (uint32_t n = 0; n < ranks_at_once; ++n) {
@@ -128,7 +116,7 @@ __global__ void __launch_bounds__(rank_threads)
       if (i >= last) break;
       const uint32_t rank = gray_rank(masks[n]);
       ranks[i] = rank;
-      if (cut.line > 1) ranks[i] |= neighbours.masks[part.first_row + i] & Neighbours::steady_bit;
+      if (cut.line > 1) ranks[i] |= neighbours.masks[first_row + i] & Neighbours::steady_bit;
       for (int digit = 0; out.counts != nullptr && digit < digits.count; ++digit) {
         atomicAdd(&histogram[digit * digits.bins() + digits.value(rank, digit)], 1U);
       }
@@ -136,7 +124,7 @@ __global__ void __launch_bounds__(rank_threads)
   }
   if (out.counts == nullptr) return;
   __syncthreads();
-  uint32_t* counts = out.counts + (static_cast<int64_t>(chunk) * cut.groups + part.group) * size;
+  uint32_t* counts = out.counts + cut.segment_number(part) * size;
   for (uint32_t i = threadIdx.x; i < size; i += rank_threads) {
     if (histogram[i] != 0) atomicAdd(&counts[i], histogram[i]);
   }
@@ -155,164 +143,94 @@ struct SortPass {
 
 constexpr uint32_t is_sum = 1U << 31;
 
-// The sum of what the blocks before this one published, `step` words apart, `blocks` of them.
-__device__ uint32_t look_back(const volatile uint32_t* own, uint32_t step, uint32_t blocks) {
+// What the `blocks` blocks before this one published, `step` words apart, adds up to. The first of
+// a segment publishes a sum.
+__device__ uint32_t look_back(const volatile uint32_t* own, int64_t step, uint32_t blocks) {
   constexpr uint32_t window = 8;
   uint32_t sum = 0;
-  uint32_t looked = 0;  // blocks whose counts are in the sum
-  while (looked < blocks) {
+  while (true) {
     uint32_t words[window];
 #pragma unroll
-    for (uint32_t i = 0; i < window; ++i) {
-      words[i] = looked + i < blocks ? own[-static_cast<int64_t>(looked + i + 1) * step] : 0;
-    }
+    for (uint32_t i = 0; i < window; ++i) words[i] = i < blocks ? own[-(i + int64_t{1}) * step] : 0;
 #pragma unroll
-    for (uint32_t i = 0; i < window; ++i) {
-      if (words[i] == 0) break;
+    for (uint32_t i = 0; i < window && words[i] != 0; ++i) {
       if ((words[i] & is_sum) != 0) return sum + (words[i] & ~is_sum);
       sum += words[i] - 1;
-      ++looked;
+      own -= step;
+      --blocks;
     }
   }
-  return sum;
 }
 
-// The positions of one thread: of its warp's rounds, its lane's.
+// Behind the last row of a segment positions have the highest value and come last: nothing depends
+// on them.
 template <int rounds>
-struct Items {
-  uint32_t ranks[rounds];
-  uint32_t rows[rounds];
-  uint32_t places[rounds];  // in the block, once sorted
-};
-
-struct SortBlock {
-  uint32_t first;  // position
-  uint32_t first_row;
-  uint32_t count;
-  int shift;
-  uint32_t bins;
-
-  __device__ uint32_t value(uint32_t rank) const { return rank >> shift & (bins - 1); }
-};
-
-template <int rounds>
-union SharedItems {
-  uint32_t warp_counts[sort_warps][most_bins];
-  struct {
-    uint32_t ranks[sort_threads * rounds];
-    uint32_t rows[sort_threads * rounds];
-  } exchanged;
-};
-
-// Places behind the last row have the highest value and come last: nothing depends on them.
-template <int rounds>
-__device__ void load_items(const SortBlock& block, const SortPass& pass, Items<rounds>& items) {
-#pragma unroll
-  for (int i = 0; i < rounds; ++i) {
-    const uint32_t offset = threadIdx.x / 32 * (32 * rounds) + i * 32 + threadIdx.x % 32;
-    const bool used = offset < block.count;
-    items.ranks[i] = used ? pass.ranks[block.first + offset] : 0xffffffff;
-    items.rows[i] = block.first_row + offset;
-    if (pass.rows != nullptr && used) items.rows[i] = pass.rows[block.first + offset];
-  }
-}
-
-// Places among the warp's items with the same value, and how many of every value the warp has.
-template <int rounds>
-__device__ void rank_in_warp(const SortBlock& block, uint32_t* warp_counts, Items<rounds>& items) {
-  const uint32_t lane = threadIdx.x % 32;
-  const uint32_t lanes_below = (1U << lane) - 1;
-  for (uint32_t i = lane; i < most_bins; i += 32) warp_counts[i] = 0;
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < rounds; ++i) {
-    const uint32_t value = block.value(items.ranks[i]);
-    const unsigned peers = __match_any_sync(all_lanes, value);
-    const uint32_t before = warp_counts[value];
-    __syncwarp();
-    items.places[i] = before + __popc(peers & lanes_below);
-    if ((peers & lanes_below) == 0) warp_counts[value] = before + __popc(peers);
-    __syncwarp();
-  }
-}
-
-template <int rounds>
-__global__ void __launch_bounds__(sort_threads)
+__global__ void __launch_bounds__(sort_threads, blocks_here(2))
     sort_digit(Cut cut, Grain grain, Digits digits, SortPass pass) {
+  using Rank = cub::BlockRadixRankMatchEarlyCounts<sort_threads, most_digit_bits, false>;
+  using Scan = cub::BlockScan<uint32_t, sort_threads, cub::BLOCK_SCAN_WARP_SCANS>;
   constexpr uint32_t block_rows = sort_threads * rounds;
-  __shared__ SharedItems<rounds> shared;
-  __shared__ uint32_t starts[most_bins];   // of a value in the block
-  __shared__ uint32_t targets[most_bins];  // what leads from there to the position
+  __shared__ union {
+    typename Scan::TempStorage scan;
+    typename Rank::TempStorage rank;
+    uint2 exchanged[block_rows];  // rank, row
+  } shared;
+  __shared__ uint32_t targets[most_bins];  // what leads from a place in the block to the position
   __shared__ uint32_t number;
   if (threadIdx.x == 0) number = atomicAdd(pass.ticket, 1U);
   __syncthreads();
   const Part part = cut.part(number, grain);
   const uint32_t begin = part.item * block_rows;
-  const uint32_t first_position = cut.first_position(part);
-  const SortBlock block = {.first = first_position + begin,
-                           .first_row = part.first_row + begin,
-                           .count = min(block_rows, part.rows - begin),
-                           .shift = pass.digit * digits.bits,
-                           .bins = digits.bins()};
+  const uint32_t first = cut.first_position(part) + begin;
+  const uint32_t count = min(block_rows, part.rows - begin);
+  uint32_t ranks[rounds];
+  uint32_t rows[rounds];
+#pragma unroll
+  for (int i = 0; i < rounds; ++i) {
+    const uint32_t offset = threadIdx.x / 32 * (32 * rounds) + i * 32 + threadIdx.x % 32;
+    const bool used = offset < count;
+    ranks[i] = used ? pass.ranks[first + offset] : 0xffffffff;
+    rows[i] = cut.first_row(part) + begin + offset;
+    if (pass.rows != nullptr && used) rows[i] = pass.rows[first + offset];
+  }
+
   const uint32_t value = threadIdx.x;
-  const bool publishes = part.items > 1 && value < block.bins;
-  const int64_t segment =
-      static_cast<int64_t>(part.first_row / cut.chunk_rows) * cut.groups + part.group;
-  uint32_t in_segment = 0;
-  if (publishes) {
-    in_segment = pass.counts[(segment * digits.count + pass.digit) * block.bins + value];
+  const bool publishes = part.items > 1 && value < digits.bins();
+  uint32_t before = 0;  // of the segment's rows, those of lower values and of earlier blocks
+  if (part.items > 1 && part.item == 0) {
+    const int64_t counts = cut.segment_number(part) * digits.count + pass.digit;
+    if (publishes) before = pass.counts[counts * digits.bins() + value];
+    Scan(shared.scan).ExclusiveSum(before, before);
+    __syncthreads();
   }
-  Items<rounds> items;
-  load_items(block, pass, items);
-  rank_in_warp(block, shared.warp_counts[threadIdx.x / 32], items);
-  __syncthreads();
-
+  volatile uint32_t* word = pass.words + static_cast<int64_t>(number) * digits.bins() + value;
   uint32_t in_block = 0;
-  for (int w = 0; w < sort_warps; ++w) {
-    const uint32_t of_warp = shared.warp_counts[w][value];
-    shared.warp_counts[w][value] = in_block;
-    in_block += of_warp;
-  }
-  volatile uint32_t* word = pass.words + static_cast<int64_t>(number) * block.bins + value;
-  if (publishes) {
-    *word = part.item == 0 ? is_sum | in_block : 1 + in_block;
-  } else {
-    in_segment = in_block;
-  }
-  // Sums over the values below: of the block, above those of the segment.
-  using Scan = cub::BlockScan<uint64_t, sort_threads, cub::BLOCK_SCAN_WARP_SCANS>;
-  __shared__ typename Scan::TempStorage storage;
-  uint64_t before;
-  Scan(storage).ExclusiveSum(uint64_t{in_block} << 32 | in_segment, before);
-  uint32_t earlier = 0;
+  const auto publish = [&](int(&counts)[1]) {
+    in_block = counts[0];
+    if (publishes) *word = part.item == 0 ? is_sum | (before + in_block) : 1 + in_block;
+  };
+  int places[rounds];
+  int start[1];
+  const cub::BFEDigitExtractor<uint32_t> digit(pass.digit * digits.bits, digits.bits);
+  Rank(shared.rank).RankKeys(ranks, places, digit, start, publish);
   if (publishes && part.item > 0) {
-    earlier = look_back(word, block.bins, part.item);
-    *word = is_sum | (earlier + in_block);
+    before = look_back(word, digits.bins(), part.item);
+    *word = is_sum | (before + in_block);
   }
-  starts[value] = static_cast<uint32_t>(before >> 32);
-  targets[value] = first_position + static_cast<uint32_t>(before) + earlier - starts[value];
-  __syncthreads();
-
-#pragma unroll
-  for (int i = 0; i < rounds; ++i) {
-    const uint32_t at = block.value(items.ranks[i]);
-    items.places[i] += starts[at] + shared.warp_counts[threadIdx.x / 32][at];
-  }
+  targets[value] = first;
+  if (publishes) targets[value] += before - begin - start[0];
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < rounds; ++i) {
-    shared.exchanged.ranks[items.places[i]] = items.ranks[i];
-    shared.exchanged.rows[items.places[i]] = items.rows[i];
-  }
+  for (int i = 0; i < rounds; ++i) shared.exchanged[places[i]] = make_uint2(ranks[i], rows[i]);
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < rounds; ++i) {
     const uint32_t place = i * sort_threads + threadIdx.x;
-    if (place >= block.count) break;
-    const uint32_t rank = shared.exchanged.ranks[place];
-    const uint32_t position = targets[block.value(rank)] + place;
-    pass.sorted_ranks[position] = rank;
-    pass.sorted_rows[position] = shared.exchanged.rows[place];
+    if (place >= count) break;
+    const uint2 item = shared.exchanged[place];
+    const uint32_t position = targets[digits.value(item.x, pass.digit)] + place;
+    pass.sorted_ranks[position] = item.x;
+    pass.sorted_rows[position] = item.y;
   }
 }
 
@@ -334,13 +252,12 @@ SortedRows sort_rows(const Context& ctx,
                                          : sort_digit<2>;
   const Grain block = cut.grain(sort_threads * rounds);
   const int64_t blocks = cut.items(block);
-  const bool counted = block.whole > 1;
-  const int64_t count_size = counted ? cut.segments() * digits.count * digits.bins() : 0;
-  const int64_t words = counted ? blocks * digits.bins() : 0;
+  // A segment of one block of threads needs none.
+  const int64_t words = block.whole > 1 ? digits.count * digits.bins() : 0;
   Layout layout;
   const size_t tickets_at = layout.add<uint32_t>(most_digits + 1);
-  const size_t counts_at = layout.add<uint32_t>(count_size);
-  const size_t words_at = layout.add<uint32_t>(words * digits.count);
+  const size_t counts_at = layout.add<uint32_t>(cut.segments() * words);
+  const size_t words_at = layout.add<uint32_t>(blocks * words);
   const size_t zeroed = layout.bytes();
   const size_t ranks_at[2] = {layout.add<uint32_t>(positions), layout.add<uint32_t>(positions)};
   const size_t rows_at = layout.add<uint32_t>(digits.count > 1 ? positions : 0);
@@ -350,26 +267,26 @@ SortedRows sort_rows(const Context& ctx,
   uint32_t* ranks[2] = {Layout::at<uint32_t>(result.memory, ranks_at[0]),
                         Layout::at<uint32_t>(result.memory, ranks_at[1])};
   uint32_t* spare = Layout::at<uint32_t>(result.memory, rows_at);
-  uint32_t* counts = counted ? Layout::at<uint32_t>(result.memory, counts_at) : nullptr;
+  uint32_t* counts = words > 0 ? Layout::at<uint32_t>(result.memory, counts_at) : nullptr;
   // Rows of a block of threads: two blocks a multiprocessor, as each clears and adds up its counts.
   const int64_t rows_each = ceil_div(cut.rows, int64_t{rank_threads} * 2 * multiprocessors(ctx));
   const Grain strip = cut.grain(rank_threads * std::clamp<int64_t>(rows_each, 1, 16));
-  const Grid strips = {
-      .blocks = cut.chunks() * strip.whole, .columns = cut.groups, .threads = rank_threads};
-  launch(ctx, strips, write_ranks, cut, strip, digits, neighbours, Ranks{ranks[0], counts});
+  launch(ctx, {.blocks = cut.items(strip), .threads = rank_threads}, write_ranks, cut, strip,
+         digits, neighbours, Ranks{ranks[0], counts});
   for (int digit = 0; digit < digits.count; ++digit) {
     // The last pass writes to `rows`.
     const bool to_rows = (digits.count - digit) % 2 != 0;
-    const SortPass pass = {.ranks = ranks[digit % 2],
-                           .rows = digit == 0 ? nullptr
-                                   : to_rows  ? spare
-                                              : rows,
-                           .sorted_ranks = ranks[(digit + 1) % 2],
-                           .sorted_rows = to_rows ? rows : spare,
-                           .counts = counts,
-                           .words = Layout::at<uint32_t>(result.memory, words_at) + words * digit,
-                           .ticket = Layout::at<uint32_t>(result.memory, tickets_at) + digit,
-                           .digit = digit};
+    const SortPass pass = {
+        .ranks = ranks[digit % 2],
+        .rows = digit == 0 ? nullptr
+                : to_rows  ? spare
+                           : rows,
+        .sorted_ranks = ranks[(digit + 1) % 2],
+        .sorted_rows = to_rows ? rows : spare,
+        .counts = counts,
+        .words = Layout::at<uint32_t>(result.memory, words_at) + blocks * digits.bins() * digit,
+        .ticket = Layout::at<uint32_t>(result.memory, tickets_at) + digit,
+        .digit = digit};
     launch(ctx, {.blocks = blocks, .threads = sort_threads}, sort_digits, cut, block, digits, pass);
   }
   result.ranks = ranks[digits.count % 2];
