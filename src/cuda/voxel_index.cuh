@@ -109,7 +109,7 @@ struct IndexView {
   }
 };
 
-// The set of a coordinate matrix and the lowest row of every voxel, about 48 bytes a row. Built
+// The set of a coordinate matrix and the lowest row of every voxel, about 45 bytes a row. Built
 // without waiting for the device: what goes wrong is found by the first read of a size.
 class BlockIndex final : public VoxelIndex::State {
  public:
