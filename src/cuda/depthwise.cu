@@ -47,7 +47,8 @@ struct Depthwise {
     state->add(x, tap);
   }
   __device__ void finish(State state, int64_t row) const {
-    if (a.bias != nullptr) state.add(load_pack<T, n>(a.bias + col), 1);
+    // The bias may begin anywhere.
+    for (int i = 0; i < n && a.bias != nullptr; ++i) state.v[i] += widen(a.bias[col + i]);
     state.write(a.y + row * a.y_stride + col);
   }
 };
@@ -203,9 +204,9 @@ SlicedSums sum_slices(const Context& ctx, Gather g, const MatrixRef& x, const Ma
     if (products) {
       launch(ctx,
              {.blocks = slices / warps * tap_blocks,
-              .columns = ceil_div(g.cols, 2 * chunk_cols),
+              .columns = ceil_div(g.cols, sum_chunks * chunk_cols),
               .threads = warps * 32},
-             sum_weights<T, 2>, all);
+             sum_weights<T>, all);
       return result;
     }
   }

@@ -1,33 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Depthwise convolution of 16-bit floats by matrix instructions, from sm_80 on:
-// y[r, c] = bias[c] + sum over taps t of x[in(r, t), c] w[t, c]. Its arithmetic is nothing, but a
-// multiply-add wants both operands widened: by ordinary instructions that is four for every
-// product. A matrix instruction takes what was loaded as it was loaded; fifteen of sixteen of its
-// products are with zeros, and it still costs less.
+// y[r, c] = bias[c] + sum over taps t of x[in(r, t), c] w[t, c]. Ordinary instructions would widen
+// both operands first, four instructions a product. A matrix instruction takes what was loaded as
+// it was loaded; fifteen of sixteen of its products are with zeros, and it still costs less.
 //
 // A warp owns 32 rows and `chunks` times 32 columns, and walks the taps that any of its rows has.
 // Lane l, with g = l / 4 and u = l % 4, loads 16 bytes of row g of every 8: columns 8u to 8u + 7 of
 // a chunk. Words 2i and 2i + 1 of these are its part of B [16 columns, 8 rows]; A [16 columns, 16
-// columns] is diagonal and has the tap's weights. Words of a load follow each other in registers as
-// B wants them. Rows of a tap are on their way while those of the tap before are added.
-//
-// 1.03 M rows of f16 with 12.8 of 27 taps on an H200, us: 16 columns 175 (a gather, gather.cuh,
-// 217), 32 187 (293), 64 344 (457), 128 666 (730), 256 1300 (1213); copying x, y and the table
-// takes 102 at 64 columns. Loads of neighbouring rows meet in the same banks of L1. Tried: weights
-// as B and two taps of 16 rows in A, 195, 202, 332, 638 and 1272 with a third of the loop moving
-// registers and L1 busy for 59 % of the time; without the next tap under way, 360 at 64 columns.
+// columns] is diagonal and has the tap's weights. Rows of a tap are on their way while those of the
+// tap before are added. Times and other forms are in docs/performance.md.
 //
 // Of A a lane has elements (g, 2u + {0, 1}) and (g + 8, 2u + 8 + {0, 1}): lanes with u = g / 2 have
 // a weight in each, others zero. Shared memory has these words of every tap, and zeros that the
 // others read, in other banks. Row numbers come to shared memory a warp for itself, [taps][rows].
-//
 // A lane ends with every second of 8 columns of two rows, and swaps with lane l ^ 4.
 //
 // dw[t, c] = sum over rows r of x[in(r, t), c] dy[r, c] is the same product, with taps where rows
-// were: A has row r of dy on its diagonal, B what 8 taps read of x, and the sums of a slice of the
-// rows stay in registers. A warp owns a slice, 32 taps and 64 columns; add_slices in
-// depthwise.cu adds the slices in order.
+// were: A has row r of dy on its diagonal, B what 8 taps read of x. A warp owns a slice of the
+// rows, 32 taps and 64 columns; add_slices in depthwise.cu adds the slices in order.
 //
 // A zero for an absent row times an infinite weight, or a zero off the diagonal times an infinite
 // element, is NaN: sums that come out NaN are computed again, over present rows and one by one.
@@ -64,43 +55,24 @@ __device__ inline const T* at(const void* matrix, int64_t element) {
   return static_cast<const T*>(matrix) + element;
 }
 
-// Eight sums, rounded.
-template <class T>
-__device__ inline Pack<T, 8> rounded(const float (&sums)[8]) {
-  Pack<T, 8> pack;
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      pack.words[i] = ptx::to_bf16(sums[2 * i], sums[2 * i + 1]);
-    } else {
-      const __half2 both = __floats2half2_rn(sums[2 * i], sums[2 * i + 1]);
-      pack.words[i] = reinterpret_cast<const uint32_t&>(both);
-    }
-  }
-  return pack;
-}
-
 // Eight columns of a row over its present taps.
 template <class T>
-__device__ inline void convolve_again(const Convolution& c,
-                                      int64_t row,
-                                      int64_t col,
-                                      float (&sums)[8]) {
-  for (float& sum : sums) sum = 0;
+__device__ inline Sums<T, 8> convolve_again(const Convolution& c, int64_t row, int64_t col) {
+  Sums<T, 8> sums;
 #pragma unroll 1
   for (int tap = 0; tap < c.g.taps; ++tap) {
     const int32_t in = c.g.rows[tap * c.g.tap_stride + row];
     if (static_cast<uint32_t>(in) >= c.g.rows_in) continue;
-    const auto x = *row_of<Pack<T, 8>>(at<T>(c.x, col), in, c.g.x_bytes);
-    const auto w = *row_of<Pack<T, 8>>(at<T>(c.w, col), c.weight_row(tap), c.w_bytes);
-    for (int i = 0; i < 8; ++i) sums[i] += w.get(i) * x.get(i);
+    sums.add(*row_of<Pack<T, 8>>(at<T>(c.x, col), in, c.g.x_bytes),
+             *row_of<Pack<T, 8>>(at<T>(c.w, col), c.weight_row(tap), c.w_bytes));
   }
+  return sums;
 }
 
 template <class T>
-__device__ inline void write_row(const Convolution& c, int64_t row, int64_t col, float (&y)[8]) {
-  for (int i = 0; i < 8 && c.bias != nullptr; ++i) y[i] += widen(*at<T>(c.bias, col + i));
-  T* to = reinterpret_cast<T*>(static_cast<char*>(c.y) + row * c.y_bytes);
-  store_pack(rounded<T>(y), to + col);
+__device__ inline void write_row(const Convolution& c, int64_t row, int64_t col, Sums<T, 8> y) {
+  for (int i = 0; i < 8 && c.bias != nullptr; ++i) y.v[i] += widen(*at<T>(c.bias, col + i));
+  y.write(reinterpret_cast<T*>(static_cast<char*>(c.y) + row * c.y_bytes) + col);
 }
 
 // Words of the weights: [taps_at_once + 1][chunks][word][g]. The last tap has zeros; lanes off the
@@ -253,7 +225,7 @@ __device__ inline void write_group(const Convolution& c,
 #pragma unroll
   for (int i = 0; i < 4 * chunks; ++i) {
     const int chunk = i % chunks;
-    float y[8];
+    Sums<T, 8> y;
     bool nan = false;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
@@ -262,20 +234,20 @@ __device__ inline void write_group(const Convolution& c,
       const float second = d[q % 2 * 2 + 1];
       const float mine = odd ? second : first;
       const float theirs = __shfl_xor_sync(0xffffffff, odd ? first : second, 4);
-      y[2 * q] = odd ? theirs : mine;
-      y[2 * q + 1] = odd ? mine : theirs;
+      y.v[2 * q] = odd ? theirs : mine;
+      y.v[2 * q + 1] = odd ? mine : theirs;
       nan = nan || mine != mine || theirs != theirs;
     }
     if (row + i / chunks * 8 >= c.g.rows_out || col + chunk * chunk_cols >= c.g.cols) continue;
     if (nan) broken |= 1U << i;
-    write_row<T>(c, row + i / chunks * 8, col + chunk * chunk_cols, y);
+    write_row(c, row + i / chunks * 8, col + chunk * chunk_cols, y);
   }
 #pragma unroll 1
   for (; broken != 0; broken &= broken - 1) {
     const int i = __ffs(static_cast<int>(broken)) - 1;
-    float y[8];
-    convolve_again<T>(c, row + i / chunks * 8, col + i % chunks * chunk_cols, y);
-    write_row<T>(c, row + i / chunks * 8, col + i % chunks * chunk_cols, y);
+    const int64_t again = row + i / chunks * 8;
+    const int64_t from = col + i % chunks * chunk_cols;
+    write_row(c, again, from, convolve_again<T>(c, again, from));
   }
 }
 
@@ -351,6 +323,9 @@ __global__ __launch_bounds__(convolve_warps * 32,
 #endif
 }
 
+// Of a warp.
+constexpr int sum_chunks = 2;
+
 struct WeightSums {
   Gather g;
   const void* x;
@@ -379,12 +354,12 @@ __device__ inline float sum_again(const WeightSums& p, int64_t slice, int tap, i
 
 // Writes a warp's sums: word k of tile and pair i belongs to tap 8 * tile + 2u + k % 2 and column
 // 4i + 2 * (k / 2) + g % 2 of the lane's 8.
-template <class T, int chunks>
+template <class T>
 __device__ inline void write_sums(const WeightSums& p,
                                   int64_t slice,
                                   int first_tap,
                                   int64_t first_col,
-                                  const GroupSums<chunks>& sums) {
+                                  const GroupSums<sum_chunks>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto tap_of = [&](int n) { return first_tap + n / 4 % 4 * 8 + lane % 4 * 2 + n % 2; };
   const auto col_of = [&](int n) {
@@ -396,7 +371,7 @@ __device__ inline void write_sums(const WeightSums& p,
   };
   uint64_t broken = 0;
 #pragma unroll
-  for (int n = 0; n < chunks * 32; ++n) {
+  for (int n = 0; n < sum_chunks * 32; ++n) {
     const float sum = sums[n / 32][n / 16 % 2][n / 4 % 4][n % 4];
     if (tap_of(n) >= p.g.taps || col_of(n) >= p.g.cols) continue;
     if (sum != sum) broken |= uint64_t{1} << n;
@@ -409,9 +384,8 @@ __device__ inline void write_sums(const WeightSums& p,
   }
 }
 
-template <class T, int chunks>
-__global__ __launch_bounds__(convolve_warps * 32,
-                             blocks_here(chunks == 1 ? 5 : 3)) void sum_weights(WeightSums p) {
+template <class T>
+__global__ __launch_bounds__(convolve_warps * 32, blocks_here(3)) void sum_weights(WeightSums p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   // A lane's four numbers of a row are 16 bytes; rows that are written at once in different banks.
   constexpr int pitch = taps_at_once + 4;
@@ -420,12 +394,12 @@ __global__ __launch_bounds__(convolve_warps * 32,
   auto& numbers = all_numbers[warp];
   const int64_t slice = static_cast<int64_t>(blockIdx.x / p.tap_blocks) * convolve_warps + warp;
   const int first_tap = static_cast<int>(blockIdx.x % p.tap_blocks) * taps_at_once;
-  const int64_t first_col = static_cast<int64_t>(blockIdx.y) * chunks * chunk_cols;
-  const Lane<T, chunks> lane(p.g, p.x, first_col);
+  const int64_t first_col = static_cast<int64_t>(blockIdx.y) * sum_chunks * chunk_cols;
+  const Lane<T, sum_chunks> lane(p.g, p.x, first_col);
   const uint32_t half = lane.g % 2 == 0 ? 0xffff : 0xffff0000;
   const int64_t last = min(p.g.rows_out, (slice + 1) * p.slice_rows);
-  GroupSums<chunks> sums = {};
-  Diagonals<chunks> diagonals;
+  GroupSums<sum_chunks> sums = {};
+  Diagonals<sum_chunks> diagonals;
   for (int64_t row = slice * p.slice_rows; row < last; row += group_rows) {
     // Taps g, g + 8, g + 16 and g + 24 side by side.
     int32_t* to = numbers[threadIdx.x % 32];
@@ -436,7 +410,7 @@ __global__ __launch_bounds__(convolve_warps * 32,
 #pragma unroll 1
     for (int r = 0; r < rows; ++r, dy += p.dy_bytes) {
 #pragma unroll
-      for (int chunk = 0; chunk < chunks; ++chunk) {
+      for (int chunk = 0; chunk < sum_chunks; ++chunk) {
         uint4 words = {};
         if (lane.diagonal && chunk < lane.chunks_here) {
           words = *reinterpret_cast<const uint4*>(dy + chunk * chunk_cols * sizeof(T));
@@ -446,12 +420,12 @@ __global__ __launch_bounds__(convolve_warps * 32,
         diagonals.a[chunk][1][0] = words.z & half;
         diagonals.a[chunk][1][3] = words.w & half;
       }
-      uint4 x[4][chunks];
+      uint4 x[4][sum_chunks];
       lane.load(load_pack<int32_t, 4>(&numbers[r][lane.g * 4]), x);
       lane.multiply(diagonals, x, sums);
     }
   }
-  write_sums<T, chunks>(p, slice, first_tap, first_col, sums);
+  write_sums<T>(p, slice, first_tap, first_col, sums);
 #endif
 }
 
