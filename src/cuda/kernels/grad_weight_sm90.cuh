@@ -451,15 +451,11 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
       place_groups(p, shared.starts);
     }
   } else if (threadIdx.x == 32) {
-    for (int batch = 0; batch < C::batches; ++batch) {
-      ptx::barrier_init(shared.full + 8 * batch, 128 + 1);  // producer threads, the note
-      ptx::barrier_init(shared.free + 8 * batch, 8);        // consumer warps
-    }
-    for (int slot = 0; slot < C::slots; ++slot) {
-      // A warp's copies and its note, or all indexers.
-      ptx::barrier_init(shared.slot_full + 8 * slot, C::scheduled ? 32 + 1 : 128);
-      ptx::barrier_init(shared.slot_free + 8 * slot, 4);  // producer warps
-    }
+    ptx::barriers_init(shared.full, C::batches, 128 + 1);  // producer threads, the note
+    ptx::barriers_init(shared.free, C::batches, 8);        // consumer warps
+    // A warp's copies and its note, or all indexers.
+    ptx::barriers_init(shared.slot_full, C::slots, C::scheduled ? 32 + 1 : 128);
+    ptx::barriers_init(shared.slot_free, C::slots, 4);  // producer warps
     ptx::barrier_init_fence();
   }
   __syncthreads();

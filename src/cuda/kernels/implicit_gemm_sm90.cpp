@@ -146,8 +146,7 @@ double waste(double rows, int tile_rows, int groups) {
   return 1 + 1 / (1 + std::pow(sharing, 0.75));
 }
 
-// Fitted on one H200 to 160 times, every row on shells of 192 to 4 million voxels and 32 to 1024
-// channels, then by hand to 40 of them after teams filled stages and items went forth and back.
+// Fitted on one H200; what is left of the error is corrected (conv/correction.h).
 double cost(const Kernel& kernel, const Problem& problem) {
   const Row& row = row_of(kernel);
   const Shape& shape = shapes[row.shape];
@@ -159,39 +158,25 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const auto column_blocks = static_cast<double>(ceil_div(sizes.c_out, shape.columns));
   const double taps = std::max(problem.expected_pairs() / rows, 1e-3);  // of a row
   const double tile_waste = std::min(waste(rows, shape.rows, groups), sizes.taps / taps);
-  const double half_waste = std::min(waste(rows, shape.rows / 2, groups), tile_waste);
-  // Clocks of a step: products at 4096 a clock, for halves that have the tap, and copies at 35
-  // bytes a clock, of rows that are there and of weights that neighbours in part share. Pieces of
-  // bf16 make 6 products of what 16-bit operands make 4.
+  // Clocks of a step: products at 4096 a clock, and copies at 35 bytes a clock, of rows that are
+  // there and of weights that neighbours in part share.
   const bool pieces = row.math == Math::bf16x3 || row.math == Math::bf16x6;
-  const double products = (pieces ? 1.5 : 1.0) * 2.0 * shape.rows * shape.columns * shape.depth /
-                          4096 * half_waste / tile_waste;
+  const double products =
+      (pieces ? 1.5 : 1.0) * 2.0 * shape.rows * shape.columns * shape.depth / 4096;
   const double copies =
       2.0 * shape.depth * (1.2 * shape.rows / tile_waste + 0.7 * shape.columns) / 35;
   const double steps = taps * tile_waste * k_blocks / groups / slices;  // of an item
-  // Clocks of an item's end: those of stores half beside the next item with pingpong, the others
-  // mostly where teams are small.
-  const bool finished = groups == 1 && slices == 1;
-  const double end =
-      (shape.team == 1 ? 2000 : 3800) + (finished ? 0.024 : 0.092) * (shape.pingpong ? 0.5 : 1.0) *
-                                            shape.rows * std::min(shape.columns, sizes.c_out);
+  // Clocks of an item's end, most of which partial sums take.
+  const double end = 2000 + (groups == 1 && slices == 1 ? 0.024 : 0.092) * shape.rows *
+                                std::min(shape.columns, sizes.c_out);
   const double items = std::ceil(rows / shape.rows) * groups * column_blocks * slices;
-  // The first turns balance each other, later ones are drawn, as are those of another launch.
-  const bool even = items <= 4 * sms && groups == 1;
-  const double turns = items <= sms ? 1.2 : items / sms + (even ? 0.3 : 0.7);
-  constexpr double clock = 1.6e9;
-  constexpr double launching = 12e-6;
-  const double buffers = slices > 1 ? groups * slices : 0;
-  const double adding = slices > 1 ? 2.4e-6 + 8 * rows * sizes.c_out * buffers / 8.6e12 : 0;
-  const auto size = static_cast<double>(size_of(problem.dtype));
-  const double operands = rows * sizes.c_in + double(sizes.taps) * sizes.c_in * sizes.c_out;
-  const double memory = (2.0 * operands + size * rows * sizes.c_out) / 3.5e12;
-  // Four bytes are read for every one to four units.
-  const double splitting = sm90::is_split(row.math) ? 4e-6 + 4.0 * operands / 3.5e12 : 0;
-  const double items_time = turns * (steps * std::max(products, copies) + end) / clock;
-  // Sums of all groups but the last go to memory and back, beside little else.
-  const double passing_on = slices > 1 ? 0 : 8 * rows * sizes.c_out * (groups - 1) / 4e12;
-  return launching + splitting + std::max(items_time, memory) + passing_on + adding;
+  const double turns = items <= sms ? 1.2 : items / sms + 0.5;
+  const double adding = slices > 1 ? 2.4e-6 + rows * sizes.c_out * groups * slices / 1.1e12 : 0;
+  const double splitting =
+      sm90::is_split(row.math)
+          ? 4e-6 + (rows * sizes.c_in + double(sizes.taps) * sizes.c_in * sizes.c_out) / 0.9e12
+          : 0;
+  return 12e-6 + splitting + turns * (steps * std::max(products, copies) + end) / 1.6e9 + adding;
 }
 
 ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {

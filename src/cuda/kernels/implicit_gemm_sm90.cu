@@ -66,55 +66,37 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   ConvParams p = params_of(args, given);
   p.column_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
   p.slices = slicing.slices;
-  p.tiles_first = slicing.split;
-  // Up to so many groups have a buffer each and run together; more of them take turns with one.
-  const bool chained = !slicing.split && p.groups > most_groups;
-  const int buffers = slicing.split ? p.groups * p.slices : chained ? 1 : p.groups - 1;
+  p.split = slicing.split && p.groups * p.slices > 1;
   // Every group has every row, so its tiles are as many as any other's.
-  const int64_t group_tiles = args.schedule->parts().tiles.rows / p.groups;
-  const int64_t chunk_tiles = args.schedule->options().chunk_rows / C::rows;
-  p.group_tiles = static_cast<int>(group_tiles);
-  p.chunk_tiles = static_cast<int>(std::min(chunk_tiles, group_tiles));
+  p.group_tiles = static_cast<int>(args.schedule->parts().tiles.rows / p.groups);
+  p.chunk_tiles = std::min(args.schedule->options().chunk_rows / C::rows, p.group_tiles);
+  const int64_t items = int64_t{p.tile_count()} * p.column_blocks * p.slices;
+  const int launches = p.split ? 1 : p.groups;
   constexpr int most_even_turns = 4;
-  const bool dealt =
-      group_tiles * p.column_blocks * p.groups * p.slices > most_even_turns * multiprocessors(ctx);
+  const bool dealt = items * launches > most_even_turns * multiprocessors(ctx);
+  const int buffers = p.split ? p.groups * p.slices : p.groups > 1 ? 1 : 0;
   Layout layout;
   const auto sums = layout.add<float>(buffers * p.rows * p.partial_stride);
-  const auto counters = layout.add<int>(dealt ? p.groups : 0);
+  const auto counters = layout.add<int>(dealt ? launches : 0);
   std::shared_ptr<void> memory;
   if (layout.bytes() > 0) memory = ctx.allocate(layout.bytes());
   p.partials = Layout::at<float>(memory, sums);
   int* const next_item = dealt ? Layout::at<int>(memory, counters) : nullptr;
-  if (dealt) fill_bytes(ctx, next_item, 0, sizeof(int) * p.groups);
-  bool overlaps = false;
-  const auto launch_groups = [&](const Share& share) {
-    p.share = share;
-    p.tile_count = static_cast<int>(group_tiles * share.groups);
-    p.next_item = dealt ? next_item + share.first_group : nullptr;
-    const int64_t items = int64_t{p.tile_count} * p.column_blocks * p.slices;
+  if (dealt) fill_bytes(ctx, next_item, 0, sizeof(int) * launches);
+  for (p.group = 0; p.group < launches; ++p.group) {
+    p.added = std::min(p.group, 1);
+    p.next_item = dealt ? next_item + p.group : nullptr;
     launch(ctx,
            {.blocks = std::min<int64_t>(items, multiprocessors(ctx)),
             .threads = C::threads,
             .shared_bytes = C::shared_bytes,
-            .overlaps = overlaps},
+            .overlaps = p.group > 0},
            implicit_gemm<C>, map, p);
-    overlaps = true;
-  };
-  if (slicing.split && buffers > 1) {
-    launch_groups({.groups = p.groups, .finish = false, .group_buffers = p.slices});
-    Grid grid = over(ctx, p.rows * p.partial_stride / 8);
-    grid.overlaps = true;
-    launch(ctx, grid, finish<typename C::Result>, p, p.partials, p.partial_stride, buffers);
-  } else if (chained) {
-    for (int g = 0; g < p.groups; ++g) {
-      launch_groups(
-          {.first_group = g, .groups = 1, .added = std::min(g, 1), .finish = g == p.groups - 1});
-    }
-  } else {
-    const int others = p.groups - 1;
-    if (others > 0) launch_groups({.groups = others, .finish = false, .group_buffers = 1});
-    launch_groups({.first_group = others, .groups = 1, .added = others});
   }
+  if (!p.split) return;
+  Grid grid = over(ctx, p.rows * p.partial_stride / 8);
+  grid.overlaps = true;
+  launch(ctx, grid, finish<typename C::Result>, p, p.partials, p.partial_stride, buffers);
 }
 
 template <Math math>

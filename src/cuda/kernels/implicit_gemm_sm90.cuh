@@ -4,21 +4,16 @@
 // Convolution on Hopper: y[o] = bias + sum over taps of x[in(o, t)] W[t], 16-bit operands or f32
 // ones in the form of split_sm90.h, f32 sums, over the tiles of a masked schedule (schedule.h).
 //
-// A CTA takes items in turn: a tile, a block of its columns and a slice of its steps, a step being
-// one tap and `depth` input channels; split operands count as so many 16-bit units. Column blocks
-// of a tile go to neighbouring CTAs, which then read the same rows at about the same time and share
-// them in the second-level cache. Tiles come longest first, and the next item goes to the CTA that
-// asks first (implicit_gemm_sm90_items.cuh).
-//
-// Warpgroup 0 fills a ring of stages, one a step; warpgroups 1 and 2 multiply. A stage is
+// A CTA takes items in turn (implicit_gemm_sm90_items.cuh): a tile, a block of its columns and a
+// slice of its steps, a step being one tap and `depth` input channels; split operands count as so
+// many 16-bit units. Column blocks of a tile go to neighbouring CTAs, which then share its rows in
+// the second-level cache. Warpgroup 0 fills a ring of stages, one a step; 1 and 2 multiply. A
+// stage:
 //   A [rows, depth]: rows of x, gathered by cp.async, depth / 8 lanes a row; absent rows are zeros
 //   B [depth, columns] of W[tap], by one tensor copy (or one per 64 columns where the output
 //   channels are contiguous)
-// f32 pieces of one channel stand in one stage, which therefore serves all their products: three of
-// bf16x3 take 1.5 times the multiplication of two copies, where they are not hidden by it.
 // Both swizzled over the bytes of a row, 128 or 64: 16-byte piece p of row r lies at p ^ (r & 7) or
-// p ^ (r / 2 & 3). Weights are used in place in either layout: contiguous input channels make B
-// K-major, contiguous output channels MN-major.
+// p ^ (r / 2 & 3). f32 pieces of one channel stand in one stage, which serves all their products.
 //
 // The consumers share a tile, each with half of its rows, or, where a tile is short in steps (few
 // channels), take turns with whole ones (`pingpong`), so that one writes its sums while the other
@@ -26,35 +21,22 @@
 // multiplied or gathered for it; only the weights are shared.
 //
 // The producer: teams of 1, 2 or 4 of its warps fill stages in turn. What a step costs a warp
-// beside its copies is about a hundred instructions one behind the other, and where steps are small
-// that is most of it; small teams do it for several steps at once. Where steps are large all warps
-// fill one, or it would come too late. A lane holds every 32nd row of a warp's, and copies ask a
-// shuffle for theirs: a lane that held the row of each of its copies saved 1% with 128 x 256 tiles
-// and cost 7% with 256 x 128.
+// beside its copies is about a hundred instructions one behind the other: where steps are small
+// teams do it for several at once, where they are large all warps fill one, or it would come too
+// late. A lane holds every 32nd row of a warp's, and copies ask a shuffle for theirs.
 //
 // Synchronisation: `full` of a stage gets one arrival from every lane that fills it when its copies
 // have landed and one with the bytes of the weights; `free` one from every warp that multiplies it.
 // cp.async writes through the generic proxy and wgmma reads through the asynchronous one, so
-// consumers fence after `full` (measured: free). A consumer that skips a tap first drains what it
-// still multiplies, or the ring would stop once a run of skips is longer than it. With pingpong
-// `turn` of a consumer says that the other has issued all of its tile: a stage may be several
-// phases away, which its parity alone does not tell.
+// consumers fence after `full`. A consumer that skips a tap first drains what it still multiplies,
+// or the ring would stop once a run of skips is longer than it. With pingpong `turn` of a consumer
+// says that the other has issued all of its tile: a stage may be several phases away, which its
+// parity alone does not tell.
 //
-// Several groups: all but the last write partial sums (implicit_gemm_sm90_sums.cuh), and the last
-// adds them. It is launched after the others and overlaps their end: it multiplies at once and
-// waits before it reads partial sums. Several slices: all write partial sums, finish() adds.
-//
-// Lost against this in measurement (one H200): clusters with multicast weights (1.4 to 1.7 times
-// slower; the hardware merges equal reads of neighbouring CTAs); one-row tensor copies for the
-// gather (60% against 90%); an index load per copy instead of batches (7 to 18% slower); index
-// blocks brought four taps ahead by bulk copies to a ring in shared memory (up to 30% slower: what
-// a step waits for there counts more than the way to the indices); all items in a fixed order (3
-// groups at 64 thousand rows of 512 channels 0.92 against 0.77 ms); 9 groups in one launch of
-// partial sums (shell 16, 1024 channels: 91 against 86 us); one warp a stage for 256 columns or 256
-// x 128 tiles (5 to 12% slower); the steps of all tiles cut into equal ranges instead of each tile
-// into slices (shell 32, 1024 channels: 0.29 against 0.22 ms; shell 16: 92 against 82 us:
-// neighbours no longer read the same weights, and a step takes 1400 clocks, not 1140). The hint to
-// fetch 128 bytes makes no difference.
+// Of several groups each has a launch, which begins while the one before ends: it multiplies at
+// once and waits before it reads the partial sums of that one (implicit_gemm_sm90_sums.cuh), which
+// it adds to its own. Several slices: all write partial sums, finish() adds. What was tried and
+// lost is in docs/performance.md.
 
 #include <cuda.h>
 
@@ -326,7 +308,6 @@ class Consumer {
         ptx::barrier_arrive(shared_.turn + 8 * (consumer_ ^ 1));
       }
       ptx::wait_for_last_launch();
-      if constexpr (C::columns >= 128) sums_.prefetch_partials();
       drain();
       sums_.write(item);
     }
@@ -442,17 +423,11 @@ __global__ void __launch_bounds__(C::threads, 1)
   shared.items = (shared.item_free + 8 * item_slots + 15) & ~15u;
   ptx::let_next_launch_start();
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < C::stages; ++stage) {
-      ptx::barrier_init(shared.full + 8 * stage, 32 * C::team + 1);     // a team's lanes, weights
-      ptx::barrier_init(shared.free + 8 * stage, C::pingpong ? 4 : 8);  // consumer warps
-    }
-    for (int consumer = 0; consumer < 2; ++consumer) {
-      ptx::barrier_init(shared.turn + 8 * consumer, 4);
-    }
-    for (int slot = 0; slot < item_slots; ++slot) {
-      ptx::barrier_init(shared.item_full + 8 * slot, 1);
-      ptx::barrier_init(shared.item_free + 8 * slot, C::threads / 32);
-    }
+    ptx::barriers_init(shared.full, C::stages, 32 * C::team + 1);     // a team's lanes, weights
+    ptx::barriers_init(shared.free, C::stages, C::pingpong ? 4 : 8);  // consumer warps
+    ptx::barriers_init(shared.turn, 2, 4);
+    ptx::barriers_init(shared.item_full, item_slots, 1);
+    ptx::barriers_init(shared.item_free, item_slots, C::threads / 32);
     ptx::barrier_init_fence();
   }
   __syncthreads();

@@ -5,13 +5,11 @@
 //
 // All warps of a CTA go through the same items. Thread 0 draws their numbers, loads what is to be
 // known of them and hands it on through a ring of `item_slots` slots in shared memory, an item
-// ahead of the producer: a warp that loaded it itself would wait for it, since the compiler brings
-// it to uniform registers at once. `item_full` of a slot gets one arrival from thread 0,
-// `item_free` one from the lane of every warp that reads it. The first two turns go forth and back
-// over the CTAs, so that who has the longest item gets the shortest next (asked for an item ahead,
-// a counter would give it another long one: 35 against 25 us at 56 thousand rows of a street, 64
-// channels). A few turns go on like that; more of them draw from a counter of the launch, which
-// asks for a launch of its own to clear it.
+// ahead of the producer. `item_full` of a slot gets one arrival from thread 0, `item_free` one from
+// the lane of every warp that reads it. Tiles come longest first, and the first two turns go forth
+// and back over the CTAs, so that who has the longest item gets the shortest next. A few turns go
+// on like that; more of them draw from a counter of the launch, which asks for a launch of its own
+// to clear it.
 //
 // The compiler keeps what it knows to be the same for a whole warp in uniform registers, which
 // barriers and tensor copies ask for; what it does not is brought there by a loop at every use, for
@@ -25,31 +23,24 @@
 
 namespace voxgemm::cuda::sm90 {
 
-// Which groups a launch takes, and what becomes of their sums.
-struct Share {
-  int first_group = 0;
-  int groups = 0;
-  int added = 0;       // the first so many buffers are added to the sums
-  bool finish = true;  // rows of y are written, else buffer group * group_buffers + slice
-  int group_buffers = 0;
-};
-
 // Of the operands as they were given, but y as it is written.
 struct ConvParams : PassArgs {
   const void* operand = nullptr;  // x as it is gathered: [n_in, units]
   uint32_t operand_bytes = 0;     // from row to row
   int units = 0;                  // input channels as the kernels take them, 16 bits each
-  int tile_count = 0;             // of this launch, which takes consecutive groups
-  int group_tiles = 0;            // of each group
-  int chunk_tiles = 0;            // of each group in a whole chunk
-  Share share = {};
-  int column_blocks = 0;
-  int slices = 1;            // of the steps of a tile
-  int* next_item = nullptr;  // how many items were asked for; null: they are dealt in turn
-  bool tiles_first = false;  // items of neighbours are tiles, else column blocks
+  int group_tiles = 0;
+  int chunk_tiles = 0;  // of a group in a whole chunk
   int groups = 0;
-  float* partials = nullptr;  // [buffers, rows, partial_stride]
+  int group = 0;       // of this launch, unless split
+  int added = 0;       // buffers that this launch adds to its sums
+  bool split = false;  // the launch takes all groups, and all sums are partial
+  int slices = 1;      // of the steps of a tile
+  int column_blocks = 0;
+  int* next_item = nullptr;   // how many items were asked for; null: they are dealt in turn
+  float* partials = nullptr;  // [1 or groups * slices, rows, partial_stride]
   int partial_stride = 0;     // c_out rounded up to 8
+
+  __host__ __device__ int tile_count() const { return group_tiles * (split ? groups : 1); }
 };
 
 // Items that are known to the CTA and not yet to all of its warps.
@@ -158,23 +149,21 @@ class Dealer {
   __device__ __forceinline__ void load() {
     if (threadIdx.x != 0) return;
     rest_ = make_int4(-1, 0, 0, 0);
-    if (number_ >= p_.tile_count * p_.column_blocks * p_.slices) return;
+    const int tiles = p_.tile_count();
+    if (number_ >= tiles * p_.column_blocks * p_.slices) return;
     // Neighbours share what costs more: rows, or the weights where tiles are few.
     int t;
-    if (p_.tiles_first) {
-      t = number_ % p_.tile_count;
-      rest_.x = number_ / p_.tile_count % p_.column_blocks * C::columns;
-      rest_.y = number_ / p_.tile_count / p_.column_blocks;
+    if (p_.split) {
+      t = number_ % tiles;
+      rest_.x = number_ / tiles % p_.column_blocks * C::columns;
+      rest_.y = number_ / tiles / p_.column_blocks;
     } else {
+      t = number_ / p_.column_blocks;
       rest_.x = number_ % p_.column_blocks * C::columns;
-      rest_.y = number_ / p_.column_blocks % p_.slices;
-      t = number_ / p_.column_blocks / p_.slices;
+      // Tiles lie chunk by chunk, in a chunk group by group.
+      const int before = t / p_.chunk_tiles * p_.chunk_tiles;  // of a group
+      t += before * (p_.groups - 1) + p_.group * min(p_.chunk_tiles, p_.group_tiles - before);
     }
-    // Chunk by chunk, in a chunk group by group.
-    const int chunk = t / (p_.chunk_tiles * p_.share.groups);
-    const int before = chunk * p_.chunk_tiles;  // of a group
-    t += before * (p_.groups - p_.share.groups) +
-         p_.share.first_group * min(p_.chunk_tiles, p_.group_tiles - before);
     tile_ = __ldg(p_.tiles + t);
     if constexpr (C::rows == 128) {
       const int2 masks = __ldg(reinterpret_cast<const int2*>(p_.masks) + t);

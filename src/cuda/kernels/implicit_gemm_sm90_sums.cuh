@@ -9,12 +9,12 @@
 // bytes at a time and 16-bit results 4, at a third of the speed of 16 bytes; so the lanes of a quad
 // exchange what they hold first.
 //
-// Partial sums lie in buffers [rows, partial_stride], one for every group and slice; whoever
-// finishes a row adds them in the order of the buffers, so the bits do not depend on timing.
+// Partial sums lie in buffers [rows, partial_stride], which are added in one order, so the bits do
+// not depend on timing: the launch of a group adds those of the group before it from the only
+// buffer, or finish() those of all groups and slices.
 //
-// A zero-filled row times an infinite weight is NaN, which an absent neighbour must not make. Sums
-// that come out NaN are therefore computed once more, only over present rows; finite
-// weights never get there. The same puts right what splitting f32 operands makes of infinite ones.
+// Sums that come out NaN are computed once more over present rows only (pass.cuh), which also puts
+// right what splitting f32 operands makes of infinite ones.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -54,15 +54,6 @@ __device__ __forceinline__ float4 exchange_pair(float2 low, float2 high, int c) 
 }
 __device__ __forceinline__ int even_column(int c) { return (c & 1) != 0 ? 8 + 2 * (c - 1) : 2 * c; }
 
-__device__ __forceinline__ uint32_t pack_two(float low, float high, __half) {
-  const __half2 two = __floats2half2_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(two);
-}
-__device__ __forceinline__ uint32_t pack_two(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(two);
-}
-
 // A consumer's sums of an item: for each of its blocks of 64 rows those of two rows.
 template <class C>
 class Sums {
@@ -82,33 +73,21 @@ class Sums {
     });
   }
 
-  // Asks for what other launches left, while the last products are made.
-  __device__ __forceinline__ void prefetch_partials() const {
-    for_rows([&](int b, int h) {
-      if (row_[b][h] < 0) return;
-      constexpr int line = 32;  // floats
-      for (int buffer = 0; buffer < p_.share.added; ++buffer) {
-        const float* part = partial_row(buffer, row_[b][h]);
-#pragma unroll
-        for (int at = 0; at < C::columns; at += 4 * line) {
-          const int n = column_ + at + static_cast<int>(threadIdx.x) % 4 * line;
-          if (n < p_.partial_stride) ptx::prefetch(part + n);
-        }
-      }
-    });
-  }
-
   // Partial sums, or the finished rows.
   __device__ __forceinline__ void write(const Item& item) {
-    if (p_.share.added > 0) for_rows([&](int b, int h) { add_partials(b, h); });
-    if (!p_.share.finish) {
-      const int buffer = item.group * p_.share.group_buffers + item.slice;
-      return for_rows([&](int b, int h) { store_partial(b, h, buffer); });
+    if (p_.added > 0) for_rows([&](int b, int h) { add_partials(b, h); });
+    if (p_.split || p_.group < p_.groups - 1) {
+      const int buffer = p_.split ? item.group * p_.slices + item.slice : 0;
+      return for_rows([&](int b, int h) {
+        store_row(b, h, partial_row(buffer, row_[b][h]), p_.partial_stride);
+      });
     }
     if (p_.bias != nullptr) add_bias();
     uint32_t broken = 0;
-    for_rows(
-        [&](int b, int h) { broken |= static_cast<uint32_t>(store_row(b, h)) << (2 * b + h); });
+    for_rows([&](int b, int h) {
+      broken |= static_cast<uint32_t>(is_broken(b, h)) << (2 * b + h);
+      store_row(b, h, static_cast<T*>(p_.y) + row_[b][h] * p_.y_stride, p_.c_out);
+    });
     // Another lane of the quad stored the elements that this one repairs.
     __syncwarp();
     for (; broken != 0; broken &= broken - 1) {
@@ -154,7 +133,7 @@ class Sums {
     const int row = row_[b][h];
     const int c = threadIdx.x % 4;
     const int first = column_ + even_column(c);
-    for (int buffer = 0; buffer < p_.share.added; ++buffer) {
+    for (int buffer = 0; buffer < p_.added; ++buffer) {
       const float* part = partial_row(buffer, max(row, 0));
       // Eight loads are under way at a time.
       constexpr int batch = C::columns / 16 < 8 ? C::columns / 16 : 8;
@@ -179,17 +158,6 @@ class Sums {
     }
   }
 
-  __device__ __forceinline__ void store_partial(int b, int h, int buffer) const {
-    const int c = threadIdx.x % 4;
-    float* const to = partial_row(buffer, row_[b][h]);
-#pragma unroll
-    for (int j = 0; j < C::columns / 8; j += 2) {
-      const float4 v = exchange_pair(two(b, h, j), two(b, h, j + 1), c);
-      const int n = column_ + j * 8 + even_column(c);
-      if (row_[b][h] >= 0 && n < p_.partial_stride) *reinterpret_cast<float4*>(to + n) = v;
-    }
-  }
-
   // To all sums at once, since the stores of them are one long stretch without a branch, in which
   // the exchanges of lanes wait for each other as little as they can.
   __device__ __forceinline__ void add_bias() {
@@ -202,41 +170,46 @@ class Sums {
     }
   }
 
-  // Rounds and writes; whether one of the sums is NaN.
-  __device__ __forceinline__ bool store_row(int b, int h) const {
-    const int c = threadIdx.x % 4;
-    const int64_t row = row_[b][h];
-    T* const y = static_cast<T*>(p_.y) + row * p_.y_stride;
+  // Whether one is NaN.
+  __device__ __forceinline__ bool is_broken(int b, int h) const {
     bool broken = false;
-    const auto sum_of = [&](int j) {
+#pragma unroll
+    for (int j = 0; j < C::columns / 8; ++j) {
       const float2 sum = two(b, h, j);
-      broken |= !(sum.x < sum.y || sum.x >= sum.y);  // neither where one is NaN: one instruction
-      return sum;
-    };
-    if constexpr (sizeof(T) == 4) {
+      broken |= !(sum.x < sum.y || sum.x >= sum.y);  // neither where one is: one instruction
+    }
+    return broken && row_[b][h] >= 0;
+  }
+
+  // To columns [0, end) of a row of f32.
+  __device__ __forceinline__ void store_row(int b, int h, float* to, int end) const {
+    const int c = threadIdx.x % 4;
 #pragma unroll
-      for (int j = 0; j < C::columns / 8; j += 2) {
-        const float4 v = exchange_pair(sum_of(j), sum_of(j + 1), c);
-        const int n = column_ + j * 8 + even_column(c);
-        if (row >= 0 && n < p_.c_out) *reinterpret_cast<float4*>(y + n) = v;
+    for (int j = 0; j < C::columns / 8; j += 2) {
+      const float4 v = exchange_pair(two(b, h, j), two(b, h, j + 1), c);
+      const int n = column_ + j * 8 + even_column(c);
+      if (row_[b][h] >= 0 && n < end) *reinterpret_cast<float4*>(to + n) = v;
+    }
+  }
+  // Rounded.
+  template <class Half>
+  __device__ __forceinline__ void store_row(int b, int h, Half* to, int end) const {
+    const int c = threadIdx.x % 4;
+#pragma unroll
+    for (int j4 = 0; j4 < C::columns / 32; ++j4) {
+      uint32_t word[4];
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const float2 sum = two(b, h, j4 * 4 + q);
+        alignas(4) const Half both[] = {Half(sum.x), Half(sum.y)};
+        word[q] = reinterpret_cast<const uint32_t&>(both);
       }
-    } else {
-#pragma unroll
-      for (int j4 = 0; j4 < C::columns / 32; ++j4) {
-        uint32_t word[4];
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          const float2 sum = sum_of(j4 * 4 + q);
-          word[q] = pack_two(sum.x, sum.y, T());
-        }
-        transpose_quad(word, c);
-        const int n = column_ + j4 * 32 + c * 8;
-        if (row >= 0 && n < p_.c_out) {
-          *reinterpret_cast<uint4*>(y + n) = make_uint4(word[0], word[1], word[2], word[3]);
-        }
+      transpose_quad(word, c);
+      const int n = column_ + j4 * 32 + c * 8;
+      if (row_[b][h] >= 0 && n < end) {
+        *reinterpret_cast<uint4*>(to + n) = make_uint4(word[0], word[1], word[2], word[3]);
       }
     }
-    return broken && row >= 0;
   }
 
   const ConvParams& p_;

@@ -13,8 +13,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+// `count` of them, one behind the other.
+__device__ __forceinline__ void barriers_init(uint32_t first, int count, uint32_t arrivals) {
+  for (int i = 0; i < count; ++i) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(first + 8 * i), "r"(arrivals)
+                 : "memory");
+  }
 }
 // Makes initialised barriers visible to the asynchronous copies.
 __device__ __forceinline__ void barrier_init_fence() {
@@ -68,8 +72,9 @@ struct Ring {
   }
   // At most `places` steps.
   __device__ __forceinline__ Ring before(int steps) const {
-    const bool wraps = at < steps;
-    return {at - steps + (wraps ? places : 0), parity ^ static_cast<uint32_t>(wraps)};
+    Ring place = *this;
+    place.skip_few(-steps);
+    return place;
   }
 };
 
