@@ -73,24 +73,28 @@ struct Window {
     const auto y = static_cast<uint64_t>(corner[1] + dy);
     const auto z = static_cast<uint64_t>(corner[2] + dz);
     if (!in_batch || x > frame.last[1] || y > frame.last[2] || z > frame.last[3]) return -1;
-    const Place place = place_of(frame, batch, x, y, z);
-    if (((x ^ at[0]) | (y ^ at[1]) | (z ^ at[2])) > 3) block = find_block(index.set, place.key);
-    at[0] = x;
-    at[1] = y;
-    at[2] = z;
-    return block.has(place.bit) ? index.row(block, place.bit) : -1;
+    if (((x ^ at[0]) | (y ^ at[1]) | (z ^ at[2])) > 3) {
+      at[0] = x;
+      at[1] = y;
+      at[2] = z;
+      block = find_block(index.set, place_of(frame, batch, x, y, z).key);
+    }
+    const int bit = place_of(frame, batch, x, y, z).bit;
+    return block.has(bit) ? index.row(block, bit) : -1;
   }
-  // Calls put(tap, row or -1) for every tap; bits of those that are there, of the last 32.
+  // Calls put(tap, whether it is there, row or -1) for every tap; bits of those that are there, of
+  // the last 32.
   template <class Put>
   __device__ uint32_t walk(const Axes& axes, const Put& put) {
     uint32_t mask = 0;
     int tap = 0;
-    for (int64_t x = 0; x < axes.size[0]; ++x) {
-      for (int64_t y = 0; y < axes.size[1]; ++y) {
-        for (int64_t z = 0; z < axes.size[2]; ++z, ++tap) {
-          const int32_t in = row(x * axes.dilation[0], y * axes.dilation[1], z * axes.dilation[2]);
+    for (int x = 0; x < axes.size[0]; ++x) {
+      for (int y = 0; y < axes.size[1]; ++y) {
+        for (int z = 0; z < axes.size[2]; ++z, ++tap) {
+          const int32_t in = row(int64_t{x} * axes.dilation[0], int64_t{y} * axes.dilation[1],
+                                 int64_t{z} * axes.dilation[2]);
           mask |= (in >= 0 ? 1U : 0U) << (tap & 31);
-          put(tap, in);
+          put(tap, in >= 0, in);
         }
       }
     }
@@ -279,10 +283,10 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
     window.in_batch &= used && fine;
     int32_t* neighbours = table.neighbours + row;
     uint32_t mask = 0;
-    const auto put = [&](int tap, int32_t in) {
+    const auto put = [&](int tap, bool present, int32_t in) {
       if (used) neighbours[static_cast<int64_t>(tap) * rows] = in;
-      const unsigned present = __ballot_sync(all_lanes, in >= 0);
-      if (lane == 0 && present != 0) atomicAdd(&pairs_of_block[tap], __popc(present));
+      const unsigned lanes = __ballot_sync(all_lanes, present);
+      if (lane == 0 && lanes != 0) atomicAdd(&pairs_of_block[tap], __popc(lanes));
     };
     // That the row's inputs along z follow each other.
     uint32_t steady = has_mask ? Neighbours::steady_bit : 0;
@@ -304,12 +308,12 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
           for (int z = 0; z < sizes[2]; ++z, ++tap) {
             if (place.z + z == 4) rank = line.next_rank;
             // Complements of rows: 0 stands for none.
-            uint32_t in = 0;
-            if ((line.bits >> z & 1) != 0) in = index.rows[rank++];
+            const bool present = (line.bits >> z & 1) != 0;
+            const uint32_t in = present ? index.rows[rank++] : 0;
             if (has_mask) {
               found[y * size + z] = in;
             } else {
-              put(tap, static_cast<int32_t>(~in));
+              put(tap, present, static_cast<int32_t>(~in));
             }
           }
         }

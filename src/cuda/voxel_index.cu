@@ -104,6 +104,7 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
   __shared__ uint32_t of_block[8];
   if (threadIdx.x < 8) of_block[threadIdx.x] = 0;
   __syncthreads();
+#pragma unroll
   for (int i = 0; i < 8; ++i) {
     for (int lanes = 16; lanes > 0; lanes /= 2) {
       largest[i] = max(largest[i], __shfl_xor_sync(0xffffffff, largest[i], lanes));
@@ -157,7 +158,9 @@ __global__ void __launch_bounds__(rank_threads) rank_groups(BlockSet set) {
       Counters& counters = set.head->counters;
       first_rank = atomicAdd(reinterpret_cast<unsigned long long*>(&counters.voxels),
                              static_cast<unsigned long long>(static_cast<uint32_t>(all)));
-      first_place = atomicAdd(&counters.blocks, static_cast<uint32_t>(all >> 32));
+      if (set.list != nullptr) {
+        first_place = atomicAdd(&counters.blocks, static_cast<uint32_t>(all >> 32));
+      }
     }
     __syncthreads();
     uint32_t rank = first_rank + static_cast<uint32_t>(before);
