@@ -8,7 +8,7 @@
 
 namespace voxgemm {
 
-// Codes of single voxels.
+// Codes of single voxels, and with them what curve_encode() and curve_decode() do with a row.
 
 // CurveOptions for kernels, which std::array is not.
 struct CurveRule {
@@ -119,5 +119,27 @@ VOXGEMM_HOST_DEVICE inline void curve_voxel(const CurveRule& rule, uint64_t code
         static_cast<int32_t>(point.axis[i] + static_cast<uint32_t>(rule.origin[rule.axes[i]]));
   }
 }
+
+template <class Key>
+struct CurveEncoder {
+  const int32_t* coords;  // [rows, 4]
+  CurveRule rule;
+  Key* codes;  // [rows]
+
+  VOXGEMM_HOST_DEVICE void operator()(int64_t row) const {
+    codes[row] = static_cast<Key>(curve_code(rule, coords + 4 * row));
+  }
+};
+
+template <class Key>
+struct CurveDecoder {
+  const Key* codes;  // [rows]
+  CurveRule rule;
+  int32_t* coords;  // [rows, 4]
+
+  VOXGEMM_HOST_DEVICE void operator()(int64_t row) const {
+    curve_voxel(rule, codes[row], coords + 4 * row);
+  }
+};
 
 }  // namespace voxgemm

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
-#include "voxgemm/geometry.h"
+#include "voxgemm/hash_table.h"
 
 namespace voxgemm {
 
@@ -27,33 +27,58 @@ VOXGEMM_HOST_DEVICE inline int64_t hash_slot(const K* keys, int64_t slots, K key
 }
 
 template <class K, class V>
-VOXGEMM_HOST_DEVICE inline V hash_value(const K* keys, const V* values, int64_t slots, K key) {
-  const int64_t slot = hash_slot(keys, slots, key);
-  const bool found = key != static_cast<K>(-1) && slot < slots && keys[slot] == key;
-  return found ? values[slot] : static_cast<V>(-1);
-}
+struct HashSlots {
+  K* keys;    // [count]
+  V* values;  // [count]
+  int64_t count;
 
-// Numbers of the voxels of batches of a box.
-struct KeyRule {
+  explicit HashSlots(const HashTableRef& table)
+      : keys(table.keys.as<K>()), values(table.values.as<V>()), count(table.keys.rows) {}
+};
+
+// What hash_lookup() does with a row.
+template <class K, class V>
+struct HashLookup {
+  HashSlots<K, V> table;
+  const K* keys;  // [rows]
+  V* values;      // [rows]
+
+  VOXGEMM_HOST_DEVICE void operator()(int64_t row) const {
+    const K key = keys[row];
+    const int64_t slot = hash_slot(table.keys, table.count, key);
+    const bool found = key != static_cast<K>(-1) && slot < table.count && table.keys[slot] == key;
+    values[row] = found ? table.values[slot] : static_cast<V>(-1);
+  }
+};
+
+// Numbers of the voxels of batches of a box, row by row.
+template <class K>
+struct VoxelNumbers {
+  static constexpr K empty = static_cast<K>(-1);
+
+  const int32_t* coords;  // [rows, 4]
+  K* keys;                // [rows]
   uint64_t shape[3];
-  uint64_t batches;  // whose numbers all fit
+  uint64_t batches = empty;  // whose numbers all fit
 
-  KeyRule(const Int3& extent, uint64_t empty)
-      : shape{static_cast<uint64_t>(extent[0]), static_cast<uint64_t>(extent[1]),
+  VoxelNumbers(const MatrixRef& voxels, const Int3& extent, const MatrixRef& numbers)
+      : coords(voxels.as<int32_t>()),
+        keys(numbers.as<K>()),
+        shape{static_cast<uint64_t>(extent[0]), static_cast<uint64_t>(extent[1]),
               static_cast<uint64_t>(extent[2])} {
-    batches = empty;
     for (const uint64_t extent_on_axis : shape) {
       batches = extent_on_axis == 0 ? 0 : batches / extent_on_axis;
     }
   }
-  VOXGEMM_HOST_DEVICE uint64_t key(const int32_t* voxel, uint64_t empty) const {
-    const auto batch = static_cast<uint64_t>(static_cast<int64_t>(voxel[0]));
-    const auto x = static_cast<uint64_t>(static_cast<int64_t>(voxel[1]));
-    const auto y = static_cast<uint64_t>(static_cast<int64_t>(voxel[2]));
-    const auto z = static_cast<uint64_t>(static_cast<int64_t>(voxel[3]));
+  VOXGEMM_HOST_DEVICE void operator()(int64_t row) const {
+    uint64_t place[4];
     // A negative number is a huge one here.
-    const bool inside = batch < batches && x < shape[0] && y < shape[1] && z < shape[2];
-    return inside ? ((batch * shape[0] + x) * shape[1] + y) * shape[2] + z : empty;
+    for (int i = 0; i < 4; ++i) place[i] = static_cast<uint64_t>(int64_t{coords[4 * row + i]});
+    const bool inside =
+        place[0] < batches && place[1] < shape[0] && place[2] < shape[1] && place[3] < shape[2];
+    const uint64_t number =
+        ((place[0] * shape[0] + place[1]) * shape[1] + place[2]) * shape[2] + place[3];
+    keys[row] = inside ? static_cast<K>(number) : empty;
   }
 };
 

@@ -3,11 +3,19 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "voxgemm/kernel_map.h"
 
 // What the passes need beside a kernel, once per backend: results are the same bits on both.
 namespace voxgemm {
+
+inline WeightsRef seen_transposed(WeightsRef w) {
+  std::swap(w.c_in, w.c_out);
+  std::swap(w.in_stride, w.out_stride);
+  return w;
+}
+
 namespace cpu {
 
 // dy with the rows of every voxel added to the voxel's lowest row, in double and in row order, and

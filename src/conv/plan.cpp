@@ -79,12 +79,6 @@ class Metered {
   int64_t peak_ = 0;
 };
 
-WeightsRef seen_transposed(WeightsRef w) {
-  std::swap(w.c_in, w.c_out);
-  std::swap(w.in_stride, w.out_stride);
-  return w;
-}
-
 }  // namespace
 
 Plan::Plan(std::unique_ptr<State> state) : state_(std::move(state)) {}

@@ -22,10 +22,11 @@ struct SampleRule {
       shape[axis] = bounded ? (*options.spatial_shape)[axis] : 0;
     }
   }
+  // Beyond int32 there are no voxels.
   VOXGEMM_HOST_DEVICE bool counts(const int64_t* voxel) const {
-    if (!bounded) return true;
     for (int axis = 0; axis < 3; ++axis) {
-      if (voxel[axis] < 0 || voxel[axis] >= shape[axis]) return false;
+      if (voxel[axis] != static_cast<int32_t>(voxel[axis])) return false;
+      if (bounded && (voxel[axis] < 0 || voxel[axis] >= shape[axis])) return false;
     }
     return true;
   }
@@ -84,36 +85,57 @@ struct Cell {
   }
 };
 
-// Row and weight of every voxel that a point reads; find(voxel) gives a row or -1.
 template <class T, class Find>
 VOXGEMM_HOST_DEVICE inline void sample_nearest(
-    const SampleRule& rule, const T* point, const Find& find, int32_t* row, T* weight) {
+    Rounding rounding, const T* point, const Find& find, int32_t* row, T* weight) {
   int64_t voxel[3];
   bool finite = true;
   for (int axis = 0; axis < 3; ++axis) {
-    const T place =
-        rule.rounding == Rounding::floor ? std::floor(point[axis]) : std::trunc(point[axis]);
+    const T place = rounding == Rounding::floor ? std::floor(point[axis]) : std::trunc(point[axis]);
     finite = finite && std::fabs(place) < T(4294967296.0);
     voxel[axis] = finite ? static_cast<int64_t>(place) : 0;
   }
-  *row = finite && rule.counts(voxel) ? find(voxel) : -1;
+  *row = finite ? find(voxel) : -1;
   *weight = *row >= 0 ? T(1) : T(0);
 }
 
 template <class T, class Find>
-VOXGEMM_HOST_DEVICE inline void sample_trilinear(
-    const SampleRule& rule, const T* point, const Find& find, int32_t* rows, T* weights) {
+VOXGEMM_HOST_DEVICE inline void sample_trilinear(const T* point,
+                                                 const Find& find,
+                                                 int32_t* rows,
+                                                 T* weights) {
   const Cell<T> cell(point);
+  T shares[8];
   T sum = 0;
   for (int c = 0; c < 8; ++c) {
     const int64_t voxel[3] = {cell.corner[0] + (c & 1), cell.corner[1] + (c >> 1 & 1),
                               cell.corner[2] + (c >> 2)};
-    rows[c] = cell.finite && rule.counts(voxel) ? find(voxel) : -1;
-    weights[c] = rows[c] >= 0 ? cell.share(0, c) * cell.share(1, c) * cell.share(2, c) : T(0);
-    sum += weights[c];
+    rows[c] = cell.finite ? find(voxel) : -1;
+    shares[c] = rows[c] >= 0 ? cell.share(0, c) * cell.share(1, c) * cell.share(2, c) : T(0);
+    sum += shares[c];
   }
   const T divisor = sum > T(least_weight_sum) ? sum : T(least_weight_sum);
-  for (int c = 0; c < 8; ++c) weights[c] /= divisor;
+  for (int c = 0; c < 8; ++c) weights[c] = shares[c] / divisor;
+}
+
+// Row and weight of every voxel that point p reads; find(batch, x, y, z) gives a row or -1.
+template <SampleMode mode, class T, class Find>
+VOXGEMM_HOST_DEVICE inline void sample_point(const SampleRule& rule,
+                                             const Points<T>& points,
+                                             int64_t p,
+                                             const Find& find) {
+  const auto batch = static_cast<int32_t>(points.batch_of(p));
+  const auto find_counted = [&](const int64_t* voxel) {
+    return rule.counts(voxel) ? find(batch, static_cast<int32_t>(voxel[0]),
+                                     static_cast<int32_t>(voxel[1]), static_cast<int32_t>(voxel[2]))
+                              : -1;
+  };
+  const T* point = points.points + 3 * p;
+  if constexpr (mode == SampleMode::nearest) {
+    sample_nearest(rule.rounding, point, find_counted, points.rows + p, points.weights + p);
+  } else {
+    sample_trilinear(point, find_counted, points.rows + 8 * p, points.weights + 8 * p);
+  }
 }
 
 // With w = u / s for the shares u of the corners that are there and their sum s:
@@ -149,5 +171,18 @@ VOXGEMM_HOST_DEVICE inline void sample_gradient(const T* point,
     dpoint[axis] = (dpoint_sum[axis] - correction) / divisor;
   }
 }
+
+// What sample_map_grad() does with a point.
+template <class T>
+struct PointGradients {
+  const T* points;      // [count, 3]
+  const int32_t* rows;  // [count, 8]
+  const T* dweights;    // [count, 8]
+  T* dpoints;           // [count, 3]
+
+  VOXGEMM_HOST_DEVICE void operator()(int64_t p) const {
+    sample_gradient(points + 3 * p, rows + 8 * p, dweights + 8 * p, dpoints + 3 * p);
+  }
+};
 
 }  // namespace voxgemm

@@ -95,12 +95,8 @@ void hash_lookup(const Context& ctx,
                  const MatrixRef& values) {
   dispatch_key(table.keys.dtype, [&]<class K>(Type<K>) {
     dispatch_key(table.values.dtype, [&]<class V>(Type<V>) {
-      for_pieces(ctx, keys.rows, rows_per_task, [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; ++r) {
-          values.as<V>()[r] = hash_value(table.keys.as<K>(), table.values.as<V>(), table.keys.rows,
-                                         keys.as<K>()[r]);
-        }
-      });
+      for_each(ctx, keys.rows,
+               HashLookup<K, V>{HashSlots<K, V>(table), keys.as<K>(), values.as<V>()});
     });
   });
 }
@@ -110,13 +106,7 @@ void voxel_keys(const Context& ctx,
                 const Int3& shape,
                 const MatrixRef& keys) {
   dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
-    constexpr K empty = static_cast<K>(-1);
-    const KeyRule rule(shape, empty);
-    for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r) {
-        keys.as<K>()[r] = static_cast<K>(rule.key(coords.as<int32_t>() + 4 * r, empty));
-      }
-    });
+    for_each(ctx, coords.rows, VoxelNumbers<K>(coords, shape, keys));
   });
 }
 

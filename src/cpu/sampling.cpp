@@ -15,20 +15,6 @@ namespace {
 // Points or rows handled by one task.
 constexpr int64_t piece = 1024;
 
-// The row of a voxel of one batch.
-struct Finder {
-  const VoxelIndex::State& index;
-  int32_t batch;
-
-  int32_t operator()(const int64_t* voxel) const {
-    for (int axis = 0; axis < 3; ++axis) {
-      if (voxel[axis] != static_cast<int32_t>(voxel[axis])) return -1;
-    }
-    return index.find(batch, static_cast<int32_t>(voxel[0]), static_cast<int32_t>(voxel[1]),
-                      static_cast<int32_t>(voxel[2]));
-  }
-};
-
 }  // namespace
 
 SampleMap sample_map(const Context& ctx,
@@ -36,25 +22,20 @@ SampleMap sample_map(const Context& ctx,
                      const PointsRef& points,
                      const SampleOptions& options) {
   const SampleRule rule(options);
+  const auto find = [&](int32_t batch, int32_t x, int32_t y, int32_t z) {
+    return index.find(batch, x, y, z);
+  };
   const int taps = sample_taps(options.mode);
   const int64_t count = points.points.rows;
   SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
                 make_matrix(ctx, count, taps, points.points.dtype)};
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
     const Points<T> all(points, map);
-    for_pieces(ctx, count, piece, [&](int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p) {
-        const Finder find{index, static_cast<int32_t>(all.batch_of(p))};
-        const T* point = all.points + 3 * p;
-        int32_t* rows = all.rows + taps * p;
-        T* weights = all.weights + taps * p;
-        if (options.mode == SampleMode::nearest) {
-          sample_nearest(rule, point, find, rows, weights);
-        } else {
-          sample_trilinear(rule, point, find, rows, weights);
-        }
-      }
-    });
+    const auto sample = options.mode == SampleMode::nearest
+                            ? sample_point<SampleMode::nearest, T, decltype(find)>
+                            : sample_point<SampleMode::trilinear, T, decltype(find)>;
+    for_each(
+        ctx, count, [&](int64_t p) { sample(rule, all, p, find); }, piece);
   });
   return map;
 }
@@ -65,12 +46,10 @@ void sample_map_grad(const Context& ctx,
                      const MatrixRef& dweights,
                      const MatrixRef& dpoints) {
   dispatch_points(points.dtype, [&]<class T>(Type<T>) {
-    for_pieces(ctx, points.rows, piece, [&](int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p) {
-        sample_gradient(points.as<T>() + 3 * p, map.rows.as<int32_t>() + 8 * p,
-                        dweights.as<T>() + 8 * p, dpoints.as<T>() + 3 * p);
-      }
-    });
+    for_each(ctx, points.rows,
+             PointGradients<T>{points.as<T>(), map.rows.as<int32_t>(), dweights.as<T>(),
+                               dpoints.as<T>()},
+             piece);
   });
 }
 

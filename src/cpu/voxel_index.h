@@ -36,4 +36,12 @@ Box bounds(const Context& ctx, const MatrixRef& coords);
 // Rows handled by one task where a row costs some nanoseconds.
 constexpr int64_t rows_per_task = 4096;
 
+// Runs body(i) for every i below `items`, `piece` of them a task.
+template <class Body>
+void for_each(const Context& ctx, int64_t items, const Body& body, int64_t piece = rows_per_task) {
+  for_pieces(ctx, items, piece, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) body(i);
+  });
+}
+
 }  // namespace voxgemm::cpu

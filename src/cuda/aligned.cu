@@ -3,80 +3,66 @@
 
 #include "conv/passes.h"
 #include "cuda/launch.cuh"
-#include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {
 namespace {
 
-// An array of three axes.
-struct Array {
-  void* data;
-  int64_t sizes[3];
-  int64_t strides[3];
-};
-Array array_of(const MatrixRef& m) {
-  return {m.data, {1, m.rows, m.cols}, {0, m.rows > 1 ? m.stride : 0, 1}};
-}
-// Taps and both channels, the input's as the last.
-Array array_of(const WeightsRef& w, bool in_last) {
-  if (!in_last) {
-    return {w.data, {w.taps, w.c_in, w.c_out}, {w.tap_stride, w.in_stride, w.out_stride}};
-  }
-  return {w.data, {w.taps, w.c_out, w.c_in}, {w.tap_stride, w.out_stride, w.in_stride}};
-}
-
-// to[a][b][c] = from[a][b][c] for c below from's size, else 0.
 template <class T>
-__global__ void copy_padded(Array from, Array to) {
-  const int64_t count = to.sizes[0] * to.sizes[1] * to.sizes[2];
-  for (int64_t i = thread_index(); i < count; i += thread_count()) {
-    const int64_t c = i % to.sizes[2];
-    const int64_t b = i / to.sizes[2] % to.sizes[1];
-    const int64_t a = i / to.sizes[2] / to.sizes[1];
-    const auto element = [&](const Array& of) -> T& {
-      return static_cast<T*>(of.data)[a * of.strides[0] + b * of.strides[1] + c * of.strides[2]];
+void copy_elements(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
+  for_each(ctx, int64_t{to.taps} * to.c_out * to.c_in, [=] __device__(int64_t i) {
+    const int64_t in = i % to.c_in;
+    const int64_t out = i / to.c_in % to.c_out;
+    const int64_t tap = i / to.c_in / to.c_out;
+    const auto element = [&](const WeightsRef& w) -> T& {
+      return static_cast<T*>(w.data)[tap * w.tap_stride + in * w.in_stride + out * w.out_stride];
     };
-    element(to) = c < from.sizes[2] ? element(from) : T(0);
-  }
-}
-
-void copy_array(const Context& ctx, Dtype dtype, const Array& from, const Array& to) {
-  const DeviceGuard guard(ctx.device);
-  dispatch_size(dtype, [&]<class T>(T) {
-    launch(ctx, over(ctx, to.sizes[0] * to.sizes[1] * to.sizes[2]), copy_padded<T>, from, to);
+    element(to) = in < from.c_in ? element(from) : T(0);
   });
 }
 
-bool is_aligned(const Array& array, Dtype dtype) {
-  const auto unit = static_cast<int64_t>(16 / size_of(dtype));
-  return reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && array.sizes[2] % unit == 0 &&
-         array.strides[0] % unit == 0 && array.strides[1] % unit == 0 && array.strides[2] == 1;
+// Elements of 16 bytes.
+int unit_of(const WeightsRef& w) { return static_cast<int>(16 / size_of(w.dtype)); }
+
+// Whether the input channels are the contiguous axis, in whole pieces of 16 bytes.
+bool is_aligned(const WeightsRef& w) {
+  const int unit = unit_of(w);
+  return reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && w.c_in % unit == 0 &&
+         w.tap_stride % unit == 0 && w.out_stride % unit == 0 && w.in_stride == 1;
 }
 
-// Memory for an array of these sizes, the last one padded; `array` becomes what lies there.
-std::shared_ptr<void> make_room(const Context& ctx, Dtype dtype, Array* array) {
-  int64_t(&sizes)[3] = array->sizes;
-  const auto unit = static_cast<int64_t>(16 / size_of(dtype));
-  sizes[2] = ceil_div(sizes[2], unit) * unit;
-  array->strides[0] = sizes[1] * sizes[2];
-  array->strides[1] = sizes[2];
-  array->strides[2] = 1;
-  std::shared_ptr<void> memory = ctx.allocate(sizes[0] * array->strides[0] * size_of(dtype));
-  array->data = memory.get();
-  return memory;
+// Memory for weights of this shape, contiguous and with padded input channels.
+AlignedWeights make_padded(const Context& ctx, WeightsRef w) {
+  w.c_in = static_cast<int>(ceil_div(w.c_in, unit_of(w))) * unit_of(w);
+  w.tap_stride = int64_t{w.c_in} * w.c_out;
+  w.in_stride = 1;
+  w.out_stride = w.c_in;
+  std::shared_ptr<void> memory = ctx.allocate(w.taps * w.tap_stride * size_of(w.dtype));
+  w.data = memory.get();
+  return {w, std::move(memory)};
 }
 
 }  // namespace
 
-bool is_wide(const MatrixRef& m) { return is_aligned(array_of(m), m.dtype); }
+WeightsRef one_tap(const MatrixRef& m) {
+  return {.data = m.data,
+          .taps = 1,
+          .c_in = static_cast<int>(m.cols),
+          .c_out = static_cast<int>(m.rows),
+          .in_stride = 1,
+          .out_stride = m.rows > 1 ? m.stride : 0,
+          .dtype = m.dtype,
+          .device = m.device};
+}
+
+bool is_wide(const MatrixRef& m) { return is_aligned(one_tap(m)); }
 
 AlignedMatrix aligned_output(const Context& ctx, const MatrixRef& y) {
   AlignedMatrix result{y, nullptr};
   if (is_wide(y)) return result;
-  Array room = array_of(y);
-  result.memory = make_room(ctx, y.dtype, &room);
-  result.matrix.data = room.data;
-  result.matrix.stride = room.strides[1];
+  const AlignedWeights room = make_padded(ctx, one_tap(y));
+  result.matrix.data = room.weights.data;
+  result.matrix.stride = room.weights.out_stride;
+  result.memory = room.memory;
   return result;
 }
 
@@ -85,35 +71,33 @@ AlignedMatrix aligned_input(const Context& ctx, const MatrixRef& x) {
   if (!result.is_copy()) return result;
   MatrixRef padded = result.matrix;
   padded.cols = padded.stride;
-  copy_array(ctx, x.dtype, array_of(x), array_of(padded));
+  copy_weights(ctx, one_tap(x), one_tap(padded));
   return result;
 }
 
 void write_back(const Context& ctx, const AlignedMatrix& from, const MatrixRef& y) {
-  if (from.is_copy()) copy_array(ctx, y.dtype, array_of(from.matrix), array_of(y));
+  if (from.is_copy()) copy_weights(ctx, one_tap(from.matrix), one_tap(y));
 }
 
 AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w) {
-  const bool in_last = w.in_stride == 1 || w.out_stride != 1;
-  const Array from = array_of(w, in_last);
-  if (is_aligned(from, w.dtype)) return {w, nullptr};
-  Array to = from;
-  AlignedWeights result{w, make_room(ctx, w.dtype, &to)};
-  copy_array(ctx, w.dtype, from, to);
-  result.weights.data = to.data;
-  result.weights.tap_stride = to.strides[0];
-  (in_last ? result.weights.out_stride : result.weights.in_stride) = to.strides[1];
-  (in_last ? result.weights.in_stride : result.weights.out_stride) = 1;
+  if (w.in_stride != 1 && w.out_stride == 1) {
+    AlignedWeights turned = aligned_weights(ctx, seen_transposed(w));
+    turned.weights = seen_transposed(turned.weights);
+    return turned;
+  }
+  if (is_aligned(w)) return {w, nullptr};
+  AlignedWeights result = make_padded(ctx, w);
+  copy_weights(ctx, w, result.weights);
+  result.weights.c_in = w.c_in;
   return result;
 }
 
 void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
-  copy_array(ctx, from.dtype, array_of(from, false), array_of(to, false));
+  const DeviceGuard guard(ctx.device);
+  dispatch_size(to.dtype, [&]<class T>(T) { copy_elements<T>(ctx, from, to); });
 }
 
-void fill_zero(const Context& ctx, const WeightsRef& w) {
-  // A copy of nothing: all is padding.
-  copy_array(ctx, w.dtype, {}, array_of(w, false));
-}
+// A copy of nothing: all is padding.
+void fill_zero(const Context& ctx, const WeightsRef& w) { copy_weights(ctx, {}, w); }
 
 }  // namespace voxgemm::cuda

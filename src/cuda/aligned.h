@@ -32,7 +32,9 @@ void write_back(const Context& ctx, const AlignedMatrix& from, const MatrixRef& 
 // strides are multiples of 16 bytes; else a copy with that axis contiguous that already was, input
 // channels if none.
 AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w);
-// Copies weights of one shape and dtype, whatever the strides.
+// Weights of one tap with the matrix's rows as output channels.
+WeightsRef one_tap(const MatrixRef& m);
+// Copies weights of one dtype, whatever the strides; channels that `from` has not get zeros.
 void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to);
 
 // body(an unsigned integer as large as an element), for what only moves them.

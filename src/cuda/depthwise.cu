@@ -43,7 +43,7 @@ struct Depthwise {
   __device__ Tap tap(int number) const {
     return *row_of<Tap>(w, a.last_tap < 0 ? number : a.last_tap - number, a.w_bytes);
   }
-  __device__ void add(State* state, const Pack<T, n>& x, const Tap& tap, int64_t, int32_t) const {
+  __device__ void add(State* state, const Pack<T, n>& x, const Tap& tap, const Step&) const {
     state->add(x, tap);
   }
   __device__ void finish(State state, int64_t row) const {
@@ -283,7 +283,7 @@ void depthwise_grad_weight(const Context& ctx,
                            const MatrixRef& dy,
                            const MatrixRef& dw) {
   const DeviceGuard guard(ctx.device);
-  if (map.n_in == 0 || map.n_out == 0) return fill_zero_rows(ctx, dw);
+  if (map.n_in == 0 || map.n_out == 0) return fill_zero(ctx, one_tap(dw));
   dispatch_packs(x.dtype, is_wide(x) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
     const SlicedSums sums = sum_slices<T, W::n>(ctx, gather_of(map, x), x, dy);
     const auto add = [&]<class D>(Type<D>) {

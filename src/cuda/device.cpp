@@ -9,6 +9,53 @@
 
 namespace voxgemm {
 namespace cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, const Device& device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device.index), "cudaDeviceGetAttribute");
+  return value;
+}
+
+struct DestroyEvent {
+  void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+};
+using Event = std::unique_ptr<CUevent_st, DestroyEvent>;
+
+Event make_event() {
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreate(&event), "cudaEventCreate");
+  return Event(event);
+}
+
+// A stream and a memory pool, released after the last memory taken from them.
+struct Lane {
+  cudaStream_t stream = nullptr;
+  cudaMemPool_t pool = nullptr;
+
+  explicit Lane(int index) {
+    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    cudaMemPoolProps properties = {};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = index;
+    const cudaError_t status = cudaMemPoolCreate(&pool, &properties);
+    if (status != cudaSuccess) cudaStreamDestroy(stream);
+    check_cuda(status, "cudaMemPoolCreate");
+    // Memory stays with the pool: giving it back at every wait costs milliseconds.
+    uint64_t keep = std::numeric_limits<uint64_t>::max();
+    cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
+  }
+  ~Lane() {
+    cudaStreamSynchronize(stream);
+    cudaMemPoolDestroy(pool);
+    cudaStreamDestroy(stream);
+  }
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+};
+
+}  // namespace
 
 void check_cuda(cudaError_t status, const char* call, const Condition& place) {
   if (status == cudaSuccess) return;
@@ -39,16 +86,6 @@ bool is_capturing(const Context& ctx) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-namespace {
-
-int attribute(cudaDeviceAttr which, const Device& device) {
-  int value = 0;
-  check_cuda(cudaDeviceGetAttribute(&value, which, device.index), "cudaDeviceGetAttribute");
-  return value;
-}
-
-}  // namespace
-
 int architecture(const Device& device) {
   return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
          attribute(cudaDevAttrComputeCapabilityMinor, device);
@@ -64,30 +101,18 @@ std::string model(const Device& device) {
   return properties.name;
 }
 
-namespace {
-
-struct Event {
-  cudaEvent_t event = nullptr;
-  Event() { check_cuda(cudaEventCreate(&event), "cudaEventCreate"); }
-  ~Event() { cudaEventDestroy(event); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-};
-
-}  // namespace
-
 double time_calls(const Context& ctx, int calls, const std::function<void()>& work) {
   const DeviceGuard guard(ctx.device);
   check(!is_capturing(ctx), ErrorCode::unsupported,
         "the stream is being captured into a graph, but measuring waits for the device");
-  const Event begin;
-  const Event end;
-  check_cuda(cudaEventRecord(begin.event, stream_of(ctx)), "cudaEventRecord");
+  const Event begin = make_event();
+  const Event end = make_event();
+  check_cuda(cudaEventRecord(begin.get(), stream_of(ctx)), "cudaEventRecord");
   for (int call = 0; call < calls; ++call) work();
-  check_cuda(cudaEventRecord(end.event, stream_of(ctx)), "cudaEventRecord");
-  check_cuda(cudaEventSynchronize(end.event), "cudaEventSynchronize");
+  check_cuda(cudaEventRecord(end.get(), stream_of(ctx)), "cudaEventRecord");
+  check_cuda(cudaEventSynchronize(end.get()), "cudaEventSynchronize");
   float milliseconds = 0;
-  check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
+  check_cuda(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()), "cudaEventElapsedTime");
   return milliseconds * 1e-3;
 }
 
@@ -106,37 +131,6 @@ void read_back(const Context& ctx, const void* device, void* host, size_t bytes)
   check_cuda(cudaStreamSynchronize(stream_of(ctx)), "cudaStreamSynchronize");
 }
 
-namespace {
-
-// A stream and a memory pool, released after the last memory taken from them.
-struct Lane {
-  int device = 0;
-  cudaStream_t stream = nullptr;
-  cudaMemPool_t pool = nullptr;
-
-  explicit Lane(int index) : device(index) {
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-    cudaMemPoolProps properties = {};
-    properties.allocType = cudaMemAllocationTypePinned;
-    properties.location.type = cudaMemLocationTypeDevice;
-    properties.location.id = index;
-    const cudaError_t status = cudaMemPoolCreate(&pool, &properties);
-    if (status != cudaSuccess) cudaStreamDestroy(stream);
-    check_cuda(status, "cudaMemPoolCreate");
-    // Memory stays with the pool: giving it back at every wait costs milliseconds.
-    uint64_t keep = std::numeric_limits<uint64_t>::max();
-    cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
-  }
-  ~Lane() {
-    cudaStreamSynchronize(stream);
-    cudaMemPoolDestroy(pool);
-    cudaStreamDestroy(stream);
-  }
-  Lane(const Lane&) = delete;
-  Lane& operator=(const Lane&) = delete;
-};
-
-}  // namespace
 }  // namespace cuda
 
 Context cuda_context(int index) {

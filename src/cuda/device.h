@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <utility>
+
 #include "conv/passes.h"
 #include "voxgemm/context.h"
 #include "voxgemm/error.h"
@@ -40,6 +42,23 @@ T read_back(const Context& ctx, const T* device) {
   T host;
   read_back(ctx, device, &host, sizeof(T));
   return host;
+}
+
+// Where the pointer to an array of `count` is wanted.
+template <class T>
+struct Room {
+  T** array;
+  int64_t count;
+};
+// One allocation for several arrays, aligned to 256 bytes.
+template <class... T>
+std::shared_ptr<void> make_room(const Context& ctx, const Room<T>&... rooms) {
+  const auto padded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
+  std::shared_ptr<void> memory = ctx.allocate((padded(rooms.count * sizeof(T)) + ...));
+  auto* next = static_cast<char*>(memory.get());
+  const auto take = [&](size_t bytes) { return std::exchange(next, next + padded(bytes)); };
+  ((*rooms.array = reinterpret_cast<T*>(take(rooms.count * sizeof(T)))), ...);
+  return memory;
 }
 
 // Cuts one allocation into aligned pieces: add() all of them, allocate bytes(), then at().

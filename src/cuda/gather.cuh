@@ -89,6 +89,42 @@ struct Sums {
     for (int i = 0; i < n; ++i) pack.set(i, v[i] / divisor);
     store_pack(pack, to);
   }
+  template <class Arguments>
+  __device__ void write(const Arguments& a, int64_t row, int64_t col) const {
+    write(a.y.at(row, col));
+  }
+};
+
+// Row `in` of x comes to result row `out`; its row number is at `place` of all.
+struct Step {
+  int64_t out;
+  uint32_t in;
+  int64_t place;
+};
+
+// What the ops of states have in common that know what to do with a row: state.add(arguments, x,
+// step, column) and state.write(arguments, row, column).
+template <class T, int n, class A, class S>
+struct StateOp {
+  using Element = T;
+  using Arguments = A;
+  using State = S;
+  static constexpr int width = n;
+  static constexpr int rows = 2;
+  static constexpr int blocks = 6;
+
+  A a;
+  int64_t col;
+  __device__ int tap(int) const { return 0; }
+  __device__ void add(S* state, const Pack<T, n>& x, int, const Step& step) const {
+    state->add(a, x, step, col);
+  }
+  // Of a list (row_lists.cuh).
+  __device__ void add(S* state, uint32_t place) const {
+    const Step step = a.step(place);
+    state->add(a, load_pack<T, n>(a.x.at(step.in, col)), step, col);
+  }
+  __device__ void finish(const S& state, int64_t row) const { state.write(a, row, col); }
 };
 
 // Where the row numbers are, and the shapes. Numbers outside [0, rows_in) are absent.
@@ -206,8 +242,12 @@ __global__ __launch_bounds__(gather_threads, blocks_here(Op::blocks)) void gathe
 #pragma unroll
       for (int i = 0; i < Op::rows; ++i) {
         const int64_t row = first + slot + i * slots;
-        if (in[i].x >= 0) op.add(&states[i], values[0][i], data[0], row, in[i].x);
-        if (in[i].y >= 0) op.add(&states[i], values[1][i], data[1], row, in[i].y);
+        const int64_t place = row * g.taps + chunk + tap;
+        if (in[i].x >= 0)
+          op.add(&states[i], values[0][i], data[0], {row, static_cast<uint32_t>(in[i].x), place});
+        if (in[i].y >= 0)
+          op.add(&states[i], values[1][i], data[1],
+                 {row, static_cast<uint32_t>(in[i].y), place + 1});
       }
     }
   }
@@ -234,7 +274,6 @@ void gather(const Context& ctx,
             Gather g,
             const MatrixRef& x,
             const typename Op::Arguments& arguments) {
-  if (g.taps == 0 || g.rows_out == 0) return;
   const int64_t packs = ceil_div(g.cols, Op::width);
   cut(&g, packs, std::bit_width(unsigned{Op::rows}) - 1);
   launch(ctx,
@@ -243,14 +282,6 @@ void gather(const Context& ctx,
           .threads = gather_threads,
           .shared_bytes = sizeof(int32_t) * g.block_rows() * g.pitch},
          gather_rows<Op>, g, x.as<const typename Op::Element>(), arguments);
-}
-
-// Sets a matrix to zero.
-inline void fill_zero_rows(const Context& ctx, const MatrixRef& m) {
-  if (m.rows == 0 || m.cols == 0) return;
-  const size_t size = size_of(m.dtype);
-  check_cuda(cudaMemset2DAsync(m.data, m.stride * size, 0, m.cols * size, m.rows, stream_of(ctx)),
-             "cudaMemset2DAsync");
 }
 
 template <int value>

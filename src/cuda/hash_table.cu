@@ -7,46 +7,30 @@
 #include "conv/hash_key.h"
 #include "conv/operators.h"
 #include "core/dispatch_key.h"
+#include "cuda/launch.cuh"
 #include "cuda/sorting.h"
-#include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {
 namespace {
 
-template <class K, class V>
-struct Table {
-  K* keys;    // [slots]
-  V* values;  // [slots]
-  int64_t slots;
-
-  explicit Table(const HashTableRef& table)
-      : keys(table.keys.as<K>()), values(table.values.as<V>()), slots(table.keys.rows) {}
-};
-
 // status: keys that there would be, and the lowest row whose key is `empty`, or -1.
 template <class K, class V>
 void insert_into(const Context& ctx,
-                 const Table<K, V>& table,
+                 const HashSlots<K, V>& table,
                  const HashInsert& insert,
                  int64_t* status) {
   constexpr K empty = static_cast<K>(-1);
   const int64_t rows = insert.keys.rows;
-  const int64_t count = rows + table.slots;
+  const int64_t count = rows + table.count;
   if (count == 0) return;
-  Layout layout;
-  const size_t keys_at = layout.add<K>(count);
-  const size_t sorted_keys_at = layout.add<K>(count);
-  const size_t numbers_at = layout.add<uint32_t>(count);
-  const size_t sorted_numbers_at = layout.add<uint32_t>(count);
-  const size_t values_at = layout.add<V>(count);
-  const size_t distinct_at = layout.add<int64_t>(1);
-  const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-  auto* keys = Layout::at<K>(memory, keys_at);
-  auto* sorted_keys = Layout::at<K>(memory, sorted_keys_at);
-  auto* numbers = Layout::at<uint32_t>(memory, numbers_at);
-  auto* sorted_numbers = Layout::at<uint32_t>(memory, sorted_numbers_at);
-  auto* values = Layout::at<V>(memory, values_at);
-  auto* distinct = Layout::at<int64_t>(memory, distinct_at);  // keys, `empty` too
+  SortArrays<K> sort;
+  V* values = nullptr;
+  int64_t* distinct = nullptr;  // keys, `empty` too
+  const std::shared_ptr<void> memory = make_room(
+      ctx, Room{&sort.keys, count}, Room{&sort.sorted_keys, count}, Room{&sort.values, count},
+      Room{&sort.sorted_values, count}, Room{&values, count}, Room{&distinct, 1});
+  K* const keys = sort.keys;
+  uint32_t* const numbers = sort.values;
   const auto* new_keys = insert.keys.as<K>();
   const auto* new_values = insert.values ? insert.values->as<V>() : nullptr;
   const bool skip_empty = insert.skip_empty;
@@ -58,8 +42,8 @@ void insert_into(const Context& ctx,
     atomicMin(reinterpret_cast<unsigned long long*>(status + 1),
               static_cast<unsigned long long>(i));
   });
-  sort_by_key<K>(ctx, {keys, sorted_keys, numbers, sorted_numbers}, count, 8 * sizeof(K));
-  first_by_key<K>(ctx, {sorted_keys, keys, sorted_numbers, numbers}, count, distinct);
+  sort_by_key(ctx, sort, count, 8 * sizeof(K));
+  first_by_key<K>(ctx, {sort.sorted_keys, keys, sort.sorted_values, numbers}, count, distinct);
   for_each(ctx, count, [=] __device__(int64_t i) {
     if (i >= *distinct) return;
     // Empty slots are one key, the last.
@@ -71,31 +55,10 @@ void insert_into(const Context& ctx,
       values[i] = new_values == nullptr ? static_cast<V>(entry) : new_values[entry];
     }
   });
-  for_each(ctx, table.slots, [=] __device__(int64_t i) {
-    if (status[0] > table.slots || status[1] >= 0) return;
+  for_each(ctx, table.count, [=] __device__(int64_t i) {
+    if (status[0] > table.count || status[1] >= 0) return;
     table.keys[i] = i < status[0] ? keys[i] : empty;
     table.values[i] = i < status[0] ? values[i] : static_cast<V>(-1);
-  });
-}
-
-template <class K, class V>
-void look_up(const Context& ctx,
-             const Table<K, V>& table,
-             const MatrixRef& keys,
-             const MatrixRef& values) {
-  const auto* wanted = keys.as<K>();
-  auto* found = values.as<V>();
-  for_each(ctx, keys.rows, [=] __device__(int64_t i) {
-    found[i] = hash_value(table.keys, table.values, table.slots, wanted[i]);
-  });
-}
-
-template <class K>
-void write_keys(const Context& ctx, const Coords& coords, const KeyRule& rule, K* keys) {
-  for_each(ctx, coords.rows, [=] __device__(int64_t row) {
-    const int4 c = coords[row];
-    const int32_t voxel[4] = {c.x, c.y, c.z, c.w};
-    keys[row] = static_cast<K>(rule.key(voxel, static_cast<K>(-1)));
   });
 }
 
@@ -108,7 +71,7 @@ Matrix hash_insert(const Context& ctx, const HashTableRef& table, const HashInse
   fill_bytes(ctx, status.as<int64_t>() + 1, 0xff, sizeof(int64_t));
   dispatch_key(table.keys.dtype, [&]<class K>(Type<K>) {
     dispatch_key(table.values.dtype, [&]<class V>(Type<V>) {
-      insert_into(ctx, Table<K, V>(table), insert, status.as<int64_t>());
+      insert_into(ctx, HashSlots<K, V>(table), insert, status.as<int64_t>());
     });
   });
   return status;
@@ -120,8 +83,10 @@ void hash_lookup(const Context& ctx,
                  const MatrixRef& values) {
   const DeviceGuard guard(ctx.device);
   dispatch_key(table.keys.dtype, [&]<class K>(Type<K>) {
-    dispatch_key(table.values.dtype,
-                 [&]<class V>(Type<V>) { look_up(ctx, Table<K, V>(table), keys, values); });
+    dispatch_key(table.values.dtype, [&]<class V>(Type<V>) {
+      for_each(ctx, keys.rows,
+               HashLookup<K, V>{HashSlots<K, V>(table), keys.as<K>(), values.as<V>()});
+    });
   });
 }
 
@@ -131,7 +96,7 @@ void voxel_keys(const Context& ctx,
                 const MatrixRef& keys) {
   const DeviceGuard guard(ctx.device);
   dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
-    write_keys(ctx, Coords(coords), KeyRule(shape, static_cast<K>(-1)), keys.as<K>());
+    for_each(ctx, coords.rows, VoxelNumbers<K>(coords, shape, keys));
   });
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "cuda/device.h"
@@ -86,5 +87,24 @@ __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 __device__ inline int64_t thread_count() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+// Threads for a loop over items: enough to fill the device, so that a block of threads that ends
+// with something costly (a global count) does so rarely. Eight such blocks are all that a
+// multiprocessor holds.
+inline Grid over(const Context& ctx, int64_t items) {
+  constexpr int threads = Grid{}.threads;
+  return {.blocks = std::min<int64_t>(ceil_div(items, threads), 8 * multiprocessors(ctx))};
+}
+
+// Calls body(i), a functor or a lambda of device code that captures by value, for every i below
+// count.
+template <class Body>
+__global__ void run_each(int64_t count, const __grid_constant__ Body body) {
+  for (int64_t i = thread_index(); i < count; i += thread_count()) body(i);
+}
+template <class Body>
+void for_each(const Context& ctx, int64_t count, const Body& body) {
+  launch(ctx, over(ctx, count), run_each<Body>, count, body);
+}
 
 }  // namespace voxgemm::cuda

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conv/operators.h"
 #include "cuda/row_lists.cuh"
-#include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {
 namespace {
@@ -11,32 +10,31 @@ struct PoolArguments {
   View<T> x;
   View<T> y;
   View<int32_t> winners;  // [rows, cols], or of nothing
-  bool mean;
+  Reduction reduction;
   const int32_t* counts = nullptr;  // [rows of x] of the gradient of means
-};
 
-// Row `in` of x comes to row `out` of y, from column `col` on.
-struct Step {
-  int64_t out;
-  int64_t in;
-  int64_t col;
+  PoolArguments(const MatrixRef& from, const Reduced& result, Reduction how)
+      : x(from), y(result.y), winners(result.winners.value_or(MatrixRef{})), reduction(how) {}
+  __device__ Step step(uint32_t place) const { return {0, place, place}; }
 };
+template <class T, int n, class State>
+using PoolOp = StateOp<T, n, PoolArguments<T>, State>;
 
 template <class T, int n>
-struct SumState {
-  Sums<T, n> sums;
+struct SumState : Sums<T, n> {
   int count = 0;
 
-  __device__ void add(const PoolArguments<T>&, const Pack<T, n>& x, const Step&) {
-    sums.add(x, 1);
+  __device__ void add(const PoolArguments<T>&, const Pack<T, n>& x, const Step&, int64_t) {
+    Sums<T, n>::add(x, 1);
     ++count;
   }
   __device__ void join(const SumState& later) {
-    sums.join(later.sums);
+    Sums<T, n>::join(later);
     count += later.count;
   }
   __device__ void write(const PoolArguments<T>& a, int64_t row, int64_t col) const {
-    sums.write(a.y.at(row, col), static_cast<Sum<T>>(a.mean ? max(count, 1) : 1));
+    const int divisor = a.reduction == Reduction::mean ? max(count, 1) : 1;
+    Sums<T, n>::write(a.y.at(row, col), static_cast<Sum<T>>(divisor));
   }
 };
 
@@ -56,7 +54,7 @@ struct BestState {
       winner[i] = row;
     }
   }
-  __device__ void add(const PoolArguments<T>&, const Pack<T, n>& x, const Step& step) {
+  __device__ void add(const PoolArguments<T>&, const Pack<T, n>& x, const Step& step, int64_t) {
     for (int i = 0; i < n; ++i) take(i, x.get(i), static_cast<int32_t>(step.in));
   }
   __device__ void join(const BestState& later) {
@@ -79,9 +77,12 @@ struct BestState {
 // Of a gradient: of a row of x, which is dy here, y gets it all, its share, or what it has won.
 template <class T, int n>
 struct GradientState : Sums<T, n> {
-  __device__ void add(const PoolArguments<T>& a, const Pack<T, n>& dy, const Step& step) {
+  __device__ void add(const PoolArguments<T>& a,
+                      const Pack<T, n>& dy,
+                      const Step& step,
+                      int64_t col) {
     if (a.winners.data != nullptr) {
-      const auto won = load_pack<int32_t, n>(a.winners.at(step.in, step.col));
+      const auto won = load_pack<int32_t, n>(a.winners.at(step.in, col));
       for (int i = 0; i < n; ++i) {
         if (won.v[i] == step.out) this->v[i] += dy.get(i);
       }
@@ -90,59 +91,27 @@ struct GradientState : Sums<T, n> {
     const Sum<T> count = a.counts == nullptr ? 1 : static_cast<Sum<T>>(a.counts[step.in]);
     for (int i = 0; i < n; ++i) this->v[i] += dy.get(i) / count;
   }
-  __device__ void write(const PoolArguments<T>& a, int64_t row, int64_t col) const {
-    Sums<T, n>::write(a.y.at(row, col));
-  }
 };
 
-// Of a row's taps, or of the rows of a segment.
-template <class T, int n, class S>
-struct Pool {
-  using Element = T;
-  using Arguments = PoolArguments<T>;
-  using State = S;
-  static constexpr int width = n;
-  static constexpr int rows = 2;
-  static constexpr int blocks = 6;
-
-  Arguments a;
-  int64_t col;
-  __device__ int tap(int number) const { return number; }
-  __device__ void add(State* state, const Pack<T, n>& x, int, int64_t row, int32_t in) const {
-    state->add(a, x, {row, in, col});
-  }
-  __device__ void add(State* state, uint32_t row) const {
-    state->add(a, load_pack<T, n>(a.x.at(row, col)), {0, row, col});
-  }
-  __device__ void finish(const State& state, int64_t row) const { state.write(a, row, col); }
-};
-
-// body(Type<T>, Width<n>, arguments)
-template <class Body>
-void dispatch_arguments(const MatrixRef& x, const Reduced& result, const Body& body) {
-  const MatrixRef winners = result.winners.value_or(MatrixRef{});
-  const bool wide = is_wide(x) && is_wide(result.y) && is_wide(winners);
-  dispatch_packs(x.dtype, wide, [&]<class T, class W>(Type<T> type, W width) {
-    body(type, width,
-         PoolArguments<T>{View<T>(x), View<T>(result.y), View<int32_t>(winners), false});
-  });
+bool are_wide(const MatrixRef& x, const Reduced& result) {
+  return is_wide(x) && is_wide(result.y) && is_wide(result.winners.value_or(MatrixRef{}));
 }
 
-// body(Type<Pool<...>>, arguments) for what is pooled.
+// body(Type<an op>, arguments) for what is pooled.
 template <class Body>
 void dispatch_pool(const MatrixRef& x,
                    Reduction reduction,
                    const Reduced& result,
                    const Body& body) {
-  dispatch_arguments(x, result, [&]<class T, class W>(Type<T>, W, PoolArguments<T> arguments) {
+  dispatch_packs(x.dtype, are_wide(x, result), [&]<class T, class W>(Type<T>, W) {
     constexpr int n = W::n;
-    arguments.mean = reduction == Reduction::mean;
+    const PoolArguments<T> arguments(x, result, reduction);
     if (reduction == Reduction::max) {
-      body(Type<Pool<T, n, BestState<T, n, false>>>{}, arguments);
+      body(Type<PoolOp<T, n, BestState<T, n, false>>>{}, arguments);
     } else if (reduction == Reduction::min) {
-      body(Type<Pool<T, n, BestState<T, n, true>>>{}, arguments);
+      body(Type<PoolOp<T, n, BestState<T, n, true>>>{}, arguments);
     } else {
-      body(Type<Pool<T, n, SumState<T, n>>>{}, arguments);
+      body(Type<PoolOp<T, n, SumState<T, n>>>{}, arguments);
     }
   });
 }
@@ -178,11 +147,12 @@ void pool_grad(const Context& ctx,
     of_rows[r] = count;
   });
   const Gather g = gather_of(*grad.transposed, grad.dy);
-  dispatch_arguments(grad.dy, {dx, grad.winners},
-                     [&]<class T, class W>(Type<T>, W, PoolArguments<T> arguments) {
-                       arguments.counts = is_mean ? of_rows : nullptr;
-                       gather<Pool<T, W::n, GradientState<T, W::n>>>(ctx, g, grad.dy, arguments);
-                     });
+  const Reduced result = {dx, grad.winners};
+  dispatch_packs(dx.dtype, are_wide(grad.dy, result), [&]<class T, class W>(Type<T>, W) {
+    PoolArguments<T> arguments(grad.dy, result, reduction);
+    if (is_mean) arguments.counts = of_rows;
+    gather<PoolOp<T, W::n, GradientState<T, W::n>>>(ctx, g, grad.dy, arguments);
+  });
 }
 
 void segment_reduce(const Context& ctx,
@@ -191,7 +161,7 @@ void segment_reduce(const Context& ctx,
                     Reduction reduction,
                     const Reduced& result) {
   const DeviceGuard guard(ctx.device);
-  const RowLists lists = make_row_lists(ctx, segments.as<int32_t>(), segments.rows, result.y.rows);
+  const RowLists lists = make_row_lists(ctx, segments, result.y.rows);
   dispatch_pool(x, reduction, result, [&]<class Op>(Type<Op>, const auto& arguments) {
     reduce_lists<Op>(ctx, lists, x.cols, arguments);
   });

@@ -10,8 +10,6 @@
 // f16 on an H200), and every sum has one order.
 #pragma once
 
-#include "conv/hash_key.h"
-#include "cuda/each.cuh"
 #include "cuda/gather.cuh"
 
 namespace voxgemm::cuda {
@@ -28,8 +26,8 @@ struct ListView {
 struct RowLists : ListView {
   std::shared_ptr<void> memory;
 };
-// rows: [places].
-RowLists make_row_lists(const Context& ctx, const int32_t* rows, int64_t places, int64_t count);
+// rows: i32, contiguous: of every place.
+RowLists make_row_lists(const Context& ctx, const MatrixRef& rows, int64_t count);
 
 // packs: of columns. ends: [pieces, 2, packs]: of the list that came into a piece, and of the one
 // that leaves it.

@@ -7,65 +7,28 @@
 namespace voxgemm::cuda {
 namespace {
 
-// The row of a voxel of one batch.
-struct Finder {
-  const IndexView& index;
-  const Frame& frame;
-  int64_t batch;
-
-  __device__ int32_t operator()(const int64_t* voxel) const {
-    const int64_t place[4] = {batch, voxel[0], voxel[1], voxel[2]};
-    for (int axis = 0; axis < 4; ++axis) {
-      const int64_t offset = place[axis] - frame.origin[axis];
-      if (offset < 0 || offset > frame.last[axis]) return -1;
-    }
-    const Place at =
-        place_of(frame, make_int4(static_cast<int32_t>(batch), static_cast<int32_t>(voxel[0]),
-                                  static_cast<int32_t>(voxel[1]), static_cast<int32_t>(voxel[2])));
-    const Block block = find_block(index.set, at.key);
-    return block.has(at.bit) ? index.row(block, at.bit) : -1;
-  }
-};
-
-template <class T, SampleMode mode>
-__global__ void write_map(IndexView index, SampleRule rule, Points<T> points) {
-  constexpr int taps = mode == SampleMode::trilinear ? 8 : 1;
-  const Status status = index.set.head->counters.status;
-  for (int64_t p = thread_index(); p < points.count; p += thread_count()) {
-    int32_t* rows = points.rows + taps * p;
-    T* weights = points.weights + taps * p;
-    if (status != Status::fine) {
-      // Where there are padding rows only, nothing is found; a failure must show in what is
-      // computed with this.
-      const bool empty = status == Status::empty;
-      for (int t = 0; t < taps; ++t) {
-        rows[t] = empty ? -1 : 0;
-        weights[t] = empty ? T(0) : static_cast<T>(nan(""));
+template <SampleMode mode, class T>
+void write_map(const Context& ctx,
+               const IndexView& index,
+               const SampleRule& rule,
+               const Points<T>& points) {
+  const int taps = sample_taps(mode);
+  const SetHead* head = index.set.head;
+  for_each(ctx, points.count, [=] __device__(int64_t p) {
+    const Status status = head == nullptr ? Status::empty : head->counters.status;
+    // Where there are no rows but padding, nothing is found; a failure must show in what is
+    // computed with this.
+    if (status != Status::fine && status != Status::empty) {
+      for (int64_t t = taps * p; t < taps * (p + 1); ++t) {
+        points.rows[t] = 0;
+        points.weights[t] = static_cast<T>(nan(""));
       }
-      continue;
+      return;
     }
-    const Finder find{index, index.set.head->frame, points.batch_of(p)};
-    const T point[3] = {points.points[3 * p], points.points[3 * p + 1], points.points[3 * p + 2]};
-    if constexpr (mode == SampleMode::nearest) {
-      sample_nearest(rule, point, find, rows, weights);
-    } else {
-      int32_t found[8];
-      T shares[8];
-      sample_trilinear(rule, point, find, found, shares);
-      for (int t = 0; t < 8; ++t) {
-        rows[t] = found[t];
-        weights[t] = shares[t];
-      }
-    }
-  }
-}
-
-template <class T>
-__global__ void write_point_gradients(
-    const T* points, const int32_t* rows, const T* dweights, T* dpoints, int64_t count) {
-  for (int64_t p = thread_index(); p < count; p += thread_count()) {
-    sample_gradient(points + 3 * p, rows + 8 * p, dweights + 8 * p, dpoints + 3 * p);
-  }
+    sample_point<mode>(rule, points, p, [&](int32_t batch, int32_t x, int32_t y, int32_t z) {
+      return status == Status::fine ? index.find(head->frame, make_int4(batch, x, y, z)) : -1;
+    });
+  });
 }
 
 template <class T>
@@ -74,30 +37,32 @@ struct WeightedRows {
   const Sum<T>* weights;  // [places, taps]
   uint32_t taps;
   View<T> y;
+
+  __device__ Step step(uint32_t place) const { return {0, place / taps, place}; }
 };
 
 // Both ways: the sums of a place are over its taps, those of a row of x over the places where it
 // was read, in a list.
 template <class T, int n>
-struct WeightedSum {
-  using Element = T;
-  using Arguments = WeightedRows<T>;
-  using State = Sums<T, n>;
-  static constexpr int width = n;
-  static constexpr int rows = 2;
-  static constexpr int blocks = 6;
-
-  Arguments a;
-  int64_t col;
-  __device__ int tap(int number) const { return number; }
-  __device__ void add(State* state, const Pack<T, n>& x, int tap, int64_t row, int32_t) const {
-    state->add(x, a.weights[row * a.taps + tap]);
+struct WeightedState : Sums<T, n> {
+  __device__ void add(const WeightedRows<T>& a, const Pack<T, n>& x, const Step& step, int64_t) {
+    Sums<T, n>::add(x, a.weights[step.place]);
   }
-  __device__ void add(State* state, uint32_t place) const {
-    state->add(load_pack<T, n>(a.x.at(place / a.taps, col)), a.weights[place]);
-  }
-  __device__ void finish(const State& state, int64_t row) const { state.write(a.y.at(row, col)); }
 };
+
+// body(Type<an op>, its arguments) for sums of rows of x.
+template <class Body>
+void dispatch_weighted(const MatrixRef& x,
+                       const RowWeights& sums,
+                       const MatrixRef& y,
+                       const Body& body) {
+  const auto taps = static_cast<uint32_t>(std::max<int64_t>(sums.rows.cols, 1));
+  dispatch_packs(x.dtype, is_wide(x) && is_wide(y), [&]<class T, class W>(Type<T>, W) {
+    using Arguments = WeightedRows<T>;
+    body(Type<StateOp<T, W::n, Arguments, WeightedState<T, W::n>>>{},
+         Arguments{View<T>(x), sums.weights.as<Sum<T>>(), taps, View<T>(y)});
+  });
+}
 
 // Eight lanes share a dot product: each takes every eighth pack, then they add in pairs.
 constexpr int dot_lanes = 8;
@@ -135,12 +100,6 @@ __global__ void write_dots(Dots<T> d) {
   }
 }
 
-template <class T>
-WeightedRows<T> weighted(const MatrixRef& x, const RowWeights& sums, const MatrixRef& y) {
-  return {View<T>(x), sums.weights.as<Sum<T>>(),
-          static_cast<uint32_t>(std::max<int64_t>(sums.rows.cols, 1)), View<T>(y)};
-}
-
 }  // namespace
 
 SampleMap sample_map(const Context& ctx,
@@ -152,16 +111,11 @@ SampleMap sample_map(const Context& ctx,
   const int64_t count = points.points.rows;
   SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
                 make_matrix(ctx, count, taps, points.points.dtype)};
-  if (index.rows() == 0) {
-    fill_bytes(ctx, map.rows.data, 0xff, count * taps * sizeof(int32_t));
-    fill_bytes(ctx, map.weights.data, 0, count * taps * size_of(map.weights.dtype));
-    return map;
-  }
-  const IndexView view = static_cast<const BlockIndex&>(index).view();
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
-    const auto kernel = options.mode == SampleMode::nearest ? write_map<T, SampleMode::nearest>
-                                                            : write_map<T, SampleMode::trilinear>;
-    launch(ctx, over(ctx, count), kernel, view, SampleRule(options), Points<T>(points, map));
+    const auto write = options.mode == SampleMode::nearest ? write_map<SampleMode::nearest, T>
+                                                           : write_map<SampleMode::trilinear, T>;
+    write(ctx, static_cast<const BlockIndex&>(index).view(), SampleRule(options),
+          Points<T>(points, map));
   });
   return map;
 }
@@ -173,8 +127,9 @@ void sample_map_grad(const Context& ctx,
                      const MatrixRef& dpoints) {
   const DeviceGuard guard(ctx.device);
   dispatch_points(points.dtype, [&]<class T>(Type<T>) {
-    launch(ctx, over(ctx, points.rows), write_point_gradients<T>, points.as<T>(),
-           map.rows.as<int32_t>(), dweights.as<T>(), dpoints.as<T>(), points.rows);
+    for_each(ctx, points.rows,
+             PointGradients<T>{points.as<T>(), map.rows.as<int32_t>(), dweights.as<T>(),
+                               dpoints.as<T>()});
   });
 }
 
@@ -184,7 +139,6 @@ void weighted_sum(const Context& ctx,
                   const MatrixRef& y) {
   const DeviceGuard guard(ctx.device);
   const int64_t taps = sums.rows.cols;
-  if (taps == 0) return fill_zero_rows(ctx, y);
   const Gather g = {.rows = sums.rows.as<int32_t>(),
                     .tap_stride = 1,
                     .row_stride = taps,
@@ -193,8 +147,8 @@ void weighted_sum(const Context& ctx,
                     .rows_out = y.rows,
                     .cols = y.cols,
                     .x_bytes = row_bytes(x)};
-  dispatch_packs(x.dtype, is_wide(x) && is_wide(y), [&]<class T, class W>(Type<T>, W) {
-    gather<WeightedSum<T, W::n>>(ctx, g, x, weighted<T>(x, sums, y));
+  dispatch_weighted(x, sums, y, [&]<class Op>(Type<Op>, const auto& arguments) {
+    gather<Op>(ctx, g, x, arguments);
   });
 }
 
@@ -203,10 +157,9 @@ void weighted_sum_grad_input(const Context& ctx,
                              const RowWeights& sums,
                              const MatrixRef& dx) {
   const DeviceGuard guard(ctx.device);
-  const RowLists lists =
-      make_row_lists(ctx, sums.rows.as<int32_t>(), sums.rows.rows * sums.rows.cols, dx.rows);
-  dispatch_packs(dx.dtype, is_wide(dx) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
-    reduce_lists<WeightedSum<T, W::n>>(ctx, lists, dx.cols, weighted<T>(dy, sums, dx));
+  const RowLists lists = make_row_lists(ctx, sums.rows, dx.rows);
+  dispatch_weighted(dy, sums, dx, [&]<class Op>(Type<Op>, const auto& arguments) {
+    reduce_lists<Op>(ctx, lists, dy.cols, arguments);
   });
 }
 

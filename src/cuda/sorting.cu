@@ -23,14 +23,8 @@ void with_memory(const Context& ctx, const char* name, const Call& call) {
 
 template <class Key>
 SortMemory<Key>::SortMemory(const Context& ctx, int64_t count) {
-  Layout layout;
-  const size_t keys_at[] = {layout.add<Key>(count), layout.add<Key>(count)};
-  const size_t values_at[] = {layout.add<uint32_t>(count), layout.add<uint32_t>(count)};
-  memory = ctx.allocate(layout.bytes());
-  this->keys = Layout::at<Key>(memory, keys_at[0]);
-  this->sorted_keys = Layout::at<Key>(memory, keys_at[1]);
-  this->values = Layout::at<uint32_t>(memory, values_at[0]);
-  this->sorted_values = Layout::at<uint32_t>(memory, values_at[1]);
+  memory = make_room(ctx, Room{&this->keys, count}, Room{&this->sorted_keys, count},
+                     Room{&this->values, count}, Room{&this->sorted_values, count});
 }
 template struct SortMemory<uint32_t>;
 template struct SortMemory<uint64_t>;

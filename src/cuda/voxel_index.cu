@@ -199,13 +199,6 @@ __global__ void lowest_rows(Coords coords, IndexView index) {
 
 }  // namespace
 
-Grid over(const Context& ctx, int64_t items) {
-  constexpr int threads = 256;
-  // Eight such blocks are all that a multiprocessor holds.
-  return {.blocks = std::min<int64_t>(ceil_div(items, threads), 8 * multiprocessors(ctx)),
-          .threads = threads};
-}
-
 BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t zeroed_words) {
   // The eight classes of a small set fill unevenly.
   constexpr int64_t fewest_groups = 512;

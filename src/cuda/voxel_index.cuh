@@ -4,7 +4,7 @@
 #include "conv/coords.h"
 #include "conv/reach.h"
 #include "cuda/block_set.cuh"
-#include "cuda/each.cuh"
+#include "cuda/launch.cuh"
 
 namespace voxgemm::cuda {
 

@@ -67,12 +67,6 @@ KernelMap on_device(const KernelMap& map) {
   return result;
 }
 
-WeightsRef seen_transposed(WeightsRef w) {
-  std::swap(w.c_in, w.c_out);
-  std::swap(w.in_stride, w.out_stride);
-  return w;
-}
-
 // The problem as the device's rows of the registry see it.
 Problem problem_on_device(const Case& c) {
   Problem p = c.problem;

@@ -13,7 +13,7 @@
 #include <algorithm>
 
 #include "cuda/aligned.h"
-#include "cuda/each.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/kernels/families.h"
 #include "cuda/kernels/pass.cuh"
 #include "voxgemm/choose.h"
