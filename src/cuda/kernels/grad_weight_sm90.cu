@@ -2,6 +2,7 @@
 #include "cuda/kernels/families.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/dispatch.h"
 #include "cuda/aligned.h"
@@ -192,12 +193,8 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const Size size = size_of_problem(problem);
   return with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
     // Blocks of 64 rows are copied with absent ones: on shells a tenth of x, and dy of a group once
-    // for every row that has any of its taps, 0.73, 0.42, 0.24 and 0.13 a pair.
-    constexpr double any = C::taps == 1   ? 1
-                           : C::taps == 2 ? 0.73
-                           : C::taps == 4 ? 0.42
-                           : C::taps == 8 ? 0.24
-                                          : 0.13;
+    // for every row that has any of its taps.
+    const double any = std::pow(C::taps, -0.7);
     constexpr double x = C::taps == 1 ? 1 : C::block_taps == 1 ? 1.1 : 1.3;
     const double tiles = static_cast<double>(ceil_div(size.c_in, C::ins)) *
                          static_cast<double>(ceil_div(size.c_out, C::columns));

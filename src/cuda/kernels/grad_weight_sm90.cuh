@@ -37,31 +37,16 @@
 // Synchronisation: `full` of a batch gets one arrival from every producer thread when its copies
 // have landed and one after the batch's note is written; `free` one from every consumer warp. A
 // batch's units are free when the batch so many before it is that its note says; a note of no taps
-// ends a piece. Slots, and the two rounds of the queue, have such a pair of barriers as well.
-// cp.async writes through the generic proxy and wgmma reads through the asynchronous one, hence the
-// consumers' fence. A consumer that skips a batch first drains what it multiplies, or the ring
-// would stop in a run of skips. What all lanes of a warp read (notes, slots), its first lane
-// releases for them after a __syncwarp, of which nothing is left in the code where the warp is seen
-// to stand together; racecheck then knows of no order, and reports the next write of a note. Of
-// terms, which have room for few batches, the first lane alone reads notes and hands them on by a
-// shuffle; else that took 5 % more time at 512, 128, and notes and slots released by every lane 6 %
-// at 1024, 64.
+// ends a piece. Slots, and the two rounds of the queue, have such a pair of barriers as well. A
+// consumer that skips a batch first drains what it multiplies, or the ring would stop in a run of
+// skips. What all lanes of a warp read, its first lane releases after a __syncwarp, of which
+// nothing is left in the code where the warp is seen to stand together; racecheck may then report
+// the next write. Of terms, which have room for few batches, the first lane reads notes alone.
 //
 // Rows past the end of a batch are zeros on both sides. A row that lacks a tap of its batch is zero
 // on the side of x alone, and zero times an infinite dy is NaN, which an absent pair must not make:
 // sums that are NaN when they are written are computed once more, over present pairs only.
-//
-// A copy instruction of a warp (512 bytes) takes 13 clocks on an H200, and zeros count like rows.
-// Lost (H200, bf16): seven warps that copy and one that indexes, whose loads and stores wait behind
-// their copies, 0.93 instead of 0.66 ms at 64, 1024; batches released before the next one is there,
-// up to 15 % slower where reads miss the second-level cache; two barriers a round of the indexers,
-// 0.71 instead of 0.64 ms at 256, 256; a ring of blocks for groups of less than eight taps, 5 to
-// 13 %; indexing by the copying warps, 2600 clocks a round of 512 rows; fewer instructions around
-// the copies by immediate offsets, nothing gained; several taps on the axis, rows with any of them
-// compacted: indexing alone took 1.35 of 1.93 ms at 4.1 million rows of 64 channels; a schedule's
-// batches on the axis: teams drift apart, an eighth of the reads hit the second-level cache, 2.7
-// ms; rows of one tap handed over by batches instead of rounds, 10 % at 256, 256 and 64, 1024;
-// units that are freed each by its own barrier instead of batches that count back, 1 to 5 %.
+// What was tried and lost is in docs/performance.md.
 
 #include <type_traits>
 
