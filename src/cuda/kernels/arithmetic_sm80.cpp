@@ -6,33 +6,24 @@
 namespace voxgemm::cuda::sm80 {
 namespace {
 
-// Shared memory that a CTA can have, multiprocessors of the usual product, and TFLOP/s of its
-// 16-bit matrix instructions of a warp and of f32 arithmetic, and GB/s of its memory.
+// Multiprocessors of the usual product, TFLOP/s of its 16-bit matrix instructions of a warp and of
+// f32 arithmetic, and GB/s of its memory.
 struct Architecture {
   int number;
-  size_t shared_bytes;
   int multiprocessors;
   double matrix;
   double f32;
   double bandwidth;
 };
 constexpr Architecture architectures[] = {
-    {75, 64 << 10, 40, 65, 8, 320},       // T4
-    {80, 163 << 10, 108, 312, 19, 1900},  // A100
-    {86, 99 << 10, 84, 140, 35, 900},     // RTX 3090, A40
-    {87, 163 << 10, 16, 40, 5, 200},      // Orin
-    {89, 99 << 10, 128, 330, 80, 900},    // RTX 4090, L40
-    {90, 227 << 10, 132, 620, 60, 4400},  // H200: two thirds of what warpgroups reach
-    {100, 227 << 10, 148, 620, 70, 7000}, {120, 99 << 10, 170, 420, 100, 1700},  // RTX 5090
+    {75, 40, 65, 8, 320},      // T4
+    {80, 108, 312, 19, 1900},  // A100
+    {86, 84, 140, 35, 900},    // RTX 3090, A40
+    {87, 16, 40, 5, 200},      // Orin
+    {89, 128, 330, 80, 900},   // RTX 4090, L40
+    {90, 132, 620, 60, 4400},  // H200: two thirds of what warpgroups reach
+    {100, 148, 620, 70, 7000}, {120, 170, 420, 100, 1700},  // RTX 5090
 };
-
-const Architecture& architecture_of(int number) {
-  const Architecture* found = architectures;
-  for (const Architecture& known : architectures) {
-    if (known.number <= number) found = &known;
-  }
-  return *found;
-}
 
 struct Facts {
   std::string_view name;
@@ -58,8 +49,7 @@ std::string_view name(Math math) { return facts_of(math).name; }
 double products_of(Math math) { return facts_of(math).products; }
 
 // Called for every row of the registry in every call of an operator: the usual reasons are short.
-std::string why_not(Math math, size_t shared_bytes, const Problem& problem) {
-  if (problem.device.kind != DeviceKind::cuda) return "runs on CUDA only";
+std::string why_not(Math math, const Problem& problem) {
   const Facts& facts = facts_of(math);
   if (problem.dtype != facts.dtype ||
       (problem.dtype == Dtype::f32 && problem.precision != facts.precision)) {
@@ -70,17 +60,17 @@ std::string why_not(Math math, size_t shared_bytes, const Problem& problem) {
     return join("needs compute capability ", needed / 10, ".", needed % 10, ", the device has ",
                 problem.architecture / 10, ".", problem.architecture % 10);
   }
-  const size_t most = architecture_of(problem.architecture).shared_bytes;
-  if (shared_bytes > most) {
-    return join("needs ", shared_bytes, " bytes of shared memory, the device has ", most);
-  }
   return "";
 }
 
 Rates rates_of(Math math, int architecture) {
-  const Architecture& device = architecture_of(architecture);
-  const double flops = math == Math::ieee ? device.f32 : device.matrix / products_of(math);
-  return {device.multiprocessors, flops * 1e12 / 2, device.bandwidth * 1e9};
+  const Architecture* device = architectures;
+  for (const Architecture& known : architectures) {
+    if (known.number <= architecture) device = &known;
+  }
+  const double flops = math == Math::ieee ? device->f32 : device->matrix / products_of(math);
+  const double each = 1.0 / device->multiprocessors;
+  return {device->multiprocessors, flops * 1e12 / 2 * each, device->bandwidth * 1e9 * each};
 }
 
 }  // namespace voxgemm::cuda::sm80

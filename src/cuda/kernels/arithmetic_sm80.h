@@ -23,14 +23,13 @@ void dispatch(Math math, const Body& body) {
   if constexpr (known != Math::ieee) dispatch<all_math[int(known) + 1]>(math, body);
 }
 
-// Why kernels of this arithmetic that take so much shared memory cannot run the problem; empty if
-// they can.
-std::string why_not(Math math, size_t shared_bytes, const Problem& problem);
+// Why no kernel of this arithmetic can run the problem; empty if one can.
+std::string why_not(Math math, const Problem& problem);
 
 // The time of a product, in products of 16 bits.
 double products_of(Math math);
 
-// What the cost models know of a device.
+// What the cost models know of a device, and of each multiprocessor.
 struct Rates {
   int multiprocessors;
   double products;  // multiply-adds a second in this arithmetic, at best

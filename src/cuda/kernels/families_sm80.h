@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-
 #include "conv/kernel.h"
 #include "cuda/kernels/arithmetic_sm80.h"
 
@@ -14,8 +12,18 @@ struct Variant {
   Math math = Math::f16;
   int rows = 0;  // of a tile of y; of dW: taps * c_in
   int cols = 0;
-  bool masked = false;
-  int slices = 1;  // of the reduction; of a gradient, how many times the usual number
+  Algorithm algorithm = Algorithm::implicit_gemm;
+  int slices = 1;  // of the reduction; a gradient has as many as suit it
+
+  // Whether its schedule is by mask, with rows sorted by the taps that they have.
+  bool masked() const {
+    return algorithm != Algorithm::implicit_gemm && algorithm != Algorithm::implicit_gemm_splitk;
+  }
+  // Of taps. One for each tap makes lists of its pairs.
+  int groups(int taps) const {
+    if (algorithm == Algorithm::explicit_gemm) return taps;
+    return masked() ? (taps + 31) / 32 : 1;
+  }
 };
 
 // Launches the variant on operands that are aligned (aligned.h). One object for each arithmetic.
@@ -26,17 +34,6 @@ void grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& arg
 // See load() of launch.cuh.
 template <Math math>
 void load_convolve();
-
-// Dynamic shared memory of a CTA, at most.
-constexpr size_t shared_bytes(const Variant& variant) {
-  // Three stages of 128 bytes a row and a column, of a gradient 64 elements, panels of columns
-  // whole; presence words of 64 rows' 128 bytes; alignment; of y the taps of a tile.
-  const size_t line = variant.gradient && !is_16bit(variant.math) ? 256 : 128;
-  const auto rows = static_cast<size_t>(variant.rows);
-  const auto columns = static_cast<size_t>(std::max(variant.cols, 64));
-  const size_t taps = variant.gradient ? 0 : size_t{4} * 32;
-  return 128 + 3 * (line * (rows + columns) + 4 * (rows * line / 8192)) + taps;
-}
 
 // How the weight gradient is cut.
 struct GradCut {

@@ -20,11 +20,7 @@
 //
 // Slices: a CTA takes every slices-th granule (they stand by falling number of taps, so all slices
 // get alike) and leaves f32 sums, which add_slices() adds in order. Slices depend on the problem
-// alone, so the bits do too.
-//
-// An absent row is zero, and times an infinite dy NaN, which an absent neighbour must not make:
-// sums that come out NaN are computed once more, over present rows; finite operands never get
-// there.
+// alone, so the bits do too. Sums that come out NaN are computed once more (pass.cuh).
 
 #include "cuda/kernels/tile_sm80.cuh"
 
@@ -40,9 +36,10 @@ struct GradParams : TileParams {
 };
 
 template <Math math, int rows, int cols>
-struct GradConfig : Shape<math, rows, cols, false, false, sizeof(Element<math>) == 2 ? 4 : 8> {
+struct GradConfig : Shape<math, rows, cols, false, false> {
   using S = typename GradConfig::Shape;
   static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words;
+  static_assert(shared_bytes <= most_shared_bytes);
   static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
 };
 
@@ -161,17 +158,15 @@ class GradProducer {
     const auto* x = static_cast<const char*>(p_.x);
 #pragma unroll
     for (int c = 0; c < C::a_words; ++c) {
-      gather_present<typename C::S, false>(address + c * C::panel_bytes,
-                                           {x + x_[c].piece * 16, p_.x_row_bytes}, x_rows_[c],
-                                           present_ + ring * C::a_words + c);
+      gather_present<C>(address + c * C::panel_bytes, x + x_[c].piece * 16, p_.x_row_bytes,
+                        x_rows_[c], present_ + ring * C::a_words + c);
     }
     const auto* dy = static_cast<const char*>(p_.y);
 #pragma unroll
     for (int c = 0; c < C::b_panels; ++c) {
       const int column = tile_.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
-      gather<typename C::S, false>(address + C::a_bytes + c * C::panel_bytes,
-                                   {dy + int64_t{C::size} * column, p_.dy_row_bytes},
-                                   column < p_.c_out ? dy_rows_ : Four());
+      gather<C>(address + C::a_bytes + c * C::panel_bytes, dy + int64_t{C::size} * column,
+                p_.dy_row_bytes, column < p_.c_out ? dy_rows_ : Four());
     }
     ++filled_;
     step();
@@ -263,15 +258,16 @@ template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     grad_weight(const __grid_constant__ GradParams p) {
   if constexpr (runs_here<C::math>()) {
-    const Memory memory = memory_of_block<typename C::S>();
+    const Memory memory = memory_of_block<C>();
     const GradTile tile = grad_tile<C>(p);
     if (tile.first_piece >= tile.taps * p.pieces) return;
     GradProducer<C> producer(p, tile, memory.words);
-    write_gradient<C>(p, tile, multiply_stages<typename C::S>(memory, &producer));
+    write_gradient<C>(p, tile, multiply_stages<C>(memory, &producer));
   }
 }
 
-inline GradParams grad_params(const Variant& variant, const ConvArgs& args) {
+template <class C>
+void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
   GradParams p = {TileParams(variant, args)};
   p.dy_row_bytes = static_cast<uint32_t>(args.y.stride * size_of(args.y.dtype));
   const GradCut cut = cut_gradient(variant, {p.taps, p.c_in, p.c_out, p.rows});
@@ -279,18 +275,9 @@ inline GradParams grad_params(const Variant& variant, const ConvArgs& args) {
   p.row_blocks = cut.row_blocks;
   p.column_blocks = cut.column_blocks;
   p.slices = cut.slices;
-  if (variant.masked) {
-    p.tile_rows = args.schedule->options().tile_rows;
-    // Every group has every row.
-    p.group_tiles = ceil_div(p.rows, p.tile_rows);
-  }
-  return p;
-}
-
-template <class C>
-void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
-  static_assert(C::shared_bytes <= shared_bytes({true, C::math, C::rows, C::cols}));
-  GradParams p = grad_params(variant, args);
+  p.tile_rows = args.schedule->options().tile_rows;
+  // Every group has every row.
+  p.group_tiles = ceil_div(p.rows, p.tile_rows);
   const bool along_in = p.in_stride == 1;
   std::shared_ptr<void> sums;
   if (p.slices > 1) {
@@ -300,15 +287,11 @@ void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs&
     p.in_stride = along_in ? 1 : p.c_out;
     p.out_stride = along_in ? int64_t{p.taps} * p.c_in : 1;
   }
-  launch(ctx,
-         {.blocks = int64_t{p.slices} * p.groups * p.row_blocks * p.column_blocks,
-          .threads = threads,
-          .shared_bytes = C::shared_bytes},
+  launch(ctx, {.blocks = cut.ctas(), .threads = threads, .shared_bytes = C::shared_bytes},
          grad_weight<C>, p);
-  if (p.slices > 1) {
-    launch(ctx, {.blocks = ceil_div(p.w_size(), 256)}, add_slices<typename C::T>, PassArgs(args),
-           static_cast<const float*>(p.w), p.slices, along_in);
-  }
+  if (p.slices == 1) return;
+  launch(ctx, {.blocks = ceil_div(p.w_size(), 256)}, add_slices<typename C::T>, PassArgs(args),
+         static_cast<const float*>(p.w), p.slices, along_in);
 }
 
 template <Math math>

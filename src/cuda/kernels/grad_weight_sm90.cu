@@ -174,7 +174,7 @@ Math math_of(const Kernel& kernel) { return *static_cast<const Math*>(kernel.fam
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   if (problem.pass != Pass::grad_weight) return "computes the weight gradient only";
-  std::string reason = sm80::why_not(math_of(kernel), 0, problem);
+  std::string reason = sm80::why_not(math_of(kernel), problem);
   if (!reason.empty()) return reason;
   if (problem.architecture / 10 != 9) {
     return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",

@@ -24,9 +24,8 @@
 // group has every row, and adds to the sums that the one before left. So the bits do not depend on
 // timing.
 //
-// Sums leave through shared memory, 16 bytes a lane in whole rows. A zero-filled row times an
-// infinite weight is NaN, which an absent neighbour must not make: sums that come out NaN are
-// computed once more, over present rows (pass.cuh).
+// Sums leave through shared memory, 16 bytes a lane in whole rows; those that came out NaN are
+// computed once more (pass.cuh).
 
 #include "cuda/kernels/tile_sm80.cuh"
 
@@ -42,12 +41,12 @@ struct ConvParams : TileParams {
   int64_t sums_stride = 0;
 };
 
-template <Math math, int rows, int cols, bool in_contiguous_>
-struct ConvConfig : Shape<math, rows, cols, true, in_contiguous_, 4> {
+template <Math math, int rows, int cols, bool in_contiguous>
+struct ConvConfig : Shape<math, rows, cols, true, in_contiguous> {
   using S = typename ConvConfig::Shape;
-  static constexpr bool in_contiguous = in_contiguous_;
   // Stages begin at a multiple of 128; presence words; taps of a tile.
   static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words + 4 * 32;
+  static_assert(shared_bytes <= (rows > 64 ? most_shared_bytes : 64 << 10));
   // 128 x 128: 128 sums a thread. bf16x3 of 64 x 64 is a fifth slower with the few registers more
   // that leave room for three.
   static constexpr int ctas_of_sm = rows * cols > 128 * 64               ? 2
@@ -93,7 +92,7 @@ class Producer {
     const int begin = static_cast<int>(all * blockIdx.y / p.slices);
     count_ = static_cast<int>(all * (blockIdx.y + 1) / p.slices) - begin;
     x_ = place_of(begin * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
-    w_ = C::in_contiguous ? x_ : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
+    w_ = C::b_deep ? x_ : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
     if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
       const int tap = p.first_tap + static_cast<int>(threadIdx.x);
       const int slot = __popc(tile.mask & ((1u << threadIdx.x) - 1));
@@ -108,13 +107,13 @@ class Producer {
 
   // ring: which of the stages; address: of it.
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
-    const Rows rows = {static_cast<const char*>(p_.x) + x_.piece * 16, p_.x_row_bytes};
+    const auto* from = static_cast<const char*>(p_.x) + x_.piece * 16;
     // Behind a row's last piece may lie anything, NaN too.
     const bool inside = x_.piece < p_.x_pieces;
 #pragma unroll
     for (int i = 0; i < C::rows / 64; ++i) {
-      gather_present<C, true>(address + i * 8192, rows, inside ? rows_[i] : Four(),
-                              present_ + ring * C::a_words + i);
+      gather_present<C>(address + i * 8192, from, p_.x_row_bytes, inside ? rows_[i] : Four(),
+                        present_ + ring * C::a_words + i);
     }
     copy_weights(address + C::a_bytes);
     if (advance(&x_)) {
@@ -122,7 +121,7 @@ class Producer {
       for (int i = 0; i < C::rows / 64; ++i) rows_[i] = upcoming_[i];
       load_upcoming();
     }
-    if (C::in_contiguous) {
+    if (C::b_deep) {
       w_ = x_;
     } else {
       advance(&w_);
@@ -180,7 +179,7 @@ class Producer {
     }
     const int column = static_cast<int>(blockIdx.x) % p_.column_blocks * C::cols;
     const T* from = static_cast<const T*>(p_.w) + tap * p_.tap_stride;
-    if constexpr (C::in_contiguous) {
+    if constexpr (C::b_deep) {
       const int piece = threadIdx.x % 8;
       const int line = threadIdx.x / 8;
       from += w_.piece * C::per_piece + (column + line) * p_.out_stride;
@@ -266,7 +265,7 @@ __device__ __forceinline__ void write_tile(const ConvParams& p,
         continue;
       }
     }
-    finish_piece<typename C::T>(p, {row, n}, v, bias);
+    finish_piece<typename C::T>(p, row, n, v, bias);
   }
 }
 
@@ -274,32 +273,25 @@ template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     convolve(const __grid_constant__ ConvParams p) {
   if constexpr (runs_here<C::math>()) {
-    const Memory memory = memory_of_block<typename C::S>();
+    const Memory memory = memory_of_block<C>();
     const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
     Producer<C> producer(p, tile, memory.words);
     __syncthreads();
-    write_tile<C>(p, tile, multiply_stages<typename C::S>(memory, &producer));
+    write_tile<C>(p, tile, multiply_stages<C>(memory, &producer));
   }
-}
-
-inline ConvParams conv_params(const Variant& variant, const ConvArgs& args) {
-  ConvParams p = {TileParams(variant, args)};
-  p.x_pieces = p.pieces;
-  const int pieces_of_step = variant.masked                                                 ? 1
-                             : variant.math == Math::bf16x3 || variant.math == Math::bf16x6 ? 4
-                                                                                            : 2;
-  p.pieces = static_cast<int>(ceil_div(p.x_pieces, pieces_of_step)) * pieces_of_step;
-  p.slices = variant.slices;
-  // Whole pieces of y.
-  p.sums_stride = ceil_div(p.c_out, 8) * 8;
-  return p;
 }
 
 template <class C>
 void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) {
-  static_assert(C::shared_bytes <= shared_bytes({false, C::math, C::rows, C::cols}));
-  ConvParams p = conv_params(variant, args);
-  const int groups = variant.masked ? args.schedule->options().groups : 1;
+  ConvParams p = {TileParams(variant, args)};
+  p.x_pieces = p.pieces;
+  constexpr bool in_double_steps = C::math == Math::bf16x3 || C::math == Math::bf16x6;
+  const int pieces_of_step = variant.masked() ? 1 : in_double_steps ? 4 : 2;
+  p.pieces = static_cast<int>(ceil_div(p.x_pieces, pieces_of_step)) * pieces_of_step;
+  p.slices = variant.slices;
+  // Whole pieces of y.
+  p.sums_stride = ceil_div(p.c_out, 8) * 8;
+  const int groups = variant.groups(p.taps);
   std::shared_ptr<void> sums;
   if (groups > 1 || p.slices > 1) {
     sums = ctx.allocate(sizeof(float) * p.slices * p.rows * p.sums_stride);
@@ -317,7 +309,7 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
             .threads = threads,
             .shared_bytes = C::shared_bytes},
            convolve<C>, p);
-    if (!variant.masked) continue;
+    if (p.last_group) break;
     p.tiles += tiles;
     p.masks += tiles * (C::rows / 64);
   }

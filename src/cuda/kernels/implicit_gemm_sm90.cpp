@@ -116,7 +116,7 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   const Row& row = row_of(kernel);
-  std::string reason = sm80::why_not(row.math, 0, problem);
+  std::string reason = sm80::why_not(row.math, problem);
   if (!reason.empty()) return reason;
   if (problem.pass == Pass::grad_weight) return "has no weight gradient";
   if (problem.architecture / 10 != 9) {

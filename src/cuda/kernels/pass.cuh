@@ -67,8 +67,12 @@ struct PassArgs {
     indices = parts.indices.as<int32_t>();
   }
 
-  int64_t w_size() const { return int64_t{taps} * c_in * c_out; }
+  __host__ __device__ int64_t w_size() const { return int64_t{taps} * c_in * c_out; }
   __device__ int weight_tap(int tap) const { return mirror_taps ? taps - 1 - tap : tap; }
+  // At a position of the schedule's order.
+  __device__ int64_t row_at(int64_t position) const {
+    return order != nullptr ? __ldg(order + position) : position;
+  }
   __device__ int64_t place_of(const WeightPlace& at) const {
     return at.tap * tap_stride + at.in * in_stride + at.out * out_stride;
   }
@@ -137,7 +141,7 @@ __global__ void add_slices(const __grid_constant__ PassArgs p,
                            const Sum<T>* sums,
                            int slices,
                            bool along_in) {
-  const int64_t size = int64_t{p.taps} * p.c_in * p.c_out;
+  const int64_t size = p.w_size();
   for (int64_t i = thread_index(); i < size; i += thread_count()) {
     Sum<T> sum = sums[i];
     for (int slice = 1; slice < slices; ++slice) sum += sums[slice * size + i];
@@ -165,19 +169,13 @@ __device__ __forceinline__ void load_bias(const PassArgs& p, int n, float (&bias
   }
 }
 
-// Where 16 bytes of y begin.
-struct YPlace {
-  int64_t row;
-  int n;
-};
-
-// Bias, one rounding, and 16 bytes of y.
+// Bias, one rounding, and 16 bytes of y, from column `first` of a row on.
 template <class T, int count>
 __device__ __forceinline__ void finish_piece(const PassArgs& p,
-                                             const YPlace& at,
+                                             int64_t row,
+                                             int first,
                                              const float (&sums)[count],
                                              const float (&bias)[count]) {
-  T* const y = static_cast<T*>(p.y) + at.row * p.y_stride;
   alignas(16) T out[count];
   uint32_t broken = 0;
 #pragma unroll
@@ -185,10 +183,24 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
     broken |= static_cast<uint32_t>(isnan(sums[i])) << i;
     store(sums[i] + bias[i], &out[i]);
   }
-  *reinterpret_cast<uint4*>(y + at.n) = *reinterpret_cast<const uint4*>(out);
+  T* const y = static_cast<T*>(p.y) + row * p.y_stride + first;
+  *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(out);
   for (; broken != 0; broken &= broken - 1) {
-    const int n = at.n + __ffs(broken) - 1;
-    if (n < p.c_out) p.repair<T>(at.row, n);
+    const int n = first + __ffs(broken) - 1;
+    if (n < p.c_out) p.repair<T>(row, n);
+  }
+}
+
+// Past L1, as the launch before may still be writing when this one starts.
+template <int count>
+__device__ __forceinline__ void add_sums(const float* from, float (&v)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; i += 4) {
+    const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
+    v[i] += four.x;
+    v[i + 1] += four.y;
+    v[i + 2] += four.z;
+    v[i + 3] += four.w;
   }
 }
 
@@ -207,19 +219,11 @@ __global__ void finish(PassArgs p, const float* sums, int64_t stride, int slices
     float v[count] = {};
 #pragma unroll 8
     for (int slice = 0; slice < slices; ++slice) {
-#pragma unroll
-      for (int e = 0; e < count; e += 4) {
-        const float* from = sums + (slice * p.rows + row) * stride + n + e;
-        const float4 four = __ldcg(reinterpret_cast<const float4*>(from));
-        v[e] += four.x;
-        v[e + 1] += four.y;
-        v[e + 2] += four.z;
-        v[e + 3] += four.w;
-      }
+      add_sums(sums + (slice * p.rows + row) * stride + n, v);
     }
     float bias[count];
     load_bias<T>(p, n, bias);
-    finish_piece<T>(p, {row, n}, v, bias);
+    finish_piece<T>(p, row, n, v, bias);
   }
 }
 

@@ -36,12 +36,10 @@ __device__ __forceinline__ uint32_t load_word(uint32_t from) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from));
   return word;
 }
-__device__ __forceinline__ float4 load_four(uint32_t from) {
-  float4 v;
+__device__ __forceinline__ void load_four(float (&v)[4], uint32_t from) {
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
                : "r"(from));
-  return v;
 }
 
 // Tags of the operands' type.
