@@ -125,7 +125,9 @@ Tensor forward(const Tensor& x,
                const Tensor& weight,
                const std::optional<Tensor>& bias,
                const Tensors& map_parts,
-               const Ints& layer_numbers) {
+               const Ints& layer_numbers,
+               const std::optional<Tensor>& residual,
+               bool relu) {
   const Context ctx = context_of(x);
   const Layer layer = layer_of(layer_numbers);
   const KernelMap map = map_of(map_parts, layer);
@@ -135,15 +137,20 @@ Tensor forward(const Tensor& x,
   PlanOptions options = options_of(layer, Pass::forward, w.weights);
   if (schedule) options.schedules[0] = &*schedule;
   Plan plan = Plan::make(ctx, map, options);
-  std::optional<MatrixRef> bias_row;
+  Epilogue epilogue{.relu = relu};
   Tensor held_bias;
   if (bias) {
     check(bias->dim() == 1, "bias has ", bias->dim(), " dimensions, expected 1");
     held_bias = contiguous_tensor(*bias);
-    bias_row = matrix_ref(held_bias, 1, held_bias.size(0), dtype_of(held_bias, "bias"));
+    epilogue.bias = matrix_ref(held_bias, 1, held_bias.size(0), dtype_of(held_bias, "bias"));
+  }
+  std::optional<HeldMatrix> added;
+  if (residual) {
+    added = held_matrix(*residual, "residual");
+    epilogue.residual = added->matrix;
   }
   Tensor y = empty_tensor(ctx.device, {map.n_out, w.weights.c_out}, scalar_type(w.weights.dtype));
-  plan.forward(ctx, in.matrix, w.weights, bias_row,
+  plan.forward(ctx, in.matrix, w.weights, epilogue,
                matrix_ref(y, map.n_out, w.weights.c_out, w.weights.dtype));
   return y;
 }

@@ -26,14 +26,17 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options, Tensor? masks=None) -> Tensor[]");
 
   // Behind the map's tensors may stand those of its schedule, for the options in the layer's numbers.
-  m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, SymInt[] layer) -> Tensor");
+  // y = conv + bias + residual, of which ReLU is taken where asked for.
+  m.def("_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, SymInt[] layer, Tensor? residual=None, "
+        "bool relu=False) -> Tensor");
   // transposed: the transposed map's tensors and schedule, or none: then the schedule is the map's.
   m.def("_grad_input(Tensor dy, Tensor weight, Tensor[] map, Tensor[] transposed, SymInt[] layer) -> Tensor");
   // A gradient that is not wanted is an empty tensor.
   m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, SymInt[] layer, bool[] wanted) -> (Tensor dw, Tensor db)");
 
   // The same for calls that no graph is made of: a list of SymInt costs 90 ns a number, of int 25.
-  m.def("_forward.eager(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, int[] layer) -> Tensor");
+  m.def("_forward.eager(Tensor x, Tensor weight, Tensor? bias, Tensor[] map, int[] layer, Tensor? residual=None, "
+        "bool relu=False) -> Tensor");
   m.def("_grad_input.eager(Tensor dy, Tensor weight, Tensor[] map, Tensor[] transposed, int[] layer) -> Tensor");
   m.def("_grad_weight.eager(Tensor x, Tensor dy, Tensor[] map, int[] layer, bool[] wanted) -> (Tensor dw, Tensor db)");
 

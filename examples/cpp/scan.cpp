@@ -152,7 +152,7 @@ void run(const std::string& path, double voxel) {
                                .in_stride = 1,
                                .out_stride = static_cast<int64_t>(taps) * c_in};
   };
-  timed("forward", [&] { plan.forward(ctx, x, view(weights), std::nullopt, y); });
+  timed("forward", [&] { plan.forward(ctx, x, view(weights), {}, y); });
   timed("grad_input", [&] { plan.grad_input(ctx, y, view(weights), dx); });
   timed("grad_weight", [&] { plan.grad_weight(ctx, x, y, view(dw)); });
 

@@ -28,6 +28,13 @@ struct PlanOptions {
   std::array<const Schedule*, 3> schedules = {};
 };
 
+// What is done to the sums of a forward pass before they are rounded and written once.
+struct Epilogue {
+  std::optional<MatrixRef> bias = {};      // [1, c_out] of the plan's dtype
+  std::optional<MatrixRef> residual = {};  // [n_out, c_out] of the plan's dtype; not y itself
+  bool relu = false;                       // max(0, .) of all this; NaN stays NaN
+};
+
 // A map with channels and dtype: one kernel and one schedule per pass, chosen when first needed.
 // Cheap to make. The map must outlive the plan. Matrices of every pass: features [n, channels] with
 // the plan's dtype and contiguous columns; weights with the same dtype; no output may overlap an
@@ -40,12 +47,12 @@ class VOXGEMM_EXPORT Plan {
   Plan(Plan&&) noexcept;
   Plan& operator=(Plan&&) noexcept;
 
-  // y [n_out, c_out] = bias + conv(x [n_in, c_in], w). bias: [1, c_out] of the plan's dtype or
-  // absent.
+  // y [n_out, c_out] = relu(conv(x [n_in, c_in], w) + bias + residual), of the last three what the
+  // epilogue has.
   void forward(const Context& ctx,
                const MatrixRef& x,
                const WeightsRef& w,
-               const std::optional<MatrixRef>& bias,
+               const Epilogue& epilogue,
                const MatrixRef& y);
   // dx [n_in, c_in], the exact adjoint of forward: repeated voxels included, whose rows of dy are
   // added up and rounded to dy's dtype first.

@@ -37,7 +37,7 @@ from .kernel_map import (
     submanifold_map,
     unique,
 )
-from .passes import Forward, How, applied
+from .passes import Forward, FusedForward, How, applied
 
 __all__ = [
     "DTYPES",
@@ -75,11 +75,15 @@ def conv3d(
     map: KernelMap,
     algorithm: object = None,
     precision: str | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Sparse convolution: [n_out, c_out] from features [n_in, c_in] on a map of any kind.
 
     y[o] = bias + sum over the map's pairs (i, o, tap) of weight[:, tap] @ features[i], for weight
     [c_out, Kx, Ky, Kz, c_in] and bias [c_out] or None; of repeated voxels the lowest row is read.
+    Where given, `residual` [n_out, c_out] is added and ReLU taken before y is rounded and written,
+    in the same kernel.
     float16, bfloat16, float32 or float64, all the same (under autocast: any but float64, in
     autocast's dtype); 16-bit products are added in float32 and rounded once. No rows in give the
     bias, no rows out give none. Differentiable any number of times in all three.
@@ -104,11 +108,19 @@ def conv3d(
         dtype = torch.get_autocast_dtype(kind)
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+        residual = None if residual is None else residual.to(dtype)
     if not map.symmetric and features.requires_grad and torch.is_grad_enabled():
         # For the backward: made here, where the map can keep it, also while a graph is traced.
         map.transposed()
     how = How(filters_of(algorithm), precision_of(precision, features))
-    return applied(Forward)(features, weight, bias, map, how)
+    if residual is None and not relu:
+        return applied(Forward)(features, weight, bias, map, how)
+    if torch._C._are_functorch_transforms_active():
+        # These transform what they can take apart.
+        y = applied(Forward)(features, weight, bias, map, how)
+        y = y if residual is None else y + residual
+        return y.relu() if relu else y
+    return FusedForward.apply(features, weight, bias, residual, relu, map, how)
 
 
 def inverse_conv3d(

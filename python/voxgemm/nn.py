@@ -16,7 +16,7 @@ from .depthwise import grouped_conv3d
 from .errors import ArgumentError
 from .kernel_map import Geometry, KernelMap, Triple, triple
 from .map_cache import way_back
-from .norm import BatchNorm, SyncBatchNorm
+from .norm import BatchNorm, SyncBatchNorm, fold_batch_norm
 from .pool_layers import SparseAvgPool3d, SparseGlobalPool, SparseMaxPool3d, SparseUnpool3d
 from .tensor import SparseTensor
 
@@ -35,6 +35,7 @@ __all__ = [
     "SyncBatchNorm",
     "explain",
     "explanations",
+    "fold_batch_norm",
 ]
 Device = torch.device | str | int | None
 _Layer = TypeVar("_Layer", bound="_Conv3d")
@@ -85,7 +86,9 @@ class _Conv3d(SparseModule):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: SparseTensor) -> SparseTensor: ...
+        def __call__(
+            self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False
+        ) -> SparseTensor: ...
 
     def reset_parameters(self) -> None:
         """Uniform in +-1 / sqrt(c_in / groups * taps), weight and bias: as torch.nn.Conv3d."""
@@ -103,17 +106,31 @@ class _Conv3d(SparseModule):
         """The number in `x.maps` of the coordinates the layer leads to, and the map to them."""
         raise NotImplementedError
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(
+        self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False
+    ) -> SparseTensor:
+        """The convolution; a residual on its coordinates is added and ReLU taken where asked for.
+
+        With one group both happen in the convolution's kernel, with more behind it.
+        """
         if not isinstance(x, SparseTensor):
             raise ArgumentError(
                 f"{type(self).__name__} got a {type(x).__name__}, expected a SparseTensor"
             )
         number, map = self.target(x)
         operands = (x.features, self.weight, self.bias, map)
+        if residual is not None and residual.coords is not x.maps.sets[number].coords:
+            raise ArgumentError(
+                f"the residual stands on other coordinates ({residual.voxels} voxels) than the "
+                f"convolution's outputs ({map.n_out} voxels)"
+            )
+        added = None if residual is None else residual.features
         if self.groups == 1:
-            features = functional.conv3d(*operands, self.algorithm)
+            features = functional.conv3d(*operands, self.algorithm, residual=added, relu=relu)
         else:
             features = grouped_conv3d(*operands, self.groups, self.algorithm)
+            features = features if added is None else features + added
+            features = features.relu() if relu else features
         return x.replace(features, number)
 
     @classmethod

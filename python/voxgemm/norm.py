@@ -4,12 +4,15 @@ several processes."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .errors import ArgumentError
 
 
 class _Joined(torch.autograd.Function):
@@ -79,6 +82,46 @@ class SyncBatchNorm(BatchNorm):
             if type(module) in (BatchNorm, nn.BatchNorm1d):
                 module.__class__ = SyncBatchNorm
         return net
+
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+@torch.no_grad()
+def fold_batch_norm(conv: _Layer, norm: nn.Module) -> _Layer:
+    """A copy of the sparse convolution `conv` that computes norm(conv(x)) by its weights alone.
+
+    weight * s and (bias - running_mean) * s + norm.bias, s = norm.weight / sqrt(running_var + eps)
+    by output channel: what `norm` does in evaluation mode. For inference, where the convolution
+    then takes residual and ReLU into its kernel, too. Raises ArgumentError: a norm without running
+    statistics, or of another number of channels.
+
+    >>> conv, norm = vg.nn.SubmConv3d(4, 8, 3, bias=False), vg.nn.BatchNorm(8).eval()
+    >>> vg.nn.fold_batch_norm(conv, norm).bias.shape
+    torch.Size([8])
+    """
+    source: Any = conv
+    statistics: Any = norm
+    if statistics.running_mean is None:
+        raise ArgumentError("the batch norm keeps no running statistics, which folding needs")
+    channels = source.weight.shape[0]
+    if statistics.num_features != channels:
+        raise ArgumentError(
+            f"the batch norm has {statistics.num_features} channels, the convolution {channels}"
+        )
+    mean, variance = statistics.running_mean.double(), statistics.running_var.double()
+    scale = (variance + statistics.eps).rsqrt()
+    shift = -mean * scale
+    if statistics.affine:
+        scale = scale * statistics.weight
+        shift = shift * statistics.weight + statistics.bias
+    if source.bias is not None:
+        shift = shift + source.bias * scale
+    folded: Any = copy.deepcopy(conv)
+    folded.weight.copy_(source.weight * scale.view(-1, 1, 1, 1, 1))
+    folded.bias = nn.Parameter(shift.to(source.weight.dtype))
+    result: _Layer = folded
+    return result
 
 
 def without_branches(module: Any, x: Tensor, total: Callable[[Tensor], Tensor] = _alone) -> Tensor:

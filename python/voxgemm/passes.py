@@ -57,13 +57,22 @@ def _made_ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
 
 # Every pass is linear in each of its operands, and the passes are each other's derivatives: those
 # of any order stay among these three. First derivatives record nothing and call plain functions.
-def run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap, how: How) -> Tensor:
+def run_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    map: KernelMap,
+    how: How,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     map.settle(wait=False)
     layer = _layer(weight)
     if not torch.compiler.is_compiling():
         tuning.see(map, layer, how)
     ready = _ready(map, 0, layer, how)
-    return call_pass(ops._forward, x, weight, bias, *ready.maps, ready.layer)
+    epilogue = () if residual is None and not relu else (residual, relu)
+    return call_pass(ops._forward, x, weight, bias, *ready.maps, ready.layer, *epilogue)
 
 
 def grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
@@ -96,6 +105,38 @@ class Forward(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         return *gradients(dy, x, weight, ctx.map, ctx.how, wanted), None, None
+
+
+class FusedForward(torch.autograd.Function):
+    """run_forward() with a residual, or ReLU, or both, with derivatives of any order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        map: KernelMap,
+        how: How,
+    ) -> Tensor:
+        y = run_forward(x, weight, bias, map, how, residual, relu)
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(
+            x if of_weight else None, weight if of_x else None, y if relu else None
+        )
+        ctx.map, ctx.how = map, how
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y = ctx.saved_tensors
+        if y is not None:
+            dy = torch.ops.aten.threshold_backward(dy, y, 0)
+        *wanted, of_residual = ctx.needs_input_grad[:4]
+        found = gradients(dy, x, weight, ctx.map, ctx.how, wanted)
+        return *found, dy if of_residual else None, None, None, None
 
 
 def gradients(

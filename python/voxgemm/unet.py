@@ -11,22 +11,33 @@ from torch import nn
 from .joins import cat
 from .kernel_map import KernelMap
 from .nn import SparseConv3d, SparseInverseConv3d, SubmConv3d
-from .norm import BatchNorm
+from .norm import BatchNorm, fold_batch_norm
 from .tensor import SparseTensor
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias and the batch norm after it, optionally with ReLU."""
+    """A convolution without bias, the batch norm after it, and optionally a residual and ReLU."""
 
     def __init__(self, conv: nn.Module, channels: int, relu: bool = True):
         super().__init__()
         self.conv = conv
-        self.norm = BatchNorm(channels)
+        self.norm: BatchNorm | None = BatchNorm(channels)
         self.relu = relu
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        y: SparseTensor = self.conv(x)
+    def fold(self) -> None:
+        """For inference: one kernel for all of it."""
+        if self.norm is not None:
+            self.conv, self.norm = fold_batch_norm(self.conv, self.norm), None
+
+    def forward(self, x: SparseTensor, residual: SparseTensor | None = None) -> SparseTensor:
+        y: SparseTensor
+        if self.norm is None:
+            y = self.conv(x, residual, self.relu)
+            return y
+        y = self.conv(x)
         features = self.norm(y.features)
+        if residual is not None:
+            features = features + residual.features
         return y.replace(features.relu() if self.relu else features)
 
 
@@ -40,11 +51,11 @@ class Residual(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.first = _subm(channels, channels)
-        self.second = _subm(channels, channels, relu=False)
+        self.second = _subm(channels, channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        y: SparseTensor = self.second(self.first(x))
-        return (x + y).apply(torch.relu)
+        y: SparseTensor = self.second(self.first(x), residual=x)
+        return y
 
 
 class UNet(nn.Module):

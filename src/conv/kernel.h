@@ -22,6 +22,8 @@ struct ConvArgs {
   MatrixRef x;                 // [n_in, c_in]
   WeightsRef w;                // grad_weight: the result
   const void* bias = nullptr;  // [c_out] of y's dtype, or null
+  MatrixRef residual = {};     // like y, added to it; no data: none
+  bool relu = false;           // of what was added up
   MatrixRef y;                 // [n_out, c_out]; grad_weight: dy, read
   bool mirror_taps = false;    // index blocks of tap t multiply W[taps - 1 - t]
 };

@@ -124,18 +124,23 @@ int64_t Plan::workspace_bytes(Pass pass) const {
 void Plan::forward(const Context& ctx,
                    const MatrixRef& x,
                    const WeightsRef& w,
-                   const std::optional<MatrixRef>& bias,
+                   const Epilogue& epilogue,
                    const MatrixRef& y) {
+  const auto& [bias, residual, relu] = epilogue;
   const KernelMap& map = *state_->map;
   const PlanOptions& options = state_->options;
   validate_matrix(ctx, x, {"x", map.n_in, options.c_in, options.dtype});
   validate_weights(ctx, w, map, options);
   if (bias) validate_matrix(ctx, *bias, {"the bias", 1, options.c_out, options.dtype});
+  if (residual) {
+    validate_matrix(ctx, *residual, {"the residual", map.n_out, options.c_out, options.dtype});
+  }
   validate_matrix(ctx, y, {"y", map.n_out, options.c_out, options.dtype});
   const Memory result = memory_of(y, "y");
   validate_apart(result, memory_of(x, "x"));
   validate_apart(result, memory_of(w, "the weights"));
   if (bias) validate_apart(result, memory_of(*bias, "the bias"));
+  if (residual) validate_apart(result, memory_of(*residual, "the residual"));
   if (y.rows == 0) return;
   const Problem asked = problem(ctx, Pass::forward);
   const Kernel& picked = state_->kernel(ctx, asked);
@@ -147,6 +152,8 @@ void Plan::forward(const Context& ctx,
                  .x = x,
                  .w = w,
                  .bias = bias ? bias->data : nullptr,
+                 .residual = residual.value_or(MatrixRef{}),
+                 .relu = relu,
                  .y = y});
 }
 

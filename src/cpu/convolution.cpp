@@ -190,14 +190,20 @@ void accumulate(const Run& run, const Task& task, const Scratch& scratch) {
 void store_rows(const Run& run, const Columns& columns, int64_t row, const Sums& sums) {
   const auto size = static_cast<int64_t>(size_of(run.args.y.dtype));
   const auto* bias = static_cast<const char*>(run.args.bias);
-  run.engine.store(
-      {.acc = sums.acc,
-       .acc_stride = sums.stride,
-       .bias = bias != nullptr ? bias + columns.first * size : nullptr,
-       .y = static_cast<char*>(run.args.y.data) + (row * run.args.y.stride + columns.first) * size,
-       .y_stride = run.args.y.stride,
-       .rows = sums.rows,
-       .n = columns.count});
+  const auto from = [&](const MatrixRef& m) {
+    return static_cast<char*>(m.data) + (row * m.stride + columns.first) * size;
+  };
+  const MatrixRef& residual = run.args.residual;
+  run.engine.store({.acc = sums.acc,
+                    .acc_stride = sums.stride,
+                    .bias = bias != nullptr ? bias + columns.first * size : nullptr,
+                    .residual = residual.data != nullptr ? from(residual) : nullptr,
+                    .residual_stride = residual.stride,
+                    .relu = run.args.relu,
+                    .y = from(run.args.y),
+                    .y_stride = run.args.y.stride,
+                    .rows = sums.rows,
+                    .n = columns.count});
 }
 
 void run_task(const Run& run, const Task& task, const Scratch& scratch) {

@@ -61,8 +61,11 @@ struct OuterArgs {
 struct StoreArgs {
   const float* acc = nullptr;  // [rows, n], row r at acc + r * acc_stride
   int64_t acc_stride = 0;
-  const void* bias = nullptr;  // [n] of dtype, or null
-  void* y = nullptr;           // [rows, n] of dtype, row r at y + r * y_stride elements
+  const void* bias = nullptr;      // [n] of dtype, or null
+  const void* residual = nullptr;  // like y, or null
+  int64_t residual_stride = 0;
+  bool relu = false;
+  void* y = nullptr;  // [rows, n] of dtype, row r at y + r * y_stride elements
   int64_t y_stride = 0;
   int64_t rows = 0;
   int n = 0;

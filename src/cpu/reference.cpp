@@ -37,8 +37,11 @@ void convolve(const Context& ctx, const ConvArgs& args) {
         }
       }
       T* y = args.y.row<T>(out);
+      const T* residual = args.residual.data != nullptr ? args.residual.row<const T>(out) : nullptr;
       for (int n = 0; n < w.c_out; ++n) {
-        store(bias != nullptr ? sums[n] + to_float(bias[n]) : sums[n], y[n]);
+        if (bias != nullptr) sums[n] += to_float(bias[n]);
+        if (residual != nullptr) sums[n] += to_float(residual[n]);
+        store(args.relu && sums[n] < 0 ? 0.0 : sums[n], y[n]);
       }
     }
   });

@@ -77,7 +77,7 @@ Operands::Operands(const Context& ctx,
 }
 
 void Operands::run(const Context& ctx, Plan* plan, Pass pass) const {
-  if (pass == Pass::forward) return plan->forward(ctx, x, w, std::nullopt, dy);
+  if (pass == Pass::forward) return plan->forward(ctx, x, w, {}, dy);
   if (pass == Pass::grad_input) return plan->grad_input(ctx, dy, w, x);
   plan->grad_weight(ctx, x, dy, w);
 }

@@ -30,7 +30,7 @@ TEST_P(Problems, EveryKernelAgreesWithTheReference) {
   const int64_t rows = c.map.n_in + c.map.n_out;
   int ran = 0;
   for (const Fill fill : {Fill::integers, Fill::reals}) {
-    const Operands operands = make_operands(c, fill);
+    const Operands operands = make_operands(c, fill, true);
     const Sums expected = judge(context(), c, operands);
     for (const Kernel& kernel : registry(DeviceKind::cpu)) {
       if (!why_not(context(), c, kernel).empty()) continue;

@@ -47,7 +47,7 @@ class Arguments : public ::testing::Test {
         dw(dw_buffer.ref()) {}
 
   std::string forward() {
-    return untouched([&] { plan.forward(context(), x, w, bias, y); });
+    return untouched([&] { plan.forward(context(), x, w, {bias}, y); });
   }
   std::string grad_input() {
     return untouched([&] { plan.grad_input(context(), dy, w, dx); });
@@ -84,7 +84,7 @@ class Arguments : public ::testing::Test {
 constexpr Device gpu = {DeviceKind::cuda, 1};
 
 TEST_F(Arguments, UnchangedAreTaken) {
-  plan.forward(context(), x, w, bias, y);
+  plan.forward(context(), x, w, {bias}, y);
   EXPECT_EQ(y_buffer.values(), brute_force(layer, operands));
 }
 
@@ -241,7 +241,7 @@ TEST_F(Arguments, OutputsBehindInputs) {
   x.data = memory.data();
   y.data = x.row<float>(7);
   for (size_t i = 0; i < operands.x.size(); ++i) memory[i] = static_cast<float>(operands.x[i]);
-  plan.forward(context(), x, w, bias, y);
+  plan.forward(context(), x, w, {bias}, y);
   const std::vector<double> expected = brute_force(layer, operands);
   for (size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(y.as<float>()[i], expected[i]);
 }
@@ -261,11 +261,11 @@ TEST(Plan, OutputsBesideInputs) {
   const Weights w(weight_shape(c), Dtype::f32, Layout::out_tap_in, operands.w);
   const Buffer bias({1, 5}, Dtype::f32, operands.bias);
   Plan plan = Plan::make(context(), c.map, plan_options(c.problem, {}));
-  plan.forward(context(), x, w.ref(), bias.ref(), y);
+  plan.forward(context(), x, w.ref(), {bias.ref()}, y);
   const std::vector<double> expected = brute_force(c, operands);
   for (int64_t i = 0; i < y.rows * y.cols; ++i) ASSERT_EQ(y.row<float>(i / 5)[i % 5], expected[i]);
   y.data = x.row<float>(0) + 2;
-  EXPECT_EQ(message_of([&] { plan.forward(context(), x, w.ref(), bias.ref(), y); }),
+  EXPECT_EQ(message_of([&] { plan.forward(context(), x, w.ref(), {bias.ref()}, y); }),
             "y shares memory with x");
 }
 
@@ -374,7 +374,7 @@ TEST(Plan, NoRowsAtAll) {
   const Weights dw(weight_shape(c), Dtype::f32, Layout::slice);
   const MatrixRef x{.rows = 0, .cols = 3, .stride = 3};
   const MatrixRef y{.rows = 0, .cols = 5, .stride = 5};
-  plan.forward(context(), x, w.ref(), std::nullopt, y);
+  plan.forward(context(), x, w.ref(), {}, y);
   plan.grad_input(context(), y, w.ref(), x);
   plan.grad_weight(context(), x, y, dw.ref());
   EXPECT_EQ(dw.values(), std::vector<double>(weight_shape(c).size(), 0));
@@ -394,7 +394,7 @@ TEST(Plan, BiasIsOptional) {
       const Buffer x({33, 6}, dtype, operands.x);
       const Weights w(weight_shape(c), dtype, Layout::tap_in_out, operands.w);
       const Buffer y({33, 17}, dtype);
-      plan.forward(context(), x.ref(), w.ref(), std::nullopt, y.ref());
+      plan.forward(context(), x.ref(), w.ref(), {}, y.ref());
       EXPECT_TRUE(
           within_bound(y.values(), judge(context(), c, operands), {accumulator(kernel), dtype}))
           << kernel.name;
@@ -430,7 +430,7 @@ TEST(Plan, IsUsedAgain) {
     const Buffer y({c.map.n_out, 6}, Dtype::f32);
     const Buffer dx({c.map.n_in, 6}, Dtype::f32);
     plan->grad_input(context(), x.ref(), w.ref(), dx.ref());
-    plan->forward(context(), x.ref(), w.ref(), bias.ref(), y.ref());
+    plan->forward(context(), x.ref(), w.ref(), {bias.ref()}, y.ref());
     EXPECT_EQ(y.values(), brute_force(c, operands));
   };
   use(&first, "one");
@@ -470,7 +470,7 @@ TEST(Plan, RowsFarApart) {
     Plan plan = Plan::make(context(), c.map,
                            plan_options(c.problem, {.algorithms = {}, .kernel = kernel.name}));
     for (int64_t r = 0; r < 3; ++r) std::memset(y.row<Half>(r), 0xff, 17 * sizeof(Half));
-    plan.forward(context(), x, w.ref(), bias.ref(), y);
+    plan.forward(context(), x, w.ref(), {bias.ref()}, y);
     for (int64_t i = 0; i < y.rows * y.cols; ++i) {
       ASSERT_EQ(to_float(y.row<Half>(i / 17)[i % 17]), expected[i]) << kernel.name;
     }
@@ -568,7 +568,7 @@ TEST_F(Arguments, APlanKnowsItsWorkspace) {
     EXPECT_EQ(own.workspace_bytes(pass), ledger.most - kept);
     EXPECT_GT(own.workspace_bytes(pass), 0);
   };
-  expect_counted(Pass::forward, [&] { own.forward(ledger.ctx, x, w, bias, y); });
+  expect_counted(Pass::forward, [&] { own.forward(ledger.ctx, x, w, {bias}, y); });
   expect_counted(Pass::grad_input, [&] { own.grad_input(ledger.ctx, dy, w, dx); });
   expect_counted(Pass::grad_weight, [&] { own.grad_weight(ledger.ctx, x, dy, dw); });
 }

@@ -65,8 +65,8 @@ void check_problem(const std::string& text, Random* random) {
     measured.pairs = c.map.pairs(context());
     if (measured.useful_flops() > 2e7) return;
   }
-  const Operands integers = make_operands(c, Fill::integers);
-  const Operands reals = make_operands(c, Fill::reals);
+  const Operands integers = make_operands(c, Fill::integers, true);
+  const Operands reals = make_operands(c, Fill::reals, true);
   const Sums expected_integers = judge(context(), c, integers);
   const Sums expected_reals = judge(context(), c, reals);
   EXPECT_TRUE(same_bits(expected_integers.values, brute_force(c, integers)));

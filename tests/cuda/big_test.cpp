@@ -169,7 +169,7 @@ void run_box(const Box& box) {
   Plan plan =
       Plan::make(ctx, map, {.c_in = box.channels, .c_out = box.channels, .dtype = Dtype::bf16});
   const Matrix y = make_matrix(ctx, box.rows(), box.channels, Dtype::bf16);
-  plan.forward(ctx, x, w_ref, std::nullopt, y);
+  plan.forward(ctx, x, w_ref, {}, y);
   const int last = box.edge - 1;
   const int middle = box.edge / 2;
   for (const Sample& at : {Sample{0, 0, 0}, Sample{last, last, last}, Sample{middle, 3, last},

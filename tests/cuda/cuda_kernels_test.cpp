@@ -94,6 +94,10 @@ std::vector<double> run_on_device(const Case& c,
   const Mirror dy_mirror(dy.elements(), p.dtype);
   const Mirror w_mirror(w.elements(), p.dtype);
   const Mirror bias_mirror(bias.elements(), p.dtype);
+  const bool has_residual = !operands.residual.empty();
+  const Buffer residual({has_residual ? c.map.n_out : 0, p.c_out, memory.gap}, p.dtype,
+                        operands.residual);
+  const Mirror residual_mirror(residual.elements(), p.dtype);
   const KernelMap map = on_device(c.map);
   const Problem problem = problem_on_device(c);
   std::vector<double> result;
@@ -113,6 +117,8 @@ std::vector<double> run_on_device(const Case& c,
                    .x = x_mirror.moved(x.ref()),
                    .w = w_mirror.moved(w.ref()),
                    .bias = bias_mirror.moved(bias.ref()).data,
+                   .residual = has_residual ? residual_mirror.moved(residual.ref()) : MatrixRef{},
+                   .relu = has_residual,
                    .y = mirror.moved(y.ref())});
     take(y, mirror);
   } else if (p.pass == Pass::grad_input) {
@@ -188,7 +194,7 @@ void expect_agreement(const LayerCase& layer_case, std::initializer_list<Fill> f
   int ran = 0;
   for (const Fill fill : fills) {
     if (empty) continue;
-    const Operands operands = make_operands(c, fill);
+    const Operands operands = make_operands(c, fill, true);
     const Sums expected = judge(context(), c, operands);
     for (const Precision precision : precisions(dtype)) {
       Case precise = c;

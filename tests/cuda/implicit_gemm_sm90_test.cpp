@@ -88,6 +88,9 @@ class OnDevice {
         x_(backward_ ? device_matrix(operands.dy, c.map.n_out, problem_.c_out, problem_.dtype)
                      : device_matrix(operands.x, c.map.n_in, problem_.c_in, problem_.dtype)),
         bias_(device_matrix(operands.bias, 1, problem_.c_out, problem_.dtype)) {
+    if (!operands.residual.empty()) {
+      residual_ = device_matrix(operands.residual, c.map.n_out, problem_.c_out, problem_.dtype);
+    }
     map_.neighbours = to_device(*gpu(), host_map_.neighbours);
     problem_.n_in = map_.n_in;
     problem_.n_out = map_.n_out;
@@ -122,6 +125,8 @@ class OnDevice {
                    .x = x_,
                    .w = w_.ref,
                    .bias = backward_ ? nullptr : bias_.data,
+                   .residual = residual_,
+                   .relu = residual_.data != nullptr,
                    .y = y,
                    .mirror_taps = backward_ && map_.symmetric});
     return values_of(y);
@@ -135,6 +140,7 @@ class OnDevice {
   DeviceWeights w_;
   Matrix x_;
   Matrix bias_;
+  Matrix residual_;
   std::optional<Schedule> schedule_;
 };
 
@@ -177,7 +183,7 @@ TEST_P(Sm90, AgreesWithTheReferenceAndItself) {
     for (const Pass pass : {Pass::forward, Pass::grad_input}) {
       Case c = make_case(context(), problem_text(pass, dtype, GetParam()));
       c.problem.precision = precision;
-      const Operands operands = make_operands(c, Fill::reals);
+      const Operands operands = make_operands(c, Fill::reals, true);
       const Sums expected = judge(context(), c, operands).in(precision);
       for (const bool in_contiguous : {true, false}) {
         OnDevice layer(c, operands, in_contiguous);

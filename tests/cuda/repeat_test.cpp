@@ -44,7 +44,7 @@ class DeviceLayer {
 
   // Overwrites the result.
   void run(const Context& ctx, Plan& plan) const {
-    if (problem_.pass == Pass::forward) return plan.forward(ctx, x_, weights(w_), bias_, result_);
+    if (problem_.pass == Pass::forward) return plan.forward(ctx, x_, weights(w_), {bias_}, result_);
     if (problem_.pass == Pass::grad_input) return plan.grad_input(ctx, dy_, weights(w_), result_);
     plan.grad_weight(ctx, x_, dy_, weights(result_));
   }

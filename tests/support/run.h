@@ -30,6 +30,8 @@ struct Operands {
   std::vector<double> w;     // [taps, c_in, c_out]
   std::vector<double> bias;  // [c_out]
   std::vector<double> dy;    // [n_out, c_out]
+  // [n_out, c_out] or none: added to y, of which ReLU is then taken.
+  std::vector<double> residual = {};
   Fill fill = Fill::reals;
 };
 
@@ -48,7 +50,8 @@ inline WeightShape weight_shape(const Case& c) {
   return {c.map.taps(), c.problem.c_in, c.problem.c_out};
 }
 
-inline Operands make_operands(const Case& c, Fill fill) {
+// with_residuals: of every second forward problem.
+inline Operands make_operands(const Case& c, Fill fill, bool with_residuals = false) {
   const Problem& p = c.problem;
   Random random(p.text());
   Operands operands;
@@ -57,6 +60,9 @@ inline Operands make_operands(const Case& c, Fill fill) {
   operands.w = draw(weight_shape(c).size(), fill, p.dtype, &random);
   operands.bias = draw(p.c_out, fill, p.dtype, &random);
   operands.dy = draw(c.map.n_out * p.c_out, fill, p.dtype, &random);
+  if (with_residuals && p.pass == Pass::forward && random.bits() % 2 == 0) {
+    operands.residual = draw(c.map.n_out * p.c_out, fill, p.dtype, &random);
+  }
   return operands;
 }
 
@@ -89,9 +95,12 @@ inline std::vector<double> run(const Context& ctx,
   const Buffer dy({c.map.n_out, p.c_out, memory.gap}, p.dtype, operands.dy);
   const Weights w(weight_shape(c), p.dtype, memory.layout, operands.w);
   const Buffer bias({1, p.c_out}, p.dtype, operands.bias);
+  const bool has_residual = !operands.residual.empty();
+  const Buffer residual({has_residual ? c.map.n_out : 0, p.c_out, memory.gap}, p.dtype,
+                        operands.residual);
   const auto operand_bytes = [&] {
     return std::vector{x.elements().bytes(), dy.elements().bytes(), w.elements().bytes(),
-                       bias.elements().bytes()};
+                       bias.elements().bytes(), residual.elements().bytes()};
   };
   const auto before = operand_bytes();
   std::vector<double> result;
@@ -102,7 +111,9 @@ inline std::vector<double> run(const Context& ctx,
   };
   if (p.pass == Pass::forward) {
     const Buffer y({c.map.n_out, p.c_out, memory.gap}, p.dtype);
-    plan.forward(ctx, x.ref(), w.ref(), bias.ref(), y.ref());
+    Epilogue epilogue{.bias = bias.ref(), .relu = has_residual};
+    if (has_residual) epilogue.residual = residual.ref();
+    plan.forward(ctx, x.ref(), w.ref(), epilogue, y.ref());
     take(y);
   } else if (p.pass == Pass::grad_input) {
     const Buffer dx({c.map.n_in, p.c_in, memory.gap}, p.dtype);
@@ -125,7 +136,7 @@ inline std::vector<double> run(const Context& ctx,
   return run(ctx, c, Filter{.algorithms = {}, .kernel = kernel}, operands, memory);
 }
 
-// Products (and bias) of each row of the result; of a weight gradient, of each tap.
+// Products (bias and residual) of each row of the result; of a weight gradient, of each tap.
 inline std::vector<double> count_terms(const Case& c) {
   const KernelMap& map = c.map;
   const Problem& p = c.problem;
@@ -133,7 +144,7 @@ inline std::vector<double> count_terms(const Case& c) {
   std::vector<double> terms(forward                      ? map.n_out
                             : p.pass == Pass::grad_input ? map.n_in
                                                          : map.taps());
-  if (forward) std::fill(terms.begin(), terms.end(), 1.0);
+  if (forward) std::fill(terms.begin(), terms.end(), 2.0);
   for (int tap = 0; tap < map.taps(); ++tap) {
     for (int64_t out = 0; out < map.n_out; ++out) {
       const int32_t in = map.neighbours.row<int32_t>(tap)[out];
@@ -165,7 +176,7 @@ inline Sums judge(const Context& ctx, const Case& c, const Operands& operands) {
     sums.operand_error = roundoff(c.problem.dtype);
   }
   Operands absolute = operands;
-  for (auto* list : {&absolute.x, &absolute.w, &absolute.bias, &absolute.dy}) {
+  for (auto* list : {&absolute.x, &absolute.w, &absolute.bias, &absolute.dy, &absolute.residual}) {
     for (double& value : *list) value = std::fabs(value);
   }
   sums.magnitudes = run(ctx, exact, "reference_cpu", absolute);

@@ -10,20 +10,28 @@ namespace {
 template <class T>
 void store_rows(const StoreArgs& a) {
   const T* bias = static_cast<const T*>(a.bias);
+  const T* residual = static_cast<const T*>(a.residual);
   const int64_t n = a.n;  // a may overlap y, for all that the compiler knows
+  const bool relu = a.relu;
   const float* acc = a.acc;
   T* y = static_cast<T*>(a.y);
+  const auto finished = [&](F32s sum, int64_t c, const auto& load_row) {
+    if (bias != nullptr) sum += load_row(bias + c);
+    if (residual != nullptr) sum += load_row(residual + c);
+    return relu ? select((I32s)(sum < 0), F32s{}, sum) : sum;
+  };
   for (int64_t row = 0; row < a.rows; ++row, acc += a.acc_stride, y += a.y_stride) {
     int64_t c = 0;
     for (; c + lanes <= n; c += lanes) {
-      const F32s sum = load<F32s>(acc + c);
-      store_f32(y + c, bias != nullptr ? sum + load_f32(bias + c) : sum);
+      const auto load_row = [](const auto* from) { return load_f32(from); };
+      store_f32(y + c, finished(load<F32s>(acc + c), c, load_row));
     }
     if (c < n) {
       const int rest = static_cast<int>(n - c);
-      const F32s sum = load_part(acc + c, rest);
-      store_part(y + c, bias != nullptr ? sum + load_part(bias + c, rest) : sum, rest);
+      const auto load_row = [&](const auto* from) { return load_part(from, rest); };
+      store_part(y + c, finished(load_part(acc + c, rest), c, load_row), rest);
     }
+    if (residual != nullptr) residual += a.residual_stride;
   }
 }
 

@@ -129,10 +129,12 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   const AlignedMatrix y = gradient ? aligned_input(ctx, args.y) : aligned_output(ctx, args.y);
   const AlignedWeights w =
       gradient ? AlignedWeights{args.w, nullptr} : aligned_weights(ctx, args.w);
+  const AlignedMatrix residual = aligned_input(ctx, args.residual);
   ConvArgs aligned = args;
   aligned.x = x.matrix;
   aligned.y = y.matrix;
   aligned.w = w.weights;
+  aligned.residual = residual.matrix;
   sm80::dispatch(variant.math, [&]<Math math>() {
     const auto run = gradient ? sm80::grad_weight<math> : sm80::convolve<math>;
     run(ctx, variant, aligned);

@@ -88,8 +88,10 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   const Row& row = row_of(kernel);
   const AlignedMatrix x = aligned_input(ctx, args.x);
   const AlignedMatrix y = aligned_output(ctx, args.y);
+  const AlignedMatrix residual = aligned_input(ctx, args.residual);
   ConvArgs aligned = args;
   aligned.y = y.matrix;
+  aligned.residual = residual.matrix;
   std::shared_ptr<void> memory;
   if (sm90::is_split(row.math)) {
     const sm90::SplitBlock block = sm90::split_block(row.math);

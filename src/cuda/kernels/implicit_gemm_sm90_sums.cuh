@@ -83,9 +83,14 @@ class Sums {
       });
     }
     if (p_.bias != nullptr) add_bias();
+    // All before the first store, which no load may pass; f32 results leave no registers for that.
+    const bool added = p_.residual != nullptr;
+    if (sizeof(T) == 2 && added) for_rows([&](int b, int h) { add_residual(b, h); });
     uint32_t broken = 0;
     for_rows([&](int b, int h) {
+      if (sizeof(T) == 4 && added) add_residual(b, h);
       broken |= static_cast<uint32_t>(is_broken(b, h)) << (2 * b + h);
+      if (p_.relu) rectify(b, h);
       store_row(b, h, static_cast<T*>(p_.y) + row_[b][h] * p_.y_stride, p_.c_out);
     });
     // Another lane of the quad stored the elements that this one repairs.
@@ -167,6 +172,30 @@ class Sums {
       float bias[2];
       load_bias<T>(p_, n, bias);
       for_rows([&](int b, int h) { add_two(b, h, j, make_float2(bias[0], bias[1])); });
+    }
+  }
+
+  // Two columns at a time, as the sums lie: to read 16 bytes and exchange them, as partial sums
+  // are, takes more registers than there are.
+  __device__ __forceinline__ void add_residual(int b, int h) {
+    if (row_[b][h] < 0) return;
+    const T* from = static_cast<const T*>(p_.residual) + row_[b][h] * p_.residual_stride;
+#pragma unroll
+    for (int j = 0; j < C::columns / 8; ++j) {
+      const int n = column_ + j * 8 + threadIdx.x % 4 * 2;
+      if (n >= p_.c_out) break;
+      struct alignas(2 * sizeof(T)) Two {
+        T x, y;
+      };
+      const Two two = *reinterpret_cast<const Two*>(from + n);
+      add_two(b, h, j, make_float2(widen(two.x), widen(two.y)));
+    }
+  }
+  __device__ __forceinline__ void rectify(int b, int h) {
+#pragma unroll
+    for (int j = 0; j < C::columns / 8; ++j) {
+      d[b][j * 4 + h * 2] = p_.rectified(d[b][j * 4 + h * 2]);
+      d[b][j * 4 + h * 2 + 1] = p_.rectified(d[b][j * 4 + h * 2 + 1]);
     }
   }
 

@@ -43,10 +43,7 @@ void forward(const Context& ctx, const PassArgs& p) {
         }
       }
     }
-    T* y = static_cast<T*>(p.y) + first * p.y_stride + n;
-    for (int r = 0; r < at_once && first + r < p.rows; ++r) {
-      store(p.with_bias<T>(n, sums[r]), y + r * p.y_stride);
-    }
+    for (int r = 0; r < at_once && first + r < p.rows; ++r) p.finish<T>(first + r, n, sums[r]);
   });
 }
 

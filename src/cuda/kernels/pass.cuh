@@ -32,9 +32,12 @@ struct PassArgs {
   int64_t tap_stride;
   int64_t in_stride;
   int64_t out_stride;
-  bool w_is_f32;     // else of the operands' type
-  const void* bias;  // [c_out] or null
-  void* y;           // [rows, c_out]; grad_weight: dy
+  bool w_is_f32;         // else of the operands' type
+  const void* bias;      // [c_out] or null
+  const void* residual;  // [rows, c_out] or null
+  int64_t residual_stride;
+  bool relu;
+  void* y;  // [rows, c_out]; grad_weight: dy
   int64_t y_stride;
   // Of a schedule by masks, else null; see ScheduleParts.
   const int4* tiles = nullptr;
@@ -57,6 +60,9 @@ struct PassArgs {
         out_stride(args.w.out_stride),
         w_is_f32(args.w.dtype == Dtype::f32),
         bias(args.bias),
+        residual(args.residual.data),
+        residual_stride(args.residual.stride),
+        relu(args.relu),
         y(args.y.data),
         y_stride(args.y.stride) {
     if (args.schedule == nullptr) return;
@@ -93,14 +99,24 @@ struct PassArgs {
     }
     return sum;
   }
+  // Writes y[row, n].
   template <class T>
-  __device__ Sum<T> with_bias(int n, Sum<T> sum) const {
-    return bias != nullptr ? sum + Sum<T>(widen(static_cast<const T*>(bias)[n])) : sum;
+  __device__ void finish(int64_t row, int n, Sum<T> sum) const {
+    if (bias != nullptr) sum += Sum<T>(widen(static_cast<const T*>(bias)[n]));
+    if (residual != nullptr) {
+      sum += Sum<T>(widen(static_cast<const T*>(residual)[row * residual_stride + n]));
+    }
+    store(rectified(sum), static_cast<T*>(y) + row * y_stride + n);
   }
-  // Writes y[row, n] where it came out NaN.
+  // NaN stays NaN.
+  template <class S>
+  __device__ S rectified(S sum) const {
+    return relu && sum < 0 ? S(0) : sum;
+  }
+  // Writes it where it came out NaN.
   template <class T>
   __device__ void repair(int64_t row, int n) const {
-    store(with_bias<T>(n, result_again<T>(row, n)), static_cast<T*>(y) + row * y_stride + n);
+    finish<T>(row, n, result_again<T>(row, n));
   }
 
   // dw there.
@@ -169,7 +185,7 @@ __device__ __forceinline__ void load_bias(const PassArgs& p, int n, float (&bias
   }
 }
 
-// Bias, one rounding, and 16 bytes of y, from column `first` of a row on.
+// The epilogue, one rounding, and 16 bytes of y, from column `first` of a row on.
 template <class T, int count>
 __device__ __forceinline__ void finish_piece(const PassArgs& p,
                                              int64_t row,
@@ -177,11 +193,16 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
                                              const float (&sums)[count],
                                              const float (&bias)[count]) {
   alignas(16) T out[count];
+  alignas(16) T added[count] = {};
+  if (p.residual != nullptr) {
+    const T* from = static_cast<const T*>(p.residual) + row * p.residual_stride + first;
+    *reinterpret_cast<uint4*>(added) = *reinterpret_cast<const uint4*>(from);
+  }
   uint32_t broken = 0;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     broken |= static_cast<uint32_t>(isnan(sums[i])) << i;
-    store(sums[i] + bias[i], &out[i]);
+    store(p.rectified(sums[i] + bias[i] + widen(added[i])), &out[i]);
   }
   T* const y = static_cast<T*>(p.y) + row * p.y_stride + first;
   *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(out);
