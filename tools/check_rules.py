@@ -210,7 +210,7 @@ def check_cpp(tree: Tree) -> None:
                     f"macro {match[1]}; the only macros are {', '.join(sorted(MACROS))}",
                 )
         outline = cpp_outline.Outline(text)
-        boxed = set(re.findall(r"TORCH_BOX\(\s*&?\s*([\w:]+)", text))
+        boxed = set(re.findall(r"TORCH_BOX\(\s*(?:&Guarded<)?&?\s*([\w:]+)", text))
         for function in outline.functions:
             if function.lines > MAX_FUNCTION_LINES:
                 tree.report(
