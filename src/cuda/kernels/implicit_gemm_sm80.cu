@@ -20,9 +20,9 @@
 // for all, and that all have left the stage before, which is filled next.
 //
 // Slices: CTA (tile, columns, slice) takes one part of the stages and leaves f32 sums, which
-// finish() adds in order. Groups (more than 32 taps by mask): a launch for each, in order; every
-// group has every row, and adds to the sums that the one before left. So the bits do not depend on
-// timing.
+// finish() adds in order. Groups (more than 32 taps by mask, or each tap): every group has every
+// row. Where their sums are small they are slices in one launch; else a launch for each, in order,
+// which adds to the sums that the one before left. So the bits do not depend on timing.
 //
 // Sums leave through shared memory, 16 bytes a lane in whole rows; those that came out NaN are
 // computed once more (pass.cuh).
@@ -31,13 +31,14 @@
 
 namespace voxgemm::cuda::sm80 {
 
-// tiles and masks are those of the launch's group.
+// tiles and masks are those of the launch's group, or of all.
 struct ConvParams : TileParams {
   int x_pieces = 0;  // of `pieces`, those that a tap's channels fill; the others are zero
-  int first_tap = 0;
+  int groups = 1;
+  bool together = false;  // all groups are in this launch and have sums of their own
   bool first_group = true;
   bool last_group = true;
-  float* sums = nullptr;  // [slices, rows, sums_stride], or null where one launch finishes
+  float* sums = nullptr;  // [slices or groups, rows, sums_stride], or null where none are kept
   int64_t sums_stride = 0;
 };
 
@@ -58,6 +59,7 @@ struct ConvTile {
   int64_t first = 0;  // position of its first row
   int64_t first_block = 0;
   int rows = 0;
+  int group = 0;
   uint32_t mask = 0;
   int taps = 0;
 };
@@ -75,6 +77,7 @@ __device__ __forceinline__ ConvTile load_tile(const ConvParams& p, int64_t numbe
   tile.first = entry.x;
   tile.first_block = entry.y;
   tile.rows = entry.z;
+  tile.group = entry.w;
 #pragma unroll
   for (int i = 0; i < C::rows / 64; ++i) tile.mask |= __ldg(p.masks + number * (C::rows / 64) + i);
   tile.taps = __popc(tile.mask);
@@ -94,9 +97,9 @@ class Producer {
     x_ = place_of(begin * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
     w_ = C::b_deep ? x_ : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
     if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
-      const int tap = p.first_tap + static_cast<int>(threadIdx.x);
+      const int first_tap = tile.group * p.taps / p.groups;
       const int slot = __popc(tile.mask & ((1u << threadIdx.x) - 1));
-      taps_[slot] = p.weight_tap(tap);
+      taps_[slot] = p.weight_tap(first_tap + static_cast<int>(threadIdx.x));
     }
     load_rows(x_.slot, rows_);
     load_upcoming();
@@ -255,7 +258,8 @@ __device__ __forceinline__ void write_tile(const ConvParams& p,
     float v[count] = {};
     add_floats(laid_out + r * C::sums_stride + at, v);
     if (p.sums != nullptr) {
-      float* sums = p.sums + (blockIdx.y * p.rows + row) * p.sums_stride + n;
+      const unsigned part = p.together ? tile.group : blockIdx.y;
+      float* sums = p.sums + (part * p.rows + row) * p.sums_stride + n;
       if (!p.first_group) add_floats(sums, v);
       if (p.slices > 1 || !p.last_group) {
 #pragma unroll
@@ -275,6 +279,8 @@ __global__ void __launch_bounds__(threads, C::ctas_of_sm)
   if constexpr (runs_here<C::math>()) {
     const Memory memory = memory_of_block<C>();
     const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
+    // Sums that it would only read and write.
+    if (tile.taps == 0 && !p.first_group && !p.last_group) return;
     Producer<C> producer(p, tile, memory.words);
     __syncthreads();
     write_tile<C>(p, tile, multiply_stages<C>(memory, &producer));
@@ -291,32 +297,36 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
   p.slices = variant.slices;
   // Whole pieces of y.
   p.sums_stride = ceil_div(p.c_out, 8) * 8;
-  const int groups = variant.groups(p.taps);
+  p.groups = variant.groups(p.taps);
+  constexpr int64_t small_sums = int64_t{128} << 20;
+  const int64_t sums_bytes = sizeof(float) * p.rows * p.sums_stride;
+  p.together = p.groups > 1 && p.slices == 1 && p.groups * sums_bytes <= small_sums;
+  const int at_once = p.together ? p.groups : 1;  // groups of a launch
+  const int parts = at_once * p.slices;
   std::shared_ptr<void> sums;
-  if (groups > 1 || p.slices > 1) {
-    sums = ctx.allocate(sizeof(float) * p.slices * p.rows * p.sums_stride);
+  if (p.groups > 1 || p.slices > 1) {
+    sums = ctx.allocate(parts * sums_bytes);
     p.sums = static_cast<float*>(sums.get());
   }
   // Every group has every row.
   const int64_t tiles = ceil_div(p.rows, C::rows);
-  for (int group = 0; group < groups; ++group) {
-    p.first_tap = static_cast<int>(static_cast<int64_t>(group) * p.taps / groups);
+  for (int group = 0; group < p.groups; group += at_once) {
     p.first_group = group == 0;
-    p.last_group = group == groups - 1;
+    p.last_group = group == p.groups - 1;
     launch(ctx,
-           {.blocks = tiles * p.column_blocks,
+           {.blocks = at_once * tiles * p.column_blocks,
             .columns = p.slices,
             .threads = threads,
             .shared_bytes = C::shared_bytes},
            convolve<C>, p);
-    if (p.last_group) break;
+    if (p.together || p.last_group) break;
     p.tiles += tiles;
     p.masks += tiles * (C::rows / 64);
   }
-  if (p.slices == 1) return;
+  if (parts == 1) return;
   const int64_t pieces = p.rows * ceil_div(p.c_out, C::per_piece);
   launch(ctx, {.blocks = ceil_div(pieces, 256)}, finish<typename C::T>, p, p.sums, p.sums_stride,
-         p.slices);
+         parts);
 }
 
 template <Math math>
