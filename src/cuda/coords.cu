@@ -107,14 +107,15 @@ __device__ unsigned __int128 place_in_order(const Frame& frame, const int4& c) {
 // that they could not be made. A set's own order is that of its table.
 Matrix ascending(const Context& ctx, const BlockSet& set, const Output& output) {
   const int64_t rows = output.rows;
-  const std::shared_ptr<void> memory = ctx.allocate(sizeof(int4) * rows);
-  auto* voxels = static_cast<int4*>(memory.get());
+  int4* voxels = nullptr;
+  SortArrays<uint64_t> sort;
+  const auto memory =
+      make_room(ctx, Room{&voxels, rows}, Room{&sort.keys, rows}, Room{&sort.sorted_keys, rows},
+                Room{&sort.values, rows}, Room{&sort.sorted_values, rows});
   // A block has a voxel.
   for_each(ctx, rows, [=] __device__(int64_t i) {
     if (output.holds(set) && i < set.head->counters.blocks) write_block(set, set.list[i], voxels);
   });
-  const SortMemory<uint64_t> sorting(ctx, rows);
-  SortArrays<uint64_t> sort = sorting;
   // The widest boxes take two sorts, which are stable.
   for (int first_bit = 0; first_bit < output.place_bits; first_bit += 64) {
     for_each(ctx, rows, [=] __device__(int64_t i) {
@@ -229,9 +230,7 @@ Matrix output_coords(const Context& ctx,
   // A block has a voxel.
   if (bounded) room = std::max<int64_t>(1, std::min(worst, *options.max_voxels));
   while (true) {
-    BlockSetMemory made = make_block_set(ctx, room, 0);
-    const std::shared_ptr<void> list = ctx.allocate(sizeof(uint32_t) * 8 * made.set.groups);
-    made.set.list = static_cast<uint32_t*>(list.get());
+    const BlockSetMemory made = make_block_set(ctx, room, 0);
     measure(ctx, coords, reach, made.set);
     insert(ctx, coords, made.set,
            [reach] __device__(const Frame& frame, const int4& c, uint32_t row,

@@ -366,16 +366,11 @@ ScheduleParts build_schedule(const Context& ctx,
   if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
   const SortedRows sorted = sort_rows(ctx, cut, to.neighbours, parts.order.as<uint32_t>());
   const int64_t slabs = cut.items(to.slab);
-  Layout layout;
-  const size_t notes_at = layout.add<TileNote>(to.count);
-  const size_t masks_at = layout.add<uint32_t>(int64_t{to.count} * to.pieces);
-  const size_t counts_at = layout.add<uint32_t>(slabs * to.bins + slabs + 1 + scan_run);
-  const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
+  const auto memory = make_room(ctx, Room{&to.notes, to.count},
+                                Room{&to.piece_masks, int64_t{to.count} * to.pieces},
+                                Room{&to.counts, slabs * to.bins + slabs + 1 + scan_run});
   to.ranks = sorted.ranks;
   to.done = sorted.done;
-  to.notes = Layout::at<TileNote>(memory, notes_at);
-  to.piece_masks = Layout::at<uint32_t>(memory, masks_at);
-  to.counts = Layout::at<uint32_t>(memory, counts_at);
   to.slab_blocks = to.counts + slabs * to.bins;
   to.order = parts.order.as<int32_t>();
   to.chunk_tiles = parts.chunk_tiles.as<int64_t>();

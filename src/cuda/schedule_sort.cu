@@ -254,20 +254,18 @@ SortedRows sort_rows(const Context& ctx,
   const int64_t blocks = cut.items(block);
   // A segment of one block of threads needs none.
   const int64_t words = block.whole > 1 ? digits.count * digits.bins() : 0;
-  Layout layout;
-  const size_t tickets_at = layout.add<uint32_t>(most_digits + 1);
-  const size_t counts_at = layout.add<uint32_t>(cut.segments() * words);
-  const size_t words_at = layout.add<uint32_t>(blocks * words);
-  const size_t zeroed = layout.bytes();
-  const size_t ranks_at[2] = {layout.add<uint32_t>(positions), layout.add<uint32_t>(positions)};
-  const size_t rows_at = layout.add<uint32_t>(digits.count > 1 ? positions : 0);
   SortedRows result;
-  result.memory = ctx.allocate(layout.bytes());
-  fill_bytes(ctx, result.memory.get(), 0, zeroed);
-  uint32_t* ranks[2] = {Layout::at<uint32_t>(result.memory, ranks_at[0]),
-                        Layout::at<uint32_t>(result.memory, ranks_at[1])};
-  uint32_t* spare = Layout::at<uint32_t>(result.memory, rows_at);
-  uint32_t* counts = words > 0 ? Layout::at<uint32_t>(result.memory, counts_at) : nullptr;
+  uint32_t* tickets = nullptr;
+  uint32_t* counts = nullptr;
+  uint32_t* sums = nullptr;
+  uint32_t* ranks[2] = {};
+  uint32_t* spare = nullptr;
+  result.memory =
+      make_room(ctx, Room{&tickets, most_digits + 1}, Room{&counts, cut.segments() * words},
+                Room{&sums, blocks * words}, Room{&ranks[0], positions}, Room{&ranks[1], positions},
+                Room{&spare, digits.count > 1 ? positions : 0});
+  fill_bytes(ctx, tickets, 0, sizeof(uint32_t) * (ranks[0] - tickets));
+  if (words == 0) counts = nullptr;
   // Rows of a block of threads: two blocks a multiprocessor, as each clears and adds up its counts.
   const int64_t rows_each = ceil_div(cut.rows, int64_t{rank_threads} * 2 * multiprocessors(ctx));
   const Grain strip = cut.grain(rank_threads * std::clamp<int64_t>(rows_each, 1, 16));
@@ -276,21 +274,20 @@ SortedRows sort_rows(const Context& ctx,
   for (int digit = 0; digit < digits.count; ++digit) {
     // The last pass writes to `rows`.
     const bool to_rows = (digits.count - digit) % 2 != 0;
-    const SortPass pass = {
-        .ranks = ranks[digit % 2],
-        .rows = digit == 0 ? nullptr
-                : to_rows  ? spare
-                           : rows,
-        .sorted_ranks = ranks[(digit + 1) % 2],
-        .sorted_rows = to_rows ? rows : spare,
-        .counts = counts,
-        .words = Layout::at<uint32_t>(result.memory, words_at) + blocks * digits.bins() * digit,
-        .ticket = Layout::at<uint32_t>(result.memory, tickets_at) + digit,
-        .digit = digit};
+    const SortPass pass = {.ranks = ranks[digit % 2],
+                           .rows = digit == 0 ? nullptr
+                                   : to_rows  ? spare
+                                              : rows,
+                           .sorted_ranks = ranks[(digit + 1) % 2],
+                           .sorted_rows = to_rows ? rows : spare,
+                           .counts = counts,
+                           .words = sums + blocks * digits.bins() * digit,
+                           .ticket = tickets + digit,
+                           .digit = digit};
     launch(ctx, {.blocks = blocks, .threads = sort_threads}, sort_digits, cut, block, digits, pass);
   }
   result.ranks = ranks[digits.count % 2];
-  result.done = Layout::at<uint32_t>(result.memory, tickets_at) + most_digits;
+  result.done = tickets + most_digits;
   return result;
 }
 

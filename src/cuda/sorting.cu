@@ -22,14 +22,6 @@ void with_memory(const Context& ctx, const char* name, const Call& call) {
 }  // namespace
 
 template <class Key>
-SortMemory<Key>::SortMemory(const Context& ctx, int64_t count) {
-  memory = make_room(ctx, Room{&this->keys, count}, Room{&this->sorted_keys, count},
-                     Room{&this->values, count}, Room{&this->sorted_values, count});
-}
-template struct SortMemory<uint32_t>;
-template struct SortMemory<uint64_t>;
-
-template <class Key>
 void sort_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits) {
   if (count == 0) return;
   with_memory(ctx, "the radix sort", [&](void* memory, size_t& bytes) {

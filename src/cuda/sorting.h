@@ -15,13 +15,6 @@ struct SortArrays {
   uint32_t* values;
   uint32_t* sorted_values;
 };
-// One allocation for the four.
-template <class Key>
-struct SortMemory : SortArrays<Key> {
-  std::shared_ptr<void> memory;
-
-  SortMemory(const Context& ctx, int64_t count);
-};
 
 // Sorts values by the low `bits` bits of their keys, stable; all four arrays are apart.
 template <class Key>

@@ -206,20 +206,13 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t z
   BlockSet& set = result.set;
   const int64_t groups = std::max(fewest_groups, 4 * ceil_div(2 * most_blocks, 32));
   set.groups = static_cast<uint32_t>(groups);
-  Layout layout;
-  const size_t head = layout.add<SetHead>(1);
-  const size_t slots = layout.add<Slot>(8 * groups);
-  const size_t occupied = layout.add<uint32_t>(groups / 4);
-  const size_t words = layout.add<uint32_t>(zeroed_words);
-  const size_t zeroed = layout.bytes();
-  const size_t ranks = layout.add<uint32_t>(8 * groups);
-  result.memory = ctx.allocate(layout.bytes());
-  set.head = Layout::at<SetHead>(result.memory, head);
-  set.slots = Layout::at<Slot>(result.memory, slots);
-  result.words = Layout::at<uint32_t>(result.memory, words);
-  set.ranks = Layout::at<uint32_t>(result.memory, ranks);
-  set.occupied = Layout::at<uint32_t>(result.memory, occupied);
-  fill_bytes(ctx, result.memory.get(), 0, zeroed);
+  result.memory =
+      make_room(ctx, Room{&set.head, 1}, Room{&set.slots, 8 * groups},
+                Room{&set.occupied, groups / 4}, Room{&result.words, zeroed_words},
+                Room{&set.ranks, 8 * groups}, Room{&set.list, zeroed_words == 0 ? 8 * groups : 0});
+  if (zeroed_words > 0) set.list = nullptr;
+  const auto* end_of_zeroed = reinterpret_cast<char*>(set.ranks);
+  fill_bytes(ctx, set.head, 0, end_of_zeroed - static_cast<char*>(result.memory.get()));
   return result;
 }
 

@@ -42,7 +42,8 @@ __device__ inline Status failure_in(const int4& c) {
   return static_cast<Status>(static_cast<uint64_t>(c.w) << 32 | static_cast<uint32_t>(c.z));
 }
 
-// An empty set, at most half full with this many blocks, and some words beside it.
+// An empty set, at most half full with this many blocks, and some words beside it, or without words
+// a list of its blocks.
 struct BlockSetMemory {
   BlockSet set;
   uint32_t* words = nullptr;  // [zeroed_words]
