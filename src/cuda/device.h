@@ -50,35 +50,22 @@ struct Room {
   T** array;
   int64_t count;
 };
-// One allocation for several arrays, aligned to 256 bytes.
+// One allocation for several arrays one after another, aligned to 256 bytes; none for no element.
 template <class... T>
 std::shared_ptr<void> make_room(const Context& ctx, const Room<T>&... rooms) {
   const auto padded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
-  std::shared_ptr<void> memory = ctx.allocate((padded(rooms.count * sizeof(T)) + ...));
+  const size_t all = (padded(rooms.count * sizeof(T)) + ...);
+  std::shared_ptr<void> memory = all > 0 ? ctx.allocate(all) : nullptr;
   auto* next = static_cast<char*>(memory.get());
   const auto take = [&](size_t bytes) { return std::exchange(next, next + padded(bytes)); };
   ((*rooms.array = reinterpret_cast<T*>(take(rooms.count * sizeof(T)))), ...);
   return memory;
 }
 
-// Cuts one allocation into aligned pieces: add() all of them, allocate bytes(), then at().
-class Layout {
- public:
-  template <class T>
-  size_t add(int64_t count) {
-    const size_t place = bytes_;
-    bytes_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return place;
-  }
-  size_t bytes() const { return bytes_; }
-  template <class T>
-  static T* at(const std::shared_ptr<void>& memory, size_t place) {
-    return reinterpret_cast<T*>(static_cast<char*>(memory.get()) + place);
-  }
-
- private:
-  size_t bytes_ = 0;
-};
+// Clears the arrays from `first` up to `end`, of one allocation.
+inline void fill_zero_between(const Context& ctx, void* first, const void* end) {
+  fill_bytes(ctx, first, 0, static_cast<const char*>(end) - static_cast<char*>(first));
+}
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

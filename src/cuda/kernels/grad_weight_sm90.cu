@@ -93,12 +93,9 @@ void run(const Context& ctx, Params p) {
     adding.columns = std::min(p.groups * p.parts, p.teams - 1) * int64_t{p.members};
     adding.shared_bytes = sizeof(unsigned long long) * (p.groups + 1);
   }
-  Layout layout;
-  const size_t starts = layout.add<unsigned long long>(p.groups + 1);
-  const size_t partials = layout.add<float>(int64_t{pieces} * p.teams * p.members * C::piece_size);
-  const std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-  p.starts = Layout::at<unsigned long long>(memory, starts);
-  p.partials = Layout::at<float>(memory, partials);
+  const std::shared_ptr<void> memory =
+      make_room(ctx, Room{&p.starts, p.groups + 1},
+                Room{&p.partials, int64_t{pieces} * p.teams * p.members * C::piece_size});
   launch(ctx,
          {.blocks = int64_t{p.teams} * p.members,
           .threads = C::threads,

@@ -77,13 +77,10 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
   constexpr int most_even_turns = 4;
   const bool dealt = items * launches > most_even_turns * multiprocessors(ctx);
   const int buffers = p.split ? p.groups * p.slices : p.groups > 1 ? 1 : 0;
-  Layout layout;
-  const auto sums = layout.add<float>(buffers * p.rows * p.partial_stride);
-  const auto counters = layout.add<int>(dealt ? launches : 0);
-  std::shared_ptr<void> memory;
-  if (layout.bytes() > 0) memory = ctx.allocate(layout.bytes());
-  p.partials = Layout::at<float>(memory, sums);
-  int* const next_item = dealt ? Layout::at<int>(memory, counters) : nullptr;
+  int* next_item = nullptr;
+  const std::shared_ptr<void> memory =
+      make_room(ctx, Room{&p.partials, buffers * p.rows * p.partial_stride},
+                Room{&next_item, dealt ? launches : 0});
   if (dealt) fill_bytes(ctx, next_item, 0, sizeof(int) * launches);
   for (p.group = 0; p.group < launches; ++p.group) {
     p.added = std::min(p.group, 1);

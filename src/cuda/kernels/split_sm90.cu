@@ -120,12 +120,9 @@ SplitOperands split_operands(const Context& ctx,
                              const SplitSource& w) {
   Lines x_lines(x);
   Lines w_lines(w);
-  Layout layout;
-  const size_t x_place = layout.add<uint4>(int64_t{x_lines.lines()} * x_lines.pieces);
-  const size_t w_place = layout.add<uint4>(int64_t{w_lines.lines()} * w_lines.pieces);
-  std::shared_ptr<void> memory = ctx.allocate(layout.bytes());
-  x_lines.to = Layout::at<uint4>(memory, x_place);
-  w_lines.to = Layout::at<uint4>(memory, w_place);
+  std::shared_ptr<void> memory =
+      make_room(ctx, Room{&x_lines.to, int64_t{x_lines.lines()} * x_lines.pieces},
+                Room{&w_lines.to, int64_t{w_lines.lines()} * w_lines.pieces});
   const Grid grid{.blocks = int64_t{x_lines.blocks} + w_lines.blocks};
   sm80::dispatch(math, [&]<Math known>() {
     if constexpr (known == Math::tf32 || known == Math::bf16x3 || known == Math::bf16x6) {
