@@ -62,11 +62,6 @@ std::shared_ptr<void> make_room(const Context& ctx, const Room<T>&... rooms) {
   return memory;
 }
 
-// Clears the arrays from `first` up to `end`, of one allocation.
-inline void fill_zero_between(const Context& ctx, void* first, const void* end) {
-  fill_bytes(ctx, first, 0, static_cast<const char*>(end) - static_cast<char*>(first));
-}
-
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace voxgemm::cuda
