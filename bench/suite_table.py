@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The table of docs/h200-suite.md, of files that `voxgemm bench --suite h200 --json` wrote.
+"""The tables of docs/h200-suite.md, of files that `voxgemm bench --suite h200 --json` wrote, or
+`--suite maps`.
 
     python bench/suite_table.py first.jsonl second.jsonl
+    python bench/suite_table.py maps.jsonl
 
 A line for each problem of the first file: what to reach, the times of every file (eager and as a
 graph, ms), how many times as long each peer takes as the faster of the two in the first file, the
-share of a dense product's rate, and the largest error where the file has it (`--check`).
+share of a dense product's rate, and the largest error where the file has it (`--check`). Of a file
+of maps alone: voxels, and bytes of map and schedules a voxel for inference and training.
 """
 
 from __future__ import annotations
@@ -55,5 +58,19 @@ def table(runs: list[dict[str, dict[str, Any]]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def map_table(rows: dict[str, dict[str, Any]]) -> str:
+    header = ["problem", "voxels", "reach", "best peer", "eager", "graph"]
+    lines = [[*header, "bytes: inference", "training"]]
+    lines.append(["---"] * len(lines[0]))
+    for problem, row in rows.items():
+        times = [row.get(key) for key in ("target_ms", "peer_ms", "ms", "graph_ms")]
+        memory = [row[f"bytes_a_voxel_{use}"] for use in ("inference", "training")]
+        shown = ["-" if time is None else f"{time:.3f}" for time in times]
+        lines.append([f"`{problem}`", f"{row['voxels']:,}", *shown, *(f"{b:.0f}" for b in memory)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 if __name__ == "__main__":
-    print(table([read(path) for path in sys.argv[1:]]))
+    runs = [read(path) for path in sys.argv[1:]]
+    only_maps = all(problem.startswith("map ") for run in runs for problem in run)
+    print(map_table(runs[0]) if only_maps else table(runs))

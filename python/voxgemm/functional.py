@@ -82,8 +82,8 @@ def conv3d(
 
     y[o] = bias + sum over the map's pairs (i, o, tap) of weight[:, tap] @ features[i], for weight
     [c_out, Kx, Ky, Kz, c_in] and bias [c_out] or None; of repeated voxels the lowest row is read.
-    Where given, `residual` [n_out, c_out] is added and ReLU taken before y is rounded and written,
-    in the same kernel.
+    `residual` [n_out, c_out] is added and with `relu` max(0, .) taken before y is rounded and
+    written, in the same kernel.
     float16, bfloat16, float32 or float64, all the same (under autocast: any but float64, in
     autocast's dtype); 16-bit products are added in float32 and rounded once. No rows in give the
     bias, no rows out give none. Differentiable any number of times in all three.

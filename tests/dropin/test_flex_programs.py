@@ -107,7 +107,13 @@ def test_the_named_algorithm_runs(layer, algorithm):
     out.sum().backward()
     chosen = {asked.number: choice.kernel for asked, choice in cache._map._choices.items()}
     assert sorted(chosen) == [0, 1, 2]
-    assert all(kernel.startswith(f"{algorithm}_") for kernel in chosen.values()), chosen
+    expected = dict.fromkeys(chosen, algorithm)
+    if feats.is_cuda:
+        # Every weight gradient there splits its sum over rows where that pays: one row of the
+        # registry stands in both search spaces, under the plain name.
+        expected[2] = algorithm.removesuffix("_splitk")
+    for number, kernel in chosen.items():
+        assert kernel.startswith(f"{expected[number]}_"), chosen
 
 
 def test_algorithm_for_one_call(layer):

@@ -72,9 +72,8 @@ struct Ring {
   }
   // At most `places` steps.
   __device__ __forceinline__ Ring before(int steps) const {
-    Ring place = *this;
-    place.skip_few(-steps);
-    return place;
+    const bool wraps = at < steps;
+    return {at - steps + (wraps ? places : 0), parity ^ static_cast<uint32_t>(wraps)};
   }
 };
 
