@@ -201,6 +201,23 @@ TEST_F(Arguments, WithoutMemory) {
   EXPECT_EQ(grad_weight(), "the weights have no memory");
 }
 
+TEST_F(Arguments, Residual) {
+  Buffer residual_buffer({4, 5}, Dtype::f32, operands.dy);
+  MatrixRef residual = residual_buffer.ref();
+  const auto added = [&] {
+    return untouched([&] {
+      plan.forward(context(), x, w, {.bias = bias, .residual = residual, .relu = true}, y);
+    });
+  };
+  residual.rows = 3;
+  EXPECT_EQ(added(), "the residual is 3 x 5, expected 4 x 5");
+  residual = residual_buffer.ref();
+  residual.dtype = Dtype::bf16;
+  EXPECT_EQ(added(), "the residual has dtype bf16, expected f32");
+  residual = y;
+  EXPECT_EQ(added(), "y shares memory with the residual");
+}
+
 // Views into one memory, the output on the last element of the input; should the check fail, all is
 // written inside this memory.
 TEST_F(Arguments, OutputsOnInputs) {
