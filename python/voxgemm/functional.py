@@ -37,7 +37,7 @@ from .kernel_map import (
     submanifold_map,
     unique,
 )
-from .passes import Forward, FusedForward, How, applied
+from .passes import Forward, FusedForward, How, applied, inside_transform
 
 __all__ = [
     "DTYPES",
@@ -86,7 +86,7 @@ def conv3d(
     written, in the same kernel.
     float16, bfloat16, float32 or float64, all the same (under autocast: any but float64, in
     autocast's dtype); 16-bit products are added in float32 and rounded once. No rows in give the
-    bias, no rows out give none. Differentiable any number of times in all three.
+    bias, no rows out give none. Differentiable any number of times in all tensors.
 
     `algorithm` limits the choice of kernels: see `Algorithm`; a name, a list of them, or a dict by
     pass. `precision` of float32 products on CUDA: 'ieee', 'tf32', 'bf16x3' (about 16 bits) or
@@ -115,7 +115,7 @@ def conv3d(
     how = How(filters_of(algorithm), precision_of(precision, features))
     if residual is None and not relu:
         return applied(Forward)(features, weight, bias, map, how)
-    if torch._C._are_functorch_transforms_active():
+    if inside_transform():
         # These transform what they can take apart.
         y = applied(Forward)(features, weight, bias, map, how)
         y = y if residual is None else y + residual

@@ -217,9 +217,14 @@ def _keep(ctx: Any, rows: Tensor, weight: Tensor, map: KernelMap, how: How) -> N
     ctx.map, ctx.how = map, how
 
 
+def inside_transform() -> bool:
+    """Of torch.func, such as torch.func.grad."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """function.apply; inside torch.func.grad and its like, what these can work with."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if inside_transform():
         return functools.partial(_apply_transformed, function)
     return function.apply
 
