@@ -13,16 +13,17 @@ namespace {
 // A pass of a layer on a map, with the operators' arguments.
 struct Asked {
   Context ctx;
-  Layer layer;
-  KernelMap map;
+  Maps maps;
   PlanOptions options;
   Pass pass = Pass::forward;
 
   // The numbers are pass, dtype, c_in, c_out.
-  Asked(const Tensors& map_parts, const Ints& layer_numbers, const Ints& numbers)
-      : ctx(context_of(map_parts.at(0))),
-        layer(layer_of(layer_numbers)),
-        map(map_of(map_parts, layer)) {
+  Asked(const Tensors& map,
+        const Tensors& transposed,
+        const Ints& layer_numbers,
+        const Ints& numbers)
+      : ctx(context_of(map.at(0))), maps(map, transposed, layer_numbers) {
+    const Layer& layer = maps.layer;
     check(numbers.size() == 4, "a problem has ", numbers.size(), " numbers, expected 4");
     pass = static_cast<Pass>(numbers[0]);
     options = {.c_in = static_cast<int>(numbers[2]),
@@ -31,24 +32,28 @@ struct Asked {
                .operation = layer.operation,
                .precision = layer.precision,
                .filters = {layer.filter, layer.filter, layer.filter},
-               .tune_at_first_use = false};
+               .tune_at_first_use = false,
+               .transposed = maps.back()};
   }
-  Problem problem() const { return Plan::make(ctx, map, options).problem(ctx, pass); }
+  Asked(const Asked&) = delete;  // options point into maps
+  Asked& operator=(const Asked&) = delete;
+  const Filter& filter() const { return maps.layer.filter; }
+  Problem problem() const { return Plan::make(ctx, maps.map, options).problem(ctx, pass); }
 };
 
 // The schedule's four numbers, then the bytes of the kernel's name.
 Tensor choice_of_pass(const Tensors& map, const Ints& layer, const Ints& problem) {
-  const Asked asked(map, layer, problem);
-  const Choice picked = choice(asked.problem(), asked.layer.filter);
+  const Asked asked(map, {}, layer, problem);
+  const Choice picked = choice(asked.problem(), asked.filter());
   Ints numbers = numbers_of(picked.schedule);
   numbers.insert(numbers.end(), picked.kernel.begin(), picked.kernel.end());
   return host_numbers(numbers);
 }
 
 Tensor explain_pass(const Tensors& map, const Ints& layer, const Ints& problem, bool as_json) {
-  const Asked asked(map, layer, problem);
-  return text_tensor(as_json ? explain_json(asked.problem(), asked.layer.filter)
-                             : explain(asked.problem(), asked.layer.filter));
+  const Asked asked(map, {}, layer, problem);
+  return text_tensor(as_json ? explain_json(asked.problem(), asked.filter())
+                             : explain(asked.problem(), asked.filter()));
 }
 
 // Lines: how many candidates, in how many seconds; why it was not written; wrong kernels; the
@@ -65,17 +70,9 @@ Tensor tune_pass(const Tensors& map,
                  const Ints& layer,
                  const Ints& problem,
                  const Ints& how) {
-  Asked asked(map, layer, problem);
+  const Asked asked(map, transposed, layer, problem);
   check(how.size() == 4, "got ", how.size(), " numbers, expected 4");
-  KernelMap back;
-  if (!transposed.empty()) {
-    Layer flipped = asked.layer;
-    flipped.n_in = asked.map.n_out;
-    flipped.is_transposed = !asked.layer.is_transposed;
-    back = map_of(transposed, flipped);
-    asked.options.transposed = &back;
-  }
-  return text_of_tuning(tune(asked.ctx, asked.map, asked.options, asked.pass,
+  return text_of_tuning(tune(asked.ctx, asked.maps.map, asked.options, asked.pass,
                              {.budget_seconds = 1e-6 * static_cast<double>(how[0]),
                               .exhaustive = how[1] != 0,
                               .again = how[2] != 0,
@@ -83,8 +80,8 @@ Tensor tune_pass(const Tensors& map,
 }
 
 Tensor is_tuned_pass(const Tensors& map, const Ints& layer, const Ints& problem) {
-  const Asked asked(map, layer, problem);
-  return host_numbers({is_tuned(asked.problem(), asked.layer.filter) ? 1 : 0});
+  const Asked asked(map, {}, layer, problem);
+  return host_numbers({is_tuned(asked.problem(), asked.filter()) ? 1 : 0});
 }
 
 Tensor calibrate_device(const Tensor& on, int64_t budget_microseconds) {

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <memory>
 #include <new>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -22,6 +24,7 @@ namespace voxgemm {
 using ::torch::headeronly::ScalarType;
 using ::torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
+using IntSpan = std::span<const int64_t>;
 using Tensors = std::vector<Tensor>;
 
 inline ScalarType scalar_type(Dtype dtype) {
@@ -178,7 +181,7 @@ inline std::string text_of(const Tensor& tensor) {
   return {static_cast<const char*>(tensor.const_data_ptr()), static_cast<size_t>(tensor.numel())};
 }
 
-inline Int3 int3(const Ints& values, size_t first = 0) {
+inline Int3 int3(IntSpan values, size_t first = 0) {
   check(values.size() >= first + 3, "got ", values.size(), " numbers, expected ", first + 3);
   const auto narrow = [](int64_t value) {
     check(value == static_cast<int32_t>(value), value, " does not fit 32 bits");
@@ -188,7 +191,7 @@ inline Int3 int3(const Ints& values, size_t first = 0) {
 }
 
 // Size, stride, padding, dilation: twelve numbers.
-inline Geometry geometry_of(const Ints& values, size_t first = 0) {
+inline Geometry geometry_of(IntSpan values, size_t first = 0) {
   return {.size = int3(values, first),
           .stride = int3(values, first + 3),
           .padding = int3(values, first + 6),
@@ -209,7 +212,7 @@ struct Layer {
   Filter filter;
 };
 
-inline Filter filter_of(const Ints& values, size_t first) {
+inline Filter filter_of(IntSpan values, size_t first) {
   Filter filter;
   auto begin = values.begin() + static_cast<int64_t>(std::min(first, values.size()));
   filter.measured = begin == values.end() || *begin != -2;
@@ -226,7 +229,7 @@ inline Filter filter_of(const Ints& values, size_t first) {
 }
 
 // order, groups, tile_rows, chunk_rows: four numbers.
-inline ScheduleOptions schedule_options_of(const Ints& values, size_t first) {
+inline ScheduleOptions schedule_options_of(IntSpan values, size_t first) {
   check(values.size() >= first + 4, "got ", values.size(), " numbers, expected ", first + 4);
   return {.order = static_cast<ScheduleOptions::Order>(values[first]),
           .groups = static_cast<int>(values[first + 1]),
@@ -238,7 +241,7 @@ inline Ints numbers_of(const ScheduleOptions& options) {
           options.chunk_rows};
 }
 
-inline Layer layer_of(const Ints& values) {
+inline Layer layer_of(IntSpan values) {
   constexpr size_t numbers = 21;
   check(values.size() >= numbers, "a layer has ", values.size(), " numbers, expected ", numbers);
   return {.n_in = values[0],
@@ -255,45 +258,61 @@ inline Layer layer_of(const Ints& values) {
 constexpr size_t map_tensors = 4;
 constexpr size_t schedule_tensors = 6;
 
-// A view of the tensors neighbours [taps, n_out], pairs_per_tap [taps], in_first and out_first
-// [rows or 0].
-inline KernelMap map_of(const Tensors& parts, const Layer& layer) {
-  check(parts.size() == map_tensors || parts.size() == map_tensors + schedule_tensors,
-        "a kernel map has ", parts.size(), " tensors, expected ", map_tensors, ", or ",
+// Views of such a list, as far as it goes.
+struct Parts {
+  std::array<MatrixRef, map_tensors + schedule_tensors> at = {};
+  size_t count = 0;
+};
+
+// Of the tensors neighbours [taps, n_out], pairs_per_tap [taps], in_first and out_first [rows or
+// 0], and those of ScheduleParts.
+inline Parts parts_of(const Tensors& tensors) {
+  check(tensors.size() == map_tensors || tensors.size() == map_tensors + schedule_tensors,
+        "a kernel map has ", tensors.size(), " tensors, expected ", map_tensors, ", or ",
         map_tensors + schedule_tensors, " with a schedule");
-  for (size_t p = 0; p < map_tensors; ++p) {
+  Parts parts{.count = tensors.size()};
+  for (size_t p = 0; p < parts.count; ++p) {
+    const Tensor& tensor = tensors[p];
+    const bool is_matrix = p == 0 || p >= map_tensors;
     const ScalarType expected = p == 1 ? ScalarType::Long : ScalarType::Int;
-    check(parts[p].is_contiguous() && parts[p].dim() == (p == 0 ? 2 : 1) &&
-              parts[p].scalar_type() == expected,
-          "tensor ", p, " of the kernel map has another dtype or layout than build_map gave it");
+    check(tensor.is_contiguous() && tensor.dim() == (is_matrix ? 2 : 1) &&
+              (p >= map_tensors || tensor.scalar_type() == expected),
+          "tensor ", p, " of the kernel map and its schedule has another dtype or layout than ",
+          "build_map and _schedule gave it");
+    const int64_t rows = p == 1 ? 1 : tensor.size(0);
+    parts.at[p] = matrix_ref(tensor, rows, is_matrix || p == 1 ? tensor.size(is_matrix ? 1 : 0) : 1,
+                             dtype_of(tensor, "a part of a schedule"));
   }
+  return parts;
+}
+
+inline KernelMap map_of(const Parts& parts, const Layer& layer) {
   KernelMap map;
   map.geometry = layer.geometry;
   map.n_in = layer.n_in;
-  map.n_out = parts[0].size(1);
+  map.n_out = parts.at[0].cols;
   map.symmetric = layer.symmetric;
   map.is_transposed = layer.is_transposed;
-  check(parts[0].size(0) == map.taps() && parts[1].size(0) == map.taps(), "the kernel map has ",
-        parts[0].size(0), " taps, its geometry ", map.taps());
-  static_cast<MatrixRef&>(map.neighbours) = matrix_ref(parts[0], map.taps(), map.n_out, Dtype::i32);
-  static_cast<MatrixRef&>(map.pairs_per_tap) = matrix_ref(parts[1], 1, map.taps(), Dtype::i64);
-  static_cast<MatrixRef&>(map.in_first) = matrix_ref(parts[2], parts[2].size(0), 1, Dtype::i32);
-  static_cast<MatrixRef&>(map.out_first) = matrix_ref(parts[3], parts[3].size(0), 1, Dtype::i32);
+  check(parts.at[0].rows == map.taps() && parts.at[1].cols == map.taps(), "the kernel map has ",
+        parts.at[0].rows, " taps, its geometry ", map.taps());
+  static_cast<MatrixRef&>(map.neighbours) = parts.at[0];
+  static_cast<MatrixRef&>(map.pairs_per_tap) = parts.at[1];
+  static_cast<MatrixRef&>(map.in_first) = parts.at[2];
+  static_cast<MatrixRef&>(map.out_first) = parts.at[3];
   return map;
 }
+inline KernelMap map_of(const Tensors& tensors, const Layer& layer) {
+  return map_of(parts_of(tensors), layer);
+}
 
-// The tensors of ScheduleParts behind those of the map, if there are any.
-inline std::optional<Schedule> schedule_of(const Tensors& parts,
+// What stands behind the map, if anything.
+inline std::optional<Schedule> schedule_of(const Parts& parts,
                                            const KernelMap& map,
                                            const ScheduleOptions& options) {
-  if (parts.size() == map_tensors) return std::nullopt;
+  if (parts.count == map_tensors) return std::nullopt;
   std::array<Matrix, schedule_tensors> matrices;
   for (size_t p = 0; p < schedule_tensors; ++p) {
-    const Tensor& part = parts[map_tensors + p];
-    check(part.is_contiguous() && part.dim() == 2, "tensor ", p,
-          " of the schedule has another layout than _schedule gave it");
-    static_cast<MatrixRef&>(matrices[p]) =
-        matrix_ref(part, part.size(0), part.size(1), dtype_of(part, "a part of a schedule"));
+    static_cast<MatrixRef&>(matrices[p]) = parts.at[map_tensors + p];
   }
   return Schedule::from_parts(map, options,
                               {.order = matrices[0],
@@ -302,6 +321,62 @@ inline std::optional<Schedule> schedule_of(const Tensors& parts,
                                .masks = matrices[3],
                                .block_taps = matrices[4],
                                .indices = matrices[5]});
+}
+
+// What an operator knows of a map: the layer on it, its transposition where that is given, and the
+// schedule that came with the one that is walked.
+struct Maps {
+  Layer layer;
+  KernelMap map;
+  KernelMap transposed;
+  bool has_transposed = false;
+  std::optional<Schedule> schedule;
+
+  Maps(const Parts& parts, const Parts& transposed_parts, IntSpan numbers)
+      : layer(layer_of(numbers)),
+        map(map_of(parts, layer)),
+        has_transposed(transposed_parts.count > 0) {
+    if (has_transposed) {
+      Layer flipped = layer;
+      flipped.n_in = map.n_out;
+      flipped.is_transposed = !layer.is_transposed;
+      transposed = map_of(transposed_parts, flipped);
+    }
+    schedule = has_transposed ? schedule_of(transposed_parts, transposed, layer.schedule)
+                              : schedule_of(parts, map, layer.schedule);
+  }
+  Maps(const Tensors& tensors, const Tensors& transposed_tensors, IntSpan numbers)
+      : Maps(parts_of(tensors),
+             transposed_tensors.empty() ? Parts{} : parts_of(transposed_tensors),
+             numbers) {}
+  const KernelMap* back() const { return has_transposed ? &transposed : nullptr; }
+};
+
+// The arguments of Maps in one tensor, int64 on the host: a list costs a call 0.1 to 0.3 us an
+// entry. It holds addresses: whoever keeps it keeps the tensors.
+struct Prepared {
+  Parts map;
+  Parts transposed;  // the layer's numbers come behind
+};
+using PreparedWords = std::array<int64_t, sizeof(Prepared) / sizeof(int64_t)>;
+
+inline Tensor prepared_tensor(const Prepared& prepared, IntSpan numbers) {
+  const auto words = std::bit_cast<PreparedWords>(prepared);
+  Ints all(words.begin(), words.end());
+  all.insert(all.end(), numbers.begin(), numbers.end());
+  return host_numbers(all);
+}
+
+inline Maps prepared_maps(const Tensor& tensor) {
+  PreparedWords words;
+  check(!tensor.is_cuda() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long &&
+            tensor.numel() > static_cast<int64_t>(words.size()),
+        "a prepared pass is not the tensor that _prepare gave");
+  const IntSpan all(static_cast<const int64_t*>(tensor.const_data_ptr()),
+                    static_cast<size_t>(tensor.numel()));
+  std::copy_n(all.begin(), words.size(), words.begin());
+  const auto prepared = std::bit_cast<Prepared>(words);
+  return {prepared.map, prepared.transposed, all.subspan(words.size())};
 }
 
 // A tensor [c_out, Kx, Ky, Kz, c_in] as weights; the tensor is a copy where its taps are not evenly

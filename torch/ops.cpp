@@ -110,33 +110,42 @@ Tensors schedule_parts(const Tensors& map_parts,
   return tensors;
 }
 
-PlanOptions options_of(const Layer& layer, Pass pass, const WeightsRef& w) {
+Tensor prepare(const Tensors& map, const Tensors& transposed, const Ints& layer) {
+  Prepared prepared{.map = parts_of(map), .transposed = {}};
+  if (!transposed.empty()) prepared.transposed = parts_of(transposed);
+  const Tensor result = prepared_tensor(prepared, layer);
+  prepared_maps(result);  // checks them
+  return result;
+}
+
+// The plan of one pass.
+Plan plan_of(const Context& ctx, const Maps& maps, Pass pass, const WeightsRef& w) {
   PlanOptions options{.c_in = w.c_in,
                       .c_out = w.c_out,
                       .dtype = w.dtype,
-                      .operation = layer.operation,
-                      .precision = layer.precision,
-                      .tune_at_first_use = false};
-  options.filters[static_cast<size_t>(pass)] = layer.filter;
-  return options;
+                      .operation = maps.layer.operation,
+                      .precision = maps.layer.precision,
+                      .tune_at_first_use = false,
+                      .transposed = maps.back()};
+  const auto number = static_cast<size_t>(pass);
+  options.filters[number] = maps.layer.filter;
+  if (maps.schedule) options.schedules[number] = &*maps.schedule;
+  return Plan::make(ctx, maps.map, options);
 }
 
-Tensor forward(const Tensor& x,
-               const Tensor& weight,
-               const std::optional<Tensor>& bias,
-               const Tensors& map_parts,
-               const Ints& layer_numbers,
-               const std::optional<Tensor>& residual,
-               bool relu) {
+// Epilogue, of tensors.
+struct Ending {
+  const std::optional<Tensor>& bias;
+  const std::optional<Tensor>& residual;
+  bool relu = false;
+};
+
+Tensor forward_on(const Maps& maps, const Tensor& x, const Tensor& weight, const Ending& ending) {
+  const auto& [bias, residual, relu] = ending;
   const Context ctx = context_of(x);
-  const Layer layer = layer_of(layer_numbers);
-  const KernelMap map = map_of(map_parts, layer);
   const HeldMatrix in = held_matrix(x, "x");
-  const HeldWeights w = held_weights(weight, map.geometry);
-  const std::optional<Schedule> schedule = schedule_of(map_parts, map, layer.schedule);
-  PlanOptions options = options_of(layer, Pass::forward, w.weights);
-  if (schedule) options.schedules[0] = &*schedule;
-  Plan plan = Plan::make(ctx, map, options);
+  const HeldWeights w = held_weights(weight, maps.map.geometry);
+  Plan plan = plan_of(ctx, maps, Pass::forward, w.weights);
   Epilogue epilogue{.relu = relu};
   Tensor held_bias;
   if (bias) {
@@ -149,72 +158,92 @@ Tensor forward(const Tensor& x,
     added = held_matrix(*residual, "residual");
     epilogue.residual = added->matrix;
   }
-  Tensor y = empty_tensor(ctx.device, {map.n_out, w.weights.c_out}, scalar_type(w.weights.dtype));
+  const int64_t rows = maps.map.n_out;
+  Tensor y = empty_tensor(ctx.device, {rows, w.weights.c_out}, scalar_type(w.weights.dtype));
   plan.forward(ctx, in.matrix, w.weights, epilogue,
-               matrix_ref(y, map.n_out, w.weights.c_out, w.weights.dtype));
+               matrix_ref(y, rows, w.weights.c_out, w.weights.dtype));
   return y;
 }
 
 // The schedule is the transposed map's, or the map's where it is symmetric.
-Tensor grad_input(const Tensor& dy,
-                  const Tensor& weight,
-                  const Tensors& map_parts,
-                  const Tensors& transposed_parts,
-                  const Ints& layer_numbers) {
+Tensor grad_input_on(const Maps& maps, const Tensor& dy, const Tensor& weight) {
   const Context ctx = context_of(dy);
-  const Layer layer = layer_of(layer_numbers);
-  const KernelMap map = map_of(map_parts, layer);
   const HeldMatrix out = held_matrix(dy, "dy");
-  const HeldWeights w = held_weights(weight, map.geometry);
-  PlanOptions options = options_of(layer, Pass::grad_input, w.weights);
-  KernelMap transposed;
-  if (!transposed_parts.empty()) {
-    Layer flipped = layer;
-    flipped.n_in = map.n_out;
-    flipped.is_transposed = !layer.is_transposed;
-    transposed = map_of(transposed_parts, flipped);
-    options.transposed = &transposed;
-  }
-  const std::optional<Schedule> schedule =
-      transposed_parts.empty() ? schedule_of(map_parts, map, layer.schedule)
-                               : schedule_of(transposed_parts, transposed, layer.schedule);
-  if (schedule) options.schedules[1] = &*schedule;
-  Plan plan = Plan::make(ctx, map, options);
-  Tensor dx = empty_tensor(ctx.device, {map.n_in, w.weights.c_in}, scalar_type(w.weights.dtype));
+  const HeldWeights w = held_weights(weight, maps.map.geometry);
+  Plan plan = plan_of(ctx, maps, Pass::grad_input, w.weights);
+  const int64_t rows = maps.map.n_in;
+  Tensor dx = empty_tensor(ctx.device, {rows, w.weights.c_in}, scalar_type(w.weights.dtype));
   plan.grad_input(ctx, out.matrix, w.weights,
-                  matrix_ref(dx, map.n_in, w.weights.c_in, w.weights.dtype));
+                  matrix_ref(dx, rows, w.weights.c_in, w.weights.dtype));
   return dx;
 }
 
-std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
-                                       const Tensor& dy,
-                                       const Tensors& map_parts,
-                                       const Ints& layer_numbers,
-                                       const std::vector<bool>& wanted) {
+std::tuple<Tensor, Tensor> grad_weight_on(const Maps& maps,
+                                          const Tensor& x,
+                                          const Tensor& dy,
+                                          const std::vector<bool>& wanted) {
   const Context ctx = context_of(x);
-  const Layer layer = layer_of(layer_numbers);
-  const KernelMap map = map_of(map_parts, layer);
   const HeldMatrix in = held_matrix(x, "x");
   const HeldMatrix out = held_matrix(dy, "dy");
   const ScalarType type = scalar_type(out.matrix.dtype);
   check(wanted.size() == 2, "got ", wanted.size(), " flags, expected 2");
   Tensor dw = empty_tensor(ctx.device, {0}, type);
   if (wanted[0]) {
-    const Int3& size = map.geometry.size;
+    const Geometry& geometry = maps.map.geometry;
+    const Int3& size = geometry.size;
     dw = empty_tensor(ctx.device, {out.matrix.cols, size[0], size[1], size[2], in.matrix.cols},
                       type);
-    const HeldWeights w = held_weights(dw, map.geometry);
-    const std::optional<Schedule> schedule = schedule_of(map_parts, map, layer.schedule);
-    PlanOptions options = options_of(layer, Pass::grad_weight, w.weights);
-    if (schedule) options.schedules[2] = &*schedule;
-    Plan plan = Plan::make(ctx, map, options);
-    plan.grad_weight(ctx, in.matrix, out.matrix, w.weights);
+    const HeldWeights w = held_weights(dw, geometry);
+    plan_of(ctx, maps, Pass::grad_weight, w.weights)
+        .grad_weight(ctx, in.matrix, out.matrix, w.weights);
   }
   const Tensor db = empty_tensor(ctx.device, {wanted[1] ? out.matrix.cols : 0}, type);
   if (wanted[1]) {
     grad_bias(ctx, out.matrix, matrix_ref(db, 1, out.matrix.cols, out.matrix.dtype));
   }
   return {dw, db};
+}
+
+// Each with lists, of which graphs can be made, and prepared.
+Tensor forward(const Tensor& x,
+               const Tensor& weight,
+               const std::optional<Tensor>& bias,
+               const Tensors& map,
+               const Ints& layer,
+               const std::optional<Tensor>& residual,
+               bool relu) {
+  return forward_on({map, {}, layer}, x, weight, {bias, residual, relu});
+}
+Tensor prepared_forward(const Tensor& x,
+                        const Tensor& weight,
+                        const std::optional<Tensor>& bias,
+                        const Tensor& prepared,
+                        const std::optional<Tensor>& residual,
+                        bool relu) {
+  return forward_on(prepared_maps(prepared), x, weight, {bias, residual, relu});
+}
+Tensor grad_input(const Tensor& dy,
+                  const Tensor& weight,
+                  const Tensors& map,
+                  const Tensors& transposed,
+                  const Ints& layer) {
+  return grad_input_on({map, transposed, layer}, dy, weight);
+}
+Tensor prepared_grad_input(const Tensor& dy, const Tensor& weight, const Tensor& prepared) {
+  return grad_input_on(prepared_maps(prepared), dy, weight);
+}
+std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
+                                       const Tensor& dy,
+                                       const Tensors& map,
+                                       const Ints& layer,
+                                       const std::vector<bool>& wanted) {
+  return grad_weight_on({map, {}, layer}, x, dy, wanted);
+}
+std::tuple<Tensor, Tensor> prepared_grad_weight(const Tensor& x,
+                                                const Tensor& dy,
+                                                const Tensor& prepared,
+                                                const std::vector<bool>& wanted) {
+  return grad_weight_on(prepared_maps(prepared), x, dy, wanted);
 }
 
 }  // namespace
@@ -232,9 +261,10 @@ void add_operators(StableLibrary& m) {
   m.impl("_forward", TORCH_BOX(&Guarded<&forward>::call));
   m.impl("_grad_input", TORCH_BOX(&Guarded<&grad_input>::call));
   m.impl("_grad_weight", TORCH_BOX(&Guarded<&grad_weight>::call));
-  m.impl("_forward.eager", TORCH_BOX(&Guarded<&forward>::call));
-  m.impl("_grad_input.eager", TORCH_BOX(&Guarded<&grad_input>::call));
-  m.impl("_grad_weight.eager", TORCH_BOX(&Guarded<&grad_weight>::call));
+  m.impl("_prepare", TORCH_BOX(&Guarded<&prepare>::call));
+  m.impl("_forward.prepared", TORCH_BOX(&Guarded<&prepared_forward>::call));
+  m.impl("_grad_input.prepared", TORCH_BOX(&Guarded<&prepared_grad_input>::call));
+  m.impl("_grad_weight.prepared", TORCH_BOX(&Guarded<&prepared_grad_weight>::call));
 }
 
 }  // namespace voxgemm

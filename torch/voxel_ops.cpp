@@ -225,24 +225,6 @@ struct ReducedTensors {
   }
 };
 
-// A map and, where it is given, the transposed one.
-struct Maps {
-  KernelMap map;
-  KernelMap transposed;
-  bool given = false;
-
-  Maps(const Tensors& map_parts, const Tensors& transposed_parts, const Ints& numbers) {
-    Layer layer = layer_of(numbers);
-    map = map_of(map_parts, layer);
-    given = !transposed_parts.empty();
-    if (!given) return;
-    layer.n_in = map.n_out;
-    layer.is_transposed = !layer.is_transposed;
-    transposed = map_of(transposed_parts, layer);
-  }
-  const KernelMap* back() const { return given ? &transposed : nullptr; }
-};
-
 std::tuple<Tensor, Tensor> pooled(const Tensor& x,
                                   const Tensors& map,
                                   const Ints& layer,

@@ -63,11 +63,6 @@ def call(op: Any, *args: Any) -> Any:
         raise translated from None
 
 
-def call_pass(passes: Any, *args: Any) -> Any:
-    """An operator with two signatures, that for graphs or the one that costs less in every call."""
-    return call(passes.default if torch.compiler.is_compiling() else passes.eager, *args)
-
-
 def text_tensor(text: str) -> torch.Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
 
@@ -257,19 +252,16 @@ def _(has_device):
 
 
 @torch.library.register_fake("voxgemm::_forward")
-@torch.library.register_fake("voxgemm::_forward.eager")
 def _(x, weight, bias, map, layer, residual=None, relu=False):
     return x.new_empty((map[0].shape[1], weight.shape[0]))
 
 
 @torch.library.register_fake("voxgemm::_grad_input")
-@torch.library.register_fake("voxgemm::_grad_input.eager")
 def _(dy, weight, map, transposed, layer):
     return dy.new_empty((layer[0], weight.shape[4]))
 
 
 @torch.library.register_fake("voxgemm::_grad_weight")
-@torch.library.register_fake("voxgemm::_grad_weight.eager")
 def _(x, dy, map, layer, wanted):
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = dy.new_empty((c_out, *layer[4:7], c_in) if wanted[0] else (0,))

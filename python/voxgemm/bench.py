@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import functional
+from . import functional, passes
 from ._library import call, ops, text_of, text_tensor
 from .clouds import cloud
 from .functional import DTYPES, OPERATIONS, PASSES, Asked, Filters, Geometry, KernelMap
@@ -227,15 +227,12 @@ class Layer:
             map.backward_tensors()  # built once and kept, like the map
 
     def run(self, work: str) -> torch.Tensor:
-        asked = asked_of(self.problem, self.filters, work)
-        schedule, layer = self.map.choice(asked)
+        how = passes.How(self.filters, self.problem.precision)
         if work == "grad_input":
-            maps = self.map.backward_tensors(schedule)
-            return call(ops._grad_input.default, self.dy, self.weight, *maps, layer)
-        map = self.map.tensors(schedule)
+            return passes.grad_input(self.dy, self.weight, self.map, how)
         if work == "forward":
-            return call(ops._forward.default, self.x, self.weight, None, map, layer)
-        return call(ops._grad_weight.default, self.x, self.dy, map, layer, [True, False])[0]
+            return passes.run_forward(self.x, self.weight, None, self.map, how)
+        return passes.grad_weight(self.x, self.dy, [True, False], self.map, how)[0]
 
     def error(self, work: str) -> float:
         """Largest difference from sums in float64, over their largest value: of rows spread over
@@ -310,10 +307,13 @@ class Contender:
         return (time.perf_counter() - start) / self.calls
 
     def warm_up(self) -> None:
-        """The first call pays for pages and choices; the second says how many to time."""
+        """The first call pays for pages and choices. The second says how many to time, and so does
+        each block of these: the first calls after a rest take a host several times as long.
+        """
         self.calls = 1
         self.seconds()
-        self.calls = max(1, min(1000, round(_BLOCK_SECONDS / max(self.seconds(), 1e-9))))
+        for _ in range(3):
+            self.calls = max(1, min(1000, round(_BLOCK_SECONDS / max(self.seconds(), 1e-9))))
 
 
 def same_work(problem: Problem, pairs: int, device: torch.device) -> Contender:

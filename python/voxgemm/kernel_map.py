@@ -158,9 +158,10 @@ class KernelMap:
 
     def __getstate__(self) -> dict[str, object]:
         """For pickle and copy: what is on its way from a device is waited for, as a copy would
-        never hear of it and take every row for one that may repeat."""
+        never hear of it and take every row for one that may repeat. What is ready to run holds
+        addresses."""
         self.settle(wait=True)
-        return {**vars(self), "_status": None}
+        return {**vars(self), "_status": None, "_ready": {}}
 
     @property
     def n_out(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import tuning
-from ._library import call_pass, ops
+from ._library import call, ops
 from .algorithms import Filters
 from .kernel_map import Asked, KernelMap
 
@@ -22,10 +22,16 @@ class How(NamedTuple):
 
 
 class _Ready(NamedTuple):
-    """What an operator of a pass takes behind its operands, but for flags."""
+    """What the operator of a pass takes behind its operands."""
 
     maps: tuple[list[Tensor], ...]
     layer: list[int]
+    prepared: Tensor | None  # all this, with the addresses of tensors that `maps` keeps alive
+
+    def run(self, passes: Any, *operands: Any, flags: tuple[Any, ...] = ()) -> Any:
+        if self.prepared is None:
+            return call(passes.default, *operands, *self.maps, self.layer, *flags)
+        return call(passes.prepared, *operands, self.prepared, *flags)
 
 
 Layer = tuple[int, int, torch.dtype]  # c_in, c_out
@@ -51,8 +57,14 @@ def _ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
 def _made_ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
     choice = map.choice(Asked(number, *layer, how.precision, how.filters[number]))
     if number == 1:
-        return _Ready(map.backward_tensors(choice.schedule), choice.layer)
-    return _Ready((map.tensors(choice.schedule),), choice.layer)
+        maps = map.backward_tensors(choice.schedule)
+    else:
+        maps = map.tensors(choice.schedule), []
+    prepared = None
+    # Of tensors without an address, as under FakeTensorMode, nothing can be prepared.
+    if not torch.compiler.is_compiling() and type(map.neighbours) is Tensor:
+        prepared = call(ops._prepare.default, *maps, choice.layer)
+    return _Ready(maps if number == 1 else maps[:1], choice.layer, prepared)
 
 
 # Every pass is linear in each of its operands, and the passes are each other's derivatives: those
@@ -72,13 +84,13 @@ def run_forward(
         tuning.see(map, layer, how)
     ready = _ready(map, 0, layer, how)
     epilogue = () if residual is None and not relu else (residual, relu)
-    return call_pass(ops._forward, x, weight, bias, *ready.maps, ready.layer, *epilogue)
+    return ready.run(ops._forward, x, weight, bias, flags=epilogue)
 
 
 def grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
     map.settle(wait=True)
     ready = _ready(map, 1, _layer(weight), how)
-    return call_pass(ops._grad_input, dy, weight, *ready.maps, ready.layer)
+    return ready.run(ops._grad_input, dy, weight)
 
 
 def grad_weight(
@@ -87,7 +99,7 @@ def grad_weight(
     """Of the weights and of the bias, an empty tensor for what is not wanted."""
     map.settle(wait=True)
     ready = _ready(map, 2, (x.shape[1], dy.shape[1], dy.dtype), how)
-    return call_pass(ops._grad_weight, x, dy, *ready.maps, ready.layer, wanted)
+    return ready.run(ops._grad_weight, x, dy, flags=(wanted,))
 
 
 class Forward(torch.autograd.Function):

@@ -84,22 +84,23 @@ def calls(clouds, device, layer):
 
 # They measure, or remove files: test_tuning calls them.
 IN_TEST_TUNING = {"_tune", "_calibrate", "_clear_times"}
+# Gives addresses, other ones in every call.
+NOT_REPEATABLE = IN_TEST_TUNING | {"_prepare"}
 # What only CUDA has.
 ON_GPU = ("_map_status", "_cuda_info")
 OPERATORS = {
     name.partition("::")[2].partition(".")[0]
     for name in torch._C._dispatch_get_all_op_names()
     if name.startswith("voxgemm::")
-} - IN_TEST_TUNING
+} - NOT_REPEATABLE
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS.union(ON_GPU)))
 def test_opcheck(name, calls, device):
     if name in ON_GPU and device.type == "cpu":
         pytest.skip("no operator of the CPU")
-    operators = getattr(torch.ops.voxgemm, name)
-    for overload in operators.overloads():
-        torch.library.opcheck(getattr(operators, overload), calls[name])
+    # No graph is made of prepared passes.
+    torch.library.opcheck(getattr(torch.ops.voxgemm, name).default, calls[name])
 
 
 def test_opcheck_of_absent_arguments(calls):
@@ -112,6 +113,33 @@ def test_opcheck_of_absent_arguments(calls):
         torch.library.opcheck(
             torch.ops.voxgemm._grad_weight.default, (x, dy, tensors, numbers, wanted)
         )
+
+
+@pytest.mark.parametrize("name", ["_forward", "_grad_input", "_grad_weight"])
+def test_prepared_passes_are_the_same(name, calls):
+    ops = torch.ops.voxgemm
+    arguments = list(calls[name])
+    first = next(i for i, argument in enumerate(arguments) if isinstance(argument, list))
+    last = arguments.index(next(a for a in arguments[first:] if isinstance(a[0], int)))
+    *maps, numbers = arguments[first : last + 1]
+    maps = [*maps, []][:2]
+    prepared = [*arguments[:first], ops._prepare(*maps, numbers), *arguments[last + 1 :]]
+    expected = getattr(ops, name).default(*arguments)
+    found = getattr(ops, name).prepared(*prepared)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="is not the tensor that _prepare gave"):
+        getattr(ops, name).prepared(*arguments[:first], torch.ones(3), *arguments[last + 1 :])
+
+
+def test_what_cannot_be_prepared(calls):
+    _, _, _, tensors, numbers = calls["_forward"]
+    prepare = torch.ops.voxgemm._prepare
+    with pytest.raises(RuntimeError, match="a kernel map has 3 tensors, expected 4, or 10"):
+        prepare(tensors[:3], [], numbers)
+    with pytest.raises(RuntimeError, match="tensor 0 of the kernel map .* another dtype or layout"):
+        prepare([tensors[0].long(), *tensors[1:]], [], numbers)
+    with pytest.raises(RuntimeError, match="a layer has 3 numbers, expected 21"):
+        prepare(tensors, [], numbers[:3])
 
 
 def test_given_and_made_transposed_maps_agree(calls):
