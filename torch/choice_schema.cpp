@@ -6,11 +6,11 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(voxgemm, m) {
   // clang-format off
   // Order, groups, tile_rows, chunk_rows and the bytes of a kernel's name.
-  m.def("_choice(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
-  m.def("_explain(Tensor[] map, SymInt[] layer, int[] problem, bool as_json) -> Tensor");
+  m.def("_choice(Tensor[] map, int[] layer, int[] problem) -> Tensor");
+  m.def("_explain(Tensor[] map, int[] layer, int[] problem, bool as_json) -> Tensor");
   // how: budget in microseconds, exhaustive, again. Text: see choice_ops.cpp.
-  m.def("_tune(Tensor[] map, Tensor[] transposed, SymInt[] layer, int[] problem, int[] how) -> Tensor");
-  m.def("_is_tuned(Tensor[] map, SymInt[] layer, int[] problem) -> Tensor");
+  m.def("_tune(Tensor[] map, Tensor[] transposed, int[] layer, int[] problem, int[] how) -> Tensor");
+  m.def("_is_tuned(Tensor[] map, int[] layer, int[] problem) -> Tensor");
   m.def("_calibrate(Tensor on, int budget) -> Tensor");
   m.def("_learn(Tensor on, int[] records) -> Tensor");
 

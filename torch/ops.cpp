@@ -46,36 +46,43 @@ Tensor strided_coords(const Tensor& coords,
                                   .max_voxels = max_voxels}));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords,
-                                                           const Ints& geometry) {
-  const HeldMatrix held = held_matrix(coords, "coords");
-  const KernelMap map =
-      build_submanifold_map(context_of(coords), held.matrix, geometry_of(geometry));
-  return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first, held.matrix.device),
-          row_numbers(map.masks, held.matrix.device)};
+// map_status(), i64 [3], of a CUDA map where it is asked for.
+Tensor status_of(const Context& ctx, const KernelMap& map, bool is_asked) {
+  return is_asked ? tensor_of(map_status(ctx, map), {3})
+                  : empty_tensor(ctx.device, {0}, ScalarType::Long);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
-                                                              const Tensor& out_coords,
-                                                              const Ints& geometry) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords,
+                                                                   const Ints& geometry,
+                                                                   bool asks_status) {
+  const Context ctx = context_of(coords);
+  const HeldMatrix held = held_matrix(coords, "coords");
+  const KernelMap map = build_submanifold_map(ctx, held.matrix, geometry_of(geometry));
+  return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
+          row_numbers(map.in_first, ctx.device), row_numbers(map.masks, ctx.device),
+          status_of(ctx, map, asks_status)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
+                                                                      const Tensor& out_coords,
+                                                                      const Ints& geometry,
+                                                                      bool asks_status) {
+  const Context ctx = context_of(in_coords);
   const HeldMatrix in = held_matrix(in_coords, "in_coords");
   const HeldMatrix out = held_matrix(out_coords, "out_coords");
-  const KernelMap map =
-      build_kernel_map(context_of(in_coords), in.matrix, out.matrix, geometry_of(geometry));
-  return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first, in.matrix.device), row_numbers(map.out_first, in.matrix.device),
-          row_numbers(map.masks, in.matrix.device)};
+  const KernelMap map = build_kernel_map(ctx, in.matrix, out.matrix, geometry_of(geometry));
+  return {tensor_of(map.neighbours),
+          tensor_of(map.pairs_per_tap, {map.taps()}),
+          row_numbers(map.in_first, ctx.device),
+          row_numbers(map.out_first, ctx.device),
+          row_numbers(map.masks, ctx.device),
+          status_of(ctx, map, asks_status)};
 }
 
 std::tuple<Tensor, Tensor> transposed_map(const Tensors& map, const Ints& layer) {
   const KernelMap transposed = transpose(context_of(map.at(0)), map_of(map, layer_of(layer)));
   return {tensor_of(transposed.neighbours),
           tensor_of(transposed.pairs_per_tap, {transposed.taps()})};
-}
-
-Tensor status_of_map(const Tensors& map, const Ints& layer) {
-  return tensor_of(map_status(context_of(map.at(0)), map_of(map, layer_of(layer))), {3});
 }
 
 // i64 [1] on the host; throws where the map could not be built.
@@ -255,7 +262,6 @@ void add_operators(StableLibrary& m) {
   m.impl("_submanifold_map", TORCH_BOX(&Guarded<&submanifold_map>::call));
   m.impl("_kernel_map", TORCH_BOX(&Guarded<&kernel_map>::call));
   m.impl("_transpose", TORCH_BOX(&Guarded<&transposed_map>::call));
-  m.impl("_map_status", TORCH_BOX(&Guarded<&status_of_map>::call));
   m.impl("_pairs", TORCH_BOX(&Guarded<&pairs_of_map>::call));
   m.impl("_schedule", TORCH_BOX(&Guarded<&schedule_parts>::call));
   m.impl("_forward", TORCH_BOX(&Guarded<&forward>::call));

@@ -11,19 +11,18 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   m.def("_check_coords(Tensor coords, int[]? spatial_shape, int? batch_size) -> Tensor");
   m.def("_unique(Tensor coords) -> (Tensor coords, Tensor first_row, Tensor inverse)");
   m.def("_output_coords(Tensor coords, int[] geometry, int rule, int[]? spatial_shape, int? max_voxels=None) -> Tensor");
-  m.def("_submanifold_map(Tensor coords, int[] geometry) -> "
-        "(Tensor neighbours, Tensor pairs_per_tap, Tensor first, Tensor masks)");
-  m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry) -> "
-        "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first, Tensor masks)");
+  // The status, int64 [3] of map_status(), is empty unless asked for, and a CUDA map's only.
+  m.def("_submanifold_map(Tensor coords, int[] geometry, bool asks_status=False) -> "
+        "(Tensor neighbours, Tensor pairs_per_tap, Tensor first, Tensor masks, Tensor status)");
+  m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry, bool asks_status=False) -> "
+        "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first, Tensor masks, Tensor status)");
   m.def("_transpose(Tensor[] map, SymInt[] layer) -> (Tensor neighbours, Tensor pairs_per_tap)");
 
-  // int64 [3] of a CUDA map: see map_status().
-  m.def("_map_status(Tensor[] map, SymInt[] layer) -> Tensor");
   m.def("_pairs(Tensor[] map, SymInt[] layer) -> Tensor");
 
   // options: order, groups, tile_rows, chunk_rows. None for natural order, else the six tensors of ScheduleParts.
   // masks: that came with the map.
-  m.def("_schedule(Tensor[] map, SymInt[] layer, int[] options, Tensor? masks=None) -> Tensor[]");
+  m.def("_schedule(Tensor[] map, int[] layer, int[] options, Tensor? masks=None) -> Tensor[]");
 
   // Behind the map's tensors may stand those of its schedule, for the options in the layer's numbers.
   // y = conv + bias + residual, of which ReLU is taken where asked for.

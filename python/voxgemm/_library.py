@@ -137,13 +137,16 @@ def _on_host(*shape: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _masks(like: torch.Tensor, taps: int, rows: int | torch.SymInt) -> torch.Tensor:
-    """Of the map's rows; a CUDA device has them where they fit 32 bits."""
-    return _int32(like, rows if like.is_cuda and taps <= 32 else 0)
+def _tables(like: torch.Tensor, rows: Any, geometry: list[int]) -> tuple[torch.Tensor, ...]:
+    """Neighbours, pairs by tap and masks of a map; a CUDA device has masks where 32 bits do."""
+    taps = geometry[0] * geometry[1] * geometry[2]
+    pairs = like.new_empty((taps,), dtype=torch.int64)
+    masks = _int32(like, rows if like.is_cuda and taps <= 32 else 0)
+    return _int32(like, taps, rows), pairs, masks
 
 
-def _taps(geometry: list[int]) -> int:
-    return geometry[0] * geometry[1] * geometry[2]
+def _status(like: torch.Tensor, is_asked: bool) -> torch.Tensor:
+    return like.new_empty((3 if is_asked else 0,), dtype=torch.int64)
 
 
 @torch.library.register_fake("voxgemm::_check_coords")
@@ -163,30 +166,21 @@ def _(coords, geometry, rule, spatial_shape, max_voxels=None):
 
 
 @torch.library.register_fake("voxgemm::_submanifold_map")
-def _(coords, geometry):
-    taps = _taps(geometry)
-    pairs = coords.new_empty((taps,), dtype=torch.int64)
-    rows = coords.shape[0]
-    return _int32(coords, taps, rows), pairs, _repeats(coords), _masks(coords, taps, rows)
+def _(coords, geometry, asks_status=False):
+    tables = _tables(coords, coords.shape[0], geometry)
+    return *tables[:2], _repeats(coords), tables[2], _status(coords, asks_status)
 
 
 @torch.library.register_fake("voxgemm::_kernel_map")
-def _(in_coords, out_coords, geometry):
-    taps = _taps(geometry)
-    pairs = in_coords.new_empty((taps,), dtype=torch.int64)
-    rows = out_coords.shape[0]
+def _(in_coords, out_coords, geometry, asks_status=False):
+    tables = _tables(in_coords, out_coords.shape[0], geometry)
     firsts = _repeats(in_coords), _repeats(in_coords)
-    return _int32(in_coords, taps, rows), pairs, *firsts, _masks(in_coords, taps, rows)
+    return *tables[:2], *firsts, tables[2], _status(in_coords, asks_status)
 
 
 @torch.library.register_fake("voxgemm::_transpose")
 def _(map, layer):
     return _int32(map[0], map[0].shape[0], layer[0]), torch.empty_like(map[1])
-
-
-@torch.library.register_fake("voxgemm::_map_status")
-def _(map, layer):
-    return map[1].new_empty((3,))
 
 
 @torch.library.register_fake("voxgemm::_pairs")

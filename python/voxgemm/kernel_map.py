@@ -23,9 +23,10 @@ _TUNES_AT_FIRST_USE = bool(call(ops._tunes_at_first_use.default).item())
 
 
 def triple(value: int | Iterable[int], what: str) -> Triple:
-    values = (value,) * 3 if isinstance(value, int) else value
-    if isinstance(values, Iterable):
-        values = tuple(values)
+    if isinstance(value, int):
+        return value, value, value
+    if isinstance(value, Iterable):
+        values = tuple(value)
         if len(values) == 3 and all(isinstance(v, int) for v in values):
             return values
     raise ArgumentError(f"{what} is {value!r}, expected an int or three")
@@ -46,8 +47,8 @@ class Geometry(NamedTuple):
     @staticmethod
     def submanifold(size: Triple, dilation: Triple) -> Geometry:
         """Stride 1 and the padding under which tap size // 2 reads the output's own voxel."""
-        padding = _three(k // 2 * d for k, d in zip(size, dilation, strict=True))
-        return Geometry(size, padding=padding, dilation=dilation)
+        (x, y, z), (dx, dy, dz) = size, dilation
+        return Geometry(size, (1, 1, 1), (x // 2 * dx, y // 2 * dy, z // 2 * dz), dilation)
 
     def numbers(self) -> list[int]:
         """The twelve numbers, axis by axis, as C++ takes them."""
@@ -256,12 +257,9 @@ class KernelMap:
             )
         return self._schedules[options]
 
-    def watch(self) -> KernelMap:
-        """Asks a CUDA device, without waiting, for what settle() must know."""
-        if not self.neighbours.is_cuda or torch.compiler.is_compiling():
-            return self
-        if not torch.cuda.is_current_stream_capturing():
-            status = call(ops._map_status.default, self.tensors(), self.layer())
+    def watch(self, status: Tensor) -> KernelMap:
+        """Brings to the host, without waiting, what settle() must know: nothing of an empty one."""
+        if status.shape[0]:
             self._status = _Status(status, self.is_transposed)
         return self
 
@@ -496,10 +494,20 @@ def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
 
     Raises ArgumentError: as build_map.
     """
-    table, pairs, first, masks = call(ops._submanifold_map.default, coords, geometry.numbers())
+    table, pairs, first, masks, status = call(
+        ops._submanifold_map.default, coords, geometry.numbers(), _can_be_watched(coords)
+    )
     odd = all(k % 2 == 1 for k in geometry.size)
     parts = (table, pairs, first, first.detach())  # not one tensor twice, as in transposed()
-    return KernelMap(*parts, coords.shape[0], geometry, 0, odd, False, _masks=masks).watch()
+    map = KernelMap(*parts, coords.shape[0], geometry, 0, odd, False, _masks=masks)
+    return map.watch(status)
+
+
+def _can_be_watched(coords: Tensor) -> bool:
+    """Whether a map of them is built on a device that will answer."""
+    if torch.compiler.is_compiling() or not coords.is_cuda:
+        return False
+    return not torch.cuda.is_current_stream_capturing()
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
@@ -513,12 +521,12 @@ def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> Kerne
 
     Raises ArgumentError: as build_map.
     """
-    table, pairs, first, out_first, masks = call(
-        ops._kernel_map.default, coords, out_coords, geometry.numbers()
+    table, pairs, first, out_first, masks, status = call(
+        ops._kernel_map.default, coords, out_coords, geometry.numbers(), _can_be_watched(coords)
     )
     n_in = coords.shape[0]
     map = KernelMap(table, pairs, first, out_first, n_in, geometry, 1, False, False, _masks=masks)
-    return map.watch()
+    return map.watch(status)
 
 
 def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:

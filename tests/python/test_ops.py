@@ -39,13 +39,16 @@ def calls(clouds, device, layer):
         "_check_coords": (coords, [8, 8, 8], 2),
         "_unique": (coords.repeat(2, 1),),
         "_output_coords": (coords, GEOMETRY.numbers(), 0, None, None),
-        "_submanifold_map": (coords, Geometry.submanifold((3, 3, 3), (1, 1, 1)).numbers()),
-        "_kernel_map": (coords, outputs, GEOMETRY.numbers()),
+        "_submanifold_map": (
+            coords,
+            Geometry.submanifold((3, 3, 3), (1, 1, 1)).numbers(),
+            device.type == "cuda",
+        ),
+        "_kernel_map": (coords, outputs, GEOMETRY.numbers(), device.type == "cuda"),
         "_transpose": (tensors, numbers),
         "_forward": (x, weight, bias, tensors, numbers),
         "_grad_input": (dy, weight, tensors, back, numbers),
         "_grad_weight": (x, dy, tensors, numbers, [True, True]),
-        "_map_status": (tensors, numbers),
         "_pairs": (tensors, numbers),
         "_choice": (tensors, numbers, [0, 2, 3, 4]),
         "_schedule": (tensors, numbers, [1, 2, 128, 128]),
@@ -87,7 +90,7 @@ IN_TEST_TUNING = {"_tune", "_calibrate", "_clear_times"}
 # Gives addresses, other ones in every call.
 NOT_REPEATABLE = IN_TEST_TUNING | {"_prepare"}
 # What only CUDA has.
-ON_GPU = ("_map_status", "_cuda_info")
+ON_GPU = ("_cuda_info",)
 OPERATORS = {
     name.partition("::")[2].partition(".")[0]
     for name in torch._C._dispatch_get_all_op_names()
