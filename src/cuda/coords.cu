@@ -55,92 +55,77 @@ __device__ void add_row(
   });
 }
 
-// What output_coords makes, and how much of it the host knows before it is there.
-struct Output {
-  int64_t rows;  // voxels, and room for more
-  // Of a voxel's place in the box as one number. Where there is no frame to go by, 2^37 bricks of
-  // 8^3 voxels are the most.
-  int place_bits = 37 + 9;
+// Where voxels stand in ascending (batch, x, y, z) order of their set's box.
+template <class Place>
+struct Order {
+  const Frame& frame;
+  Place step[4];  // of the axes
 
-  // Whether all voxels of a set have their rows.
-  __device__ bool holds(const BlockSet& set) const {
-    return is_fine(set) && set.head->counters.voxels <= static_cast<uint64_t>(rows);
+  __device__ explicit Order(const BlockSet& set) : frame(set.head->frame) {
+    step[3] = 1;
+    for (int axis = 2; axis >= 0; --axis) {
+      step[axis] = step[axis + 1] * 8 * frame.extent[axis + 1];
+    }
   }
-  __device__ int64_t voxels(const BlockSet& set) const {
-    return holds(set) ? static_cast<int64_t>(set.head->counters.voxels) : 0;
+  // Of the voxels of a block, from its rank on.
+  __device__ void write(const BlockSet& set, uint32_t slot, Place* places) const {
+    const BlockKey key = key_of(set, slot);
+    uint64_t rest = key.brick;
+    Place first = 0;
+    for (int axis = 0; axis < 4; ++axis) {
+      const uint64_t offset = rest / frame.step[axis];
+      rest -= offset * frame.step[axis];
+      const uint32_t half = axis > 0 ? key.octant >> (3 - axis) & 1 : 0;
+      first += (axis > 0 ? 8 * offset + 4 * half : offset) * step[axis];
+    }
+    places += set.ranks[slot];
+    for (uint64_t mask = set.slots[slot].mask; mask != 0; mask &= mask - 1) {
+      const int bit = __ffsll(static_cast<long long>(mask)) - 1;
+      *places++ = first + (bit >> 4) * step[1] + (bit >> 2 & 3) * step[2] + (bit & 3);
+    }
+  }
+  __device__ int4 voxel(Place place) const {
+    int32_t c[4];
+    for (int axis = 0; axis < 4; ++axis) {
+      const Place offset = place / step[axis];
+      place -= offset * step[axis];
+      c[axis] = static_cast<int32_t>(frame.origin[axis] + static_cast<uint32_t>(offset));
+    }
+    return make_int4(c[0], c[1], c[2], c[3]);
   }
 };
 
-// The voxels of one block, from its rank on.
-__device__ void write_block(const BlockSet& set, uint32_t slot, int4* voxels) {
-  const Frame& frame = set.head->frame;
-  const BlockKey key = key_of(set, slot);
-  const uint64_t batch = key.brick / frame.step[0];
-  const uint64_t in_batch = key.brick - batch * frame.step[0];
-  const uint64_t x = in_batch / frame.step[1];
-  const uint64_t in_x = in_batch - x * frame.step[1];
-  const uint64_t y = in_x / frame.step[2];
-  const uint64_t z = in_x - y * frame.step[2];
-  const auto at = [&](int axis, uint64_t brick, uint32_t octant_bit) {
-    return static_cast<int32_t>(frame.origin[axis] + static_cast<int64_t>(8 * brick) +
-                                ((key.octant & octant_bit) != 0 ? 4 : 0));
+// The voxels of a set in ascending order and padding behind them, or what says that they could not
+// be made. bits: of a place; boxes that take more, of which the host does not know, are too wide.
+template <class Place>
+Matrix ascending(const Context& ctx, const BlockSet& set, int64_t rows, int bits) {
+  Place* places = nullptr;
+  Place* sorted = nullptr;
+  const auto memory = make_room(ctx, Room{&places, rows}, Room{&sorted, rows});
+  // Behind the voxels.
+  fill_bytes(ctx, places, 0xff, sizeof(Place) * rows);
+  const auto has_room = [=] __device__() {
+    return is_fine(set) && set.head->counters.voxels <= static_cast<uint64_t>(rows);
   };
-  const int4 corner = make_int4(static_cast<int32_t>(frame.origin[0] + static_cast<int64_t>(batch)),
-                                at(1, x, 4), at(2, y, 2), at(3, z, 1));
-  voxels += set.ranks[slot];
-  for (uint64_t rest = set.slots[slot].mask; rest != 0; rest &= rest - 1) {
-    const int bit = __ffsll(static_cast<long long>(rest)) - 1;
-    *voxels++ =
-        make_int4(corner.x, corner.y + (bit >> 4), corner.z + (bit >> 2 & 3), corner.w + (bit & 3));
-  }
-}
-
-// Where a voxel stands in ascending (batch, x, y, z) order of its set's box.
-__device__ unsigned __int128 place_in_order(const Frame& frame, const int4& c) {
-  unsigned __int128 place = frame.offset(0, c.x);
-  place = place * (8 * frame.extent[1]) + frame.offset(1, c.y);
-  place = place * (8 * frame.extent[2]) + frame.offset(2, c.z);
-  return place * (8 * frame.extent[3]) + frame.offset(3, c.w);
-}
-
-// The voxels of a set in ascending (batch, x, y, z) order and padding behind them, or what says
-// that they could not be made. A set's own order is that of its table.
-Matrix ascending(const Context& ctx, const BlockSet& set, const Output& output) {
-  const int64_t rows = output.rows;
-  int4* voxels = nullptr;
-  SortArrays<uint64_t> sort;
-  const auto memory =
-      make_room(ctx, Room{&voxels, rows}, Room{&sort.keys, rows}, Room{&sort.sorted_keys, rows},
-                Room{&sort.values, rows}, Room{&sort.sorted_values, rows});
   // A block has a voxel.
   for_each(ctx, rows, [=] __device__(int64_t i) {
-    if (output.holds(set) && i < set.head->counters.blocks) write_block(set, set.list[i], voxels);
+    if (!has_room() || i >= set.head->counters.blocks) return;
+    const Frame& frame = set.head->frame;
+    if ((frame.extent[0] * frame.step[0] - 1) >> (bits - 9) != 0) report(set, Status::too_wide);
+    Order<Place>(set).write(set, set.list[i], places);
   });
-  // The widest boxes take two sorts, which are stable.
-  for (int first_bit = 0; first_bit < output.place_bits; first_bit += 64) {
-    for_each(ctx, rows, [=] __device__(int64_t i) {
-      if (first_bit == 0) sort.values[i] = static_cast<uint32_t>(i);
-      sort.keys[i] = ~uint64_t{0};  // behind the voxels
-      if (i >= output.voxels(set)) return;
-      const auto place = place_in_order(set.head->frame, voxels[sort.values[i]]);
-      if (place >> output.place_bits != 0) report(set, Status::too_wide);
-      sort.keys[i] = static_cast<uint64_t>(place >> first_bit);
-    });
-    sort_by_key(ctx, sort, rows, std::min(64, output.place_bits - first_bit));
-    std::swap(sort.values, sort.sorted_values);
-  }
+  sort_keys(ctx, places, sorted, rows, bits);
   Matrix coords = make_matrix(ctx, rows, 4, Dtype::i32);
-  auto* sorted = coords.as<int4>();
+  auto* voxels = coords.as<int4>();
   for_each(ctx, rows, [=] __device__(int64_t i) {
-    const Counters& counters = set.head->counters;
-    sorted[i] = i < output.voxels(set) ? voxels[sort.values[i]] : padding_row();
-    Status status = counters.status;
-    if (i > 0 || status == Status::empty || output.holds(set)) return;
+    const auto found = static_cast<int64_t>(set.head->counters.voxels);
+    voxels[i] = has_room() && i < found ? Order<Place>(set).voxel(sorted[i]) : padding_row();
+    Status status = set.head->counters.status;
+    if (i > 0 || status == Status::empty || has_room()) return;
     if (status == Status::fine || status == Status::full) {
-      const uint64_t found = min(counters.voxels, uint64_t{INT32_MAX});
-      status = static_cast<Status>(found << 31 | static_cast<uint64_t>(rows));
+      status = static_cast<Status>(min(found, int64_t{INT32_MAX}) << 31 | rows);
     }
-    sorted[0] = failure_row(status > Status::not_made ? status : Status::not_made);
+    voxels[0] = failure_row(status > Status::not_made ? status : Status::not_made);
   });
   return coords;
 }
@@ -236,7 +221,9 @@ Matrix output_coords(const Context& ctx,
            [reach] __device__(const Frame& frame, const int4& c, uint32_t row,
                               Collector& collector) { add_row(reach, frame, c, row, collector); });
     rank_blocks(ctx, made.set);
-    if (bounded) return ascending(ctx, made.set, {.rows = *options.max_voxels});
+    // Of a box that the host does not know 2^37 bricks of 8^3 voxels are the most.
+    constexpr int most_bits = 37 + 9;
+    if (bounded) return ascending<uint64_t>(ctx, made.set, *options.max_voxels, most_bits);
     const SetHead head = read_head(ctx, made.set);
     const Status status = head.counters.status;
     if (status == Status::empty) return make_matrix(ctx, 0, 4, Dtype::i32);
@@ -244,9 +231,9 @@ Matrix output_coords(const Context& ctx,
       check(head.counters.voxels <= INT32_MAX, "there are ", head.counters.voxels,
             " voxels, expected at most ", INT32_MAX);
       const uint64_t bricks = head.frame.extent[0] * head.frame.step[0];
-      return ascending(ctx, made.set,
-                       {.rows = static_cast<int64_t>(head.counters.voxels),
-                        .place_bits = static_cast<int>(std::bit_width(bricks - 1)) + 9});
+      const int bits = static_cast<int>(std::bit_width(bricks - 1)) + 9;
+      const auto sorted = bits < 64 ? ascending<uint64_t> : ascending<unsigned __int128>;
+      return sorted(ctx, made.set, static_cast<int64_t>(head.counters.voxels), bits);
     }
     check(room < worst, ErrorCode::device, "the table of ", room,
           " blocks of output voxels is full");

@@ -24,19 +24,6 @@ namespace {
 
 constexpr unsigned all_lanes = 0xffffffff;
 
-struct Axes {
-  int32_t size[3];
-  int32_t stride[3];
-  int32_t padding[3];
-  int32_t dilation[3];
-
-  explicit Axes(const Geometry& g)
-      : size{g.size[0], g.size[1], g.size[2]},
-        stride{g.stride[0], g.stride[1], g.stride[2]},
-        padding{g.padding[0], g.padding[1], g.padding[2]},
-        dilation{g.dilation[0], g.dilation[1], g.dilation[2]} {}
-};
-
 struct Table {
   int32_t* neighbours;        // [taps, rows]
   unsigned long long* pairs;  // [taps], zero before
@@ -55,12 +42,12 @@ struct Window {
   uint32_t at[3] = {no_slot, no_slot, no_slot};  // a voxel in `block`
   Block block = {};
 
-  __device__ Window(const IndexView& view, const Frame& of_set, const Axes& axes, const int4& c)
+  __device__ Window(const IndexView& view, const Frame& of_set, const Reach& reach, const int4& c)
       : index(view), frame(of_set) {
     const int32_t out[3] = {c.y, c.z, c.w};
     for (int axis = 0; axis < 3; ++axis) {
-      corner[axis] = static_cast<int64_t>(out[axis]) * axes.stride[axis] - axes.padding[axis] -
-                     frame.origin[axis + 1];
+      corner[axis] =
+          out[axis] * reach.axes[axis].stride - reach.axes[axis].padding - frame.origin[axis + 1];
     }
     const int64_t offset = static_cast<int64_t>(c.x) - frame.origin[0];
     in_batch = offset >= 0 && offset <= frame.last[0];
@@ -82,22 +69,26 @@ struct Window {
     const int bit = place_of(frame, batch, x, y, z).bit;
     return block.has(bit) ? index.row(block, bit) : -1;
   }
-  // Calls put(tap, whether it is there, row or -1) for every tap; bits of those that are there, of
-  // the last 32.
-  template <class Put>
-  __device__ uint32_t walk(const Axes& axes, const Put& put) {
+  // Calls put(row or -1) for every tap, and count(tap, mask) for every 32 of them and the
+  // rest; the last mask.
+  template <class Put, class Count>
+  __device__ uint32_t walk(const AxisReach (&axes)[3], const Put& put, const Count& count) {
     uint32_t mask = 0;
     int tap = 0;
-    for (int x = 0; x < axes.size[0]; ++x) {
-      for (int y = 0; y < axes.size[1]; ++y) {
-        for (int z = 0; z < axes.size[2]; ++z, ++tap) {
-          const int32_t in = row(int64_t{x} * axes.dilation[0], int64_t{y} * axes.dilation[1],
-                                 int64_t{z} * axes.dilation[2]);
-          mask |= (in >= 0 ? 1U : 0U) << (tap & 31);
-          put(tap, in >= 0, in);
+    for (int x = 0; x < axes[0].taps; ++x) {
+      for (int y = 0; y < axes[1].taps; ++y) {
+        for (int z = 0; z < axes[2].taps; ++z, ++tap) {
+          const int32_t in = row(x * axes[0].dilation, y * axes[1].dilation, z * axes[2].dilation);
+          if (tap % 32 == 0 && tap > 0) {
+            count(tap - 32, mask);
+            mask = 0;
+          }
+          mask |= (in >= 0 ? 1U : 0U) << (tap % 32);
+          put(in);
         }
       }
     }
+    count((tap - 1) / 32 * 32, mask);
     return mask;
   }
 };
@@ -128,8 +119,7 @@ constexpr int cube_blocks = 4;  // of a multiprocessor, for the registers
 // The blocks under a kernel of at most 5 voxels an axis, two on every axis, in shared memory: the
 // halves of their masks, and the ranks of the first voxels of those.
 struct Cube {
-  uint32_t bits[8][2][fill_threads];
-  uint32_t ranks[8][2][fill_threads];
+  uint2 halves[8][2][fill_threads];  // bits, rank
 };
 
 // Where the taps of an axis start: the place of tap 0 in its block, and the numbers of that block
@@ -191,37 +181,13 @@ __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cub
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
       const auto low = static_cast<uint32_t>(blocks[i].mask);
-      cube.bits[first + i][0][threadIdx.x] = low;
-      cube.bits[first + i][1][threadIdx.x] = static_cast<uint32_t>(blocks[i].mask >> 32);
-      cube.ranks[first + i][0][threadIdx.x] = ranks[i];
-      cube.ranks[first + i][1][threadIdx.x] = ranks[i] + __popc(low);
+      const auto high = static_cast<uint32_t>(blocks[i].mask >> 32);
+      cube.halves[first + i][0][threadIdx.x] = make_uint2(low, ranks[i]);
+      cube.halves[first + i][1][threadIdx.x] = make_uint2(high, ranks[i] + __popc(low));
     }
   }
   return make_int3(start[0].place, start[1].place, start[2].place);
 }
-
-// The voxels of the two blocks along y and the two along z at one x.
-struct Plane {
-  uint32_t bits[2];      // of the blocks along z: bit 4 * y + z, y from 0 to 7
-  uint32_t start[2][2];  // [z][y / 4]: the rank of bit 0, as if that were in the same block as y
-
-  __device__ Plane(const Cube& cube, int x) {
-    const int half = x >> 1 & 1;
-    const int shift = (x & 1) << 4;
-#pragma unroll
-    for (int z = 0; z < 2; ++z) {
-      const int block = (x >> 2) * 4 + z;
-      const uint32_t near = cube.bits[block][half][threadIdx.x];
-      const uint32_t far = cube.bits[block + 2][half][threadIdx.x];
-      const uint32_t before = (1U << shift) - 1;
-      const uint32_t near_bits = near >> shift & 0xffff;
-      bits[z] = near_bits | far >> shift << 16;
-      start[z][0] = cube.ranks[block][half][threadIdx.x] + __popc(near & before);
-      start[z][1] =
-          cube.ranks[block + 2][half][threadIdx.x] + __popc(far & before) - __popc(near_bits);
-    }
-  }
-};
 
 // The taps of one line along z: presence bits and the ranks where they start in the two blocks.
 struct Line {
@@ -229,13 +195,16 @@ struct Line {
   uint32_t rank;
   uint32_t next_rank;
 
-  __device__ Line(const Plane& plane, int y, int z_place) {
-    const int at = 4 * y;
-    bits = ((plane.bits[0] >> at & 15) | (plane.bits[1] >> at & 15) << 4) >> z_place;
-    rank = (y < 4 ? plane.start[0][0] : plane.start[0][1]) +
-           __popc(plane.bits[0] & ((1U << (at + z_place)) - 1));
-    next_rank =
-        (y < 4 ? plane.start[1][0] : plane.start[1][1]) + __popc(plane.bits[1] & ((1U << at) - 1));
+  // From the first of the blocks on.
+  __device__ Line(const Cube& cube, int x, int y, int z) {
+    const int block = (x >> 2) * 4 + (y >> 2) * 2;
+    const int half = x >> 1 & 1;
+    const int at = (x & 1) << 4 | (y & 3) << 2;
+    const uint2 near = cube.halves[block][half][threadIdx.x];
+    const uint2 far = cube.halves[block + 1][half][threadIdx.x];
+    bits = ((near.x >> at & 15) | (far.x >> at & 15) << 4) >> z;
+    rank = near.y + __popc(near.x & ((1U << (at + z)) - 1));
+    next_rank = far.y + __popc(far.x & ((1U << at) - 1));
   }
 };
 
@@ -251,90 +220,96 @@ __device__ uint32_t transpose_bits(uint32_t word) {
   return word;
 }
 
+__device__ void write_first(const Table& table, uint32_t rows, uint32_t row) {
+  const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
+  table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
+}
+
 constexpr int some_cube = 0;
 constexpr int any_kernel = -1;
 
-// size: of all axes where it is known when compiling, at most 3. With it pairs are counted from the
-// rows' masks, one lane a tap, and the taps of a plane are loaded before the first of them is
-// stored, as a store waits for its value and holds back the loads behind it. The lanes of a warp
-// stay together: they count their pairs at once.
+// size: of all axes where it is known when compiling, at most 3. With it the taps of a plane are
+// loaded before the first of them is stored, as a store waits for its value and holds back the
+// loads behind it. The lanes of a warp stay together: they count their pairs at once, each those of
+// one tap.
 template <int size>
 __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_here(cube_blocks))
-    fill_table(IndexView index, Axes axes, Coords out, Table table) {
+    fill_table(IndexView index, Reach reach, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Cube cube;
   __shared__ Frame frame;
   constexpr bool has_mask = size > 0;
-  const int sizes[3] = {size > 0 ? size : axes.size[0], size > 0 ? size : axes.size[1],
-                        size > 0 ? size : axes.size[2]};
+  const int sizes[3] = {size > 0 ? size : reach.axes[0].taps, size > 0 ? size : reach.axes[1].taps,
+                        size > 0 ? size : reach.axes[2].taps};
   const int taps = sizes[0] * sizes[1] * sizes[2];
   for (int tap = threadIdx.x; tap < taps; tap += fill_threads) pairs_of_block[tap] = 0;
   copy_frame(index.set, &frame);
   const bool fine = is_fine(index.set);
   const int lane = threadIdx.x % 32;
-  uint32_t pairs_of_lane = 0;
   // Numbers of rows fit 31 bits, and registers are short.
   const auto rows = static_cast<uint32_t>(out.rows);
   for (uint32_t first = blockIdx.x * fill_threads + threadIdx.x - lane; first < rows;
        first += gridDim.x * fill_threads) {
     const uint32_t row = first + lane;
     const bool used = row < rows;
-    Window window(index, frame, axes, used ? out[row] : padding_row());
+    Window window(index, frame, reach, used ? out[row] : padding_row());
     window.in_batch &= used && fine;
     int32_t* neighbours = table.neighbours + row;
     uint32_t mask = 0;
-    const auto put = [&](int tap, bool present, int32_t in) {
-      if (used) neighbours[static_cast<int64_t>(tap) * rows] = in;
-      const unsigned lanes = __ballot_sync(all_lanes, present);
-      if (lane == 0 && lanes != 0) atomicAdd(&pairs_of_block[tap], __popc(lanes));
+    const auto put = [&](int32_t in) {
+      if (used) *neighbours = in;
+      neighbours += rows;
+    };
+    const auto count = [&](int first_tap, uint32_t bits) {
+      const uint32_t rows_with = transpose_bits(bits);
+      if (rows_with != 0) atomicAdd(&pairs_of_block[first_tap + lane], __popc(rows_with));
     };
     // That the row's inputs along z follow each other.
     uint32_t steady = has_mask ? Neighbours::steady_bit : 0;
     if constexpr (size == any_kernel) {
-      mask = window.walk(axes, put);
+      mask = window.walk(reach.axes, put, count);
     } else {
       const int3 place = load_cube(window, sizes, cube);
       int tap = 0;
 #pragma unroll
       for (int x = 0; x < sizes[0]; ++x) {
-        const Plane plane(cube, place.x + x);
-        uint32_t found[has_mask ? size * size : 1];
+        int32_t found[has_mask ? size * size : 1];
+        uint32_t plane = 0;
+        const int first_tap = tap;
 #pragma unroll
         for (int y = 0; y < sizes[1]; ++y) {
-          const Line line(plane, place.y + y, place.z);
-          mask |= (line.bits & ((1U << sizes[2]) - 1)) << (tap & 31);
+          const Line line(cube, place.x + x, place.y + y, place.z);
+          plane |= (line.bits & ((1U << sizes[2]) - 1)) << (tap - first_tap);
           uint32_t rank = line.rank;
 #pragma unroll
           for (int z = 0; z < sizes[2]; ++z, ++tap) {
             if (place.z + z == 4) rank = line.next_rank;
             // Complements of rows: 0 stands for none.
-            const bool present = (line.bits >> z & 1) != 0;
-            const uint32_t in = present ? index.rows[rank++] : 0;
+            const auto in = static_cast<int32_t>(~(line.bits >> z & 1 ? index.rows[rank++] : 0));
             if (has_mask) {
               found[y * size + z] = in;
             } else {
-              put(tap, present, static_cast<int32_t>(~in));
+              put(in);
             }
           }
         }
         if constexpr (has_mask) {
 #pragma unroll
-          for (int i = 0; i < size * size; ++i, neighbours += rows) {
-            if (used) *neighbours = static_cast<int32_t>(~found[i]);
-            const bool adjacent = i % size != 0 && found[i - 1] != 0 && found[i] != 0;
-            if (adjacent && found[i - 1] - found[i] != 1) steady = 0;
+          for (int i = 0; i < size * size; ++i) {
+            put(found[i]);
+            const bool adjacent = i % size != 0 && (found[i - 1] | found[i]) >= 0;
+            if (adjacent && found[i] - found[i - 1] != 1) steady = 0;
           }
+        } else {
+          count(first_tap, plane);
         }
+        mask |= plane << first_tap % 32;
       }
     }
-    if (used && table.first != nullptr) {
-      const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
-      table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
-    }
+    if (used && table.first != nullptr) write_first(table, rows, row);
     if (used && table.masks != nullptr) table.masks[row] = mask | steady;
-    if (has_mask) pairs_of_lane += __popc(transpose_bits(mask));
+    if (has_mask) count(0, mask);
   }
-  if (has_mask && lane < taps) atomicAdd(&pairs_of_block[lane], pairs_of_lane);
   add_pairs(index, out, pairs_of_block, taps, table.pairs);
 }
 
@@ -359,7 +334,6 @@ int own_tap(const Geometry& geometry) {
   return tap;
 }
 
-// An index of no rows has no table to look in.
 void fill(const Context& ctx,
           const BlockIndex& in,
           const MatrixRef& out_coords,
@@ -370,20 +344,15 @@ void fill(const Context& ctx,
   map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
   map->pairs_per_tap = make_matrix(ctx, 1, map->taps(), Dtype::i64);
   fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
-  if (map->n_out == 0) return;
   if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
-  if (map->n_in == 0) {
-    fill_bytes(ctx, map->masks.data, 0, sizeof(int32_t) * map->masks.rows);
-    return fill_bytes(ctx, map->neighbours.data, 0xff, sizeof(int32_t) * map->taps() * map->n_out);
-  }
   Grid grid = over(ctx, map->n_out);
   // A block of threads has at most three rounds, so that the last blocks end together.
   grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
   grid.shared_bytes = sizeof(uint32_t) * map->taps();
   const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
                        map->masks.as<uint32_t>(), first, own_tap(map->geometry)};
-  launch(ctx, grid, fill_kernel(map->geometry), in.view(), Axes(map->geometry), Coords(out_coords),
-         table);
+  launch(ctx, grid, fill_kernel(map->geometry), in.view(), Reach(map->geometry, {}),
+         Coords(out_coords), table);
 }
 
 }  // namespace

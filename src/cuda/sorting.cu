@@ -34,6 +34,16 @@ template void sort_by_key(const Context&, const SortArrays<uint32_t>&, int64_t, 
 template void sort_by_key(const Context&, const SortArrays<uint64_t>&, int64_t, int);
 
 template <class Key>
+void sort_keys(const Context& ctx, const Key* keys, Key* sorted, int64_t count, int bits) {
+  with_memory(ctx, "the radix sort", [&](void* memory, size_t& bytes) {
+    return cub::DeviceRadixSort::SortKeys(memory, bytes, keys, sorted, count, 0, bits,
+                                          stream_of(ctx));
+  });
+}
+template void sort_keys(const Context&, const uint64_t*, uint64_t*, int64_t, int);
+template void sort_keys(const Context&, const unsigned __int128*, unsigned __int128*, int64_t, int);
+
+template <class Key>
 void first_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t n, int64_t* count) {
   with_memory(ctx, "the selection", [&](void* memory, size_t& bytes) {
     return cub::DeviceSelect::UniqueByKey(memory, bytes, arrays.keys, arrays.values,

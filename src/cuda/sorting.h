@@ -20,6 +20,10 @@ struct SortArrays {
 template <class Key>
 void sort_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits);
 
+// Keys alone, uint64_t or of 128 bits.
+template <class Key>
+void sort_keys(const Context& ctx, const Key* keys, Key* sorted, int64_t count, int bits);
+
 // Of rows of equal keys, which stand together, the first: keys and values into the sorted_ arrays,
 // and how many there are.
 template <class Key>

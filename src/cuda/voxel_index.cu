@@ -263,7 +263,6 @@ BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinc
     : ctx_(ctx), rows_(matrix.rows) {
   const DeviceGuard guard(ctx.device);
   const Coords coords(matrix);
-  if (rows_ == 0) return;
   const BlockSetMemory made = make_block_set(ctx, rows_, rows_);
   memory_ = made.memory;
   view_ = {made.set, made.words};
@@ -274,7 +273,6 @@ BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinc
 }
 
 int64_t BlockIndex::unique_voxels() const {
-  if (rows_ == 0) return 0;
   const DeviceGuard guard(ctx_.device);
   const Counters counters = read_head(ctx_, view_.set).counters;
   check(counters.status != Status::full, ErrorCode::device, "the table of ", rows_,
