@@ -41,13 +41,11 @@ struct Asked {
   Problem problem() const { return Plan::make(ctx, maps.map, options).problem(ctx, pass); }
 };
 
-// The schedule's four numbers, then the bytes of the kernel's name.
+// The layer's numbers, with the kernel and the schedule that were picked.
 Tensor choice_of_pass(const Tensors& map, const Ints& layer, const Ints& problem) {
   const Asked asked(map, {}, layer, problem);
   const Choice picked = choice(asked.problem(), asked.filter());
-  Ints numbers = numbers_of(picked.schedule);
-  numbers.insert(numbers.end(), picked.kernel.begin(), picked.kernel.end());
-  return host_numbers(numbers);
+  return host_numbers(chosen(layer, picked.schedule, picked.kernel));
 }
 
 Tensor explain_pass(const Tensors& map, const Ints& layer, const Ints& problem, bool as_json) {

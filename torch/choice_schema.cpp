@@ -5,7 +5,7 @@
 // problem is the numbers pass, dtype, c_in, c_out. `on` says where.
 STABLE_TORCH_LIBRARY_FRAGMENT(voxgemm, m) {
   // clang-format off
-  // Order, groups, tile_rows, chunk_rows and the bytes of a kernel's name.
+  // The layer's numbers with the schedule and the kernel that were chosen.
   m.def("_choice(Tensor[] map, int[] layer, int[] problem) -> Tensor");
   m.def("_explain(Tensor[] map, int[] layer, int[] problem, bool as_json) -> Tensor");
   // how: budget in microseconds, exhaustive, again. Text: see choice_ops.cpp.

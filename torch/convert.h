@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -236,147 +237,164 @@ inline ScheduleOptions schedule_options_of(IntSpan values, size_t first) {
           .tile_rows = static_cast<int>(values[first + 2]),
           .chunk_rows = static_cast<int>(values[first + 3])};
 }
-inline Ints numbers_of(const ScheduleOptions& options) {
-  return {static_cast<int64_t>(options.order), options.groups, options.tile_rows,
-          options.chunk_rows};
-}
+
+constexpr size_t first_of_schedule = 17;
+constexpr size_t first_of_filter = 21;
 
 inline Layer layer_of(IntSpan values) {
-  constexpr size_t numbers = 21;
-  check(values.size() >= numbers, "a layer has ", values.size(), " numbers, expected ", numbers);
+  check(values.size() >= first_of_filter, "a layer has ", values.size(), " numbers, expected ",
+        first_of_filter);
   return {.n_in = values[0],
           .operation = static_cast<Operation>(values[1]),
           .symmetric = values[2] != 0,
           .is_transposed = values[3] != 0,
           .geometry = geometry_of(values, 4),
           .precision = static_cast<Precision>(values[16]),
-          .schedule = schedule_options_of(values, 17),
-          .filter = filter_of(values, numbers)};
+          .schedule = schedule_options_of(values, first_of_schedule),
+          .filter = filter_of(values, first_of_filter)};
 }
 
-// What a list of a map's tensors holds: the map, and after it its schedule or nothing.
-constexpr size_t map_tensors = 4;
-constexpr size_t schedule_tensors = 6;
+// A layer's numbers with another schedule, and a kernel's name as the filter.
+inline Ints chosen(IntSpan layer, const ScheduleOptions& schedule, std::string_view kernel) {
+  Ints numbers(layer.begin(), layer.begin() + first_of_schedule);
+  numbers.insert(numbers.end(), {static_cast<int64_t>(schedule.order), schedule.groups,
+                                 schedule.tile_rows, schedule.chunk_rows, -1});
+  numbers.insert(numbers.end(), kernel.begin(), kernel.end());
+  return numbers;
+}
 
-// Views of such a list, as far as it goes.
-struct Parts {
-  std::array<MatrixRef, map_tensors + schedule_tensors> at = {};
-  size_t count = 0;
-};
+// Views of the tensors neighbours [taps, n_out], pairs_per_tap [taps], in_first and out_first [rows
+// or 0] of a map; of the six of ScheduleParts.
+using MapViews = std::array<MatrixRef, 4>;
+using ScheduleViews = std::array<MatrixRef, 6>;
 
-// Of the tensors neighbours [taps, n_out], pairs_per_tap [taps], in_first and out_first [rows or
-// 0], and those of ScheduleParts.
-inline Parts parts_of(const Tensors& tensors) {
-  check(tensors.size() == map_tensors || tensors.size() == map_tensors + schedule_tensors,
-        "a kernel map has ", tensors.size(), " tensors, expected ", map_tensors, ", or ",
-        map_tensors + schedule_tensors, " with a schedule");
-  Parts parts{.count = tensors.size()};
-  for (size_t p = 0; p < parts.count; ++p) {
+inline MapViews map_views(const Tensors& tensors) {
+  MapViews views;
+  check(tensors.size() >= views.size(), "a kernel map has ", tensors.size(), " tensors, expected ",
+        views.size());
+  for (size_t p = 0; p < views.size(); ++p) {
     const Tensor& tensor = tensors[p];
-    const bool is_matrix = p == 0 || p >= map_tensors;
-    const ScalarType expected = p == 1 ? ScalarType::Long : ScalarType::Int;
-    check(tensor.is_contiguous() && tensor.dim() == (is_matrix ? 2 : 1) &&
-              (p >= map_tensors || tensor.scalar_type() == expected),
-          "tensor ", p, " of the kernel map and its schedule has another dtype or layout than ",
-          "build_map and _schedule gave it");
-    const int64_t rows = p == 1 ? 1 : tensor.size(0);
-    parts.at[p] = matrix_ref(tensor, rows, is_matrix || p == 1 ? tensor.size(is_matrix ? 1 : 0) : 1,
-                             dtype_of(tensor, "a part of a schedule"));
+    const Dtype dtype = p == 1 ? Dtype::i64 : Dtype::i32;
+    check(tensor.is_contiguous() && tensor.dim() == (p == 0 ? 2 : 1) &&
+              tensor.scalar_type() == scalar_type(dtype),
+          "tensor ", p, " of the kernel map has another dtype or layout than build_map gave it");
+    views[p] = p == 0   ? matrix_ref(tensor, tensor.size(0), tensor.size(1), dtype)
+               : p == 1 ? matrix_ref(tensor, 1, tensor.size(0), dtype)
+                        : matrix_ref(tensor, tensor.size(0), 1, dtype);
   }
-  return parts;
+  return views;
 }
 
-inline KernelMap map_of(const Parts& parts, const Layer& layer) {
+// Of the tensors from `first` on.
+inline ScheduleViews schedule_views(const Tensors& tensors, size_t first) {
+  ScheduleViews views;
+  check(tensors.size() == first + views.size(), "a schedule has ", tensors.size() - first,
+        " tensors, expected ", views.size());
+  for (size_t p = 0; p < views.size(); ++p) {
+    const Tensor& tensor = tensors[first + p];
+    check(tensor.is_contiguous() && tensor.dim() == 2, "tensor ", p,
+          " of the schedule has another layout than _schedule gave it");
+    views[p] = matrix_ref(tensor, tensor.size(0), tensor.size(1),
+                          dtype_of(tensor, "a part of a schedule"));
+  }
+  return views;
+}
+
+inline KernelMap map_of(const MapViews& views, const Layer& layer) {
   KernelMap map;
   map.geometry = layer.geometry;
   map.n_in = layer.n_in;
-  map.n_out = parts.at[0].cols;
+  map.n_out = views[0].cols;
   map.symmetric = layer.symmetric;
   map.is_transposed = layer.is_transposed;
-  check(parts.at[0].rows == map.taps() && parts.at[1].cols == map.taps(), "the kernel map has ",
-        parts.at[0].rows, " taps, its geometry ", map.taps());
-  static_cast<MatrixRef&>(map.neighbours) = parts.at[0];
-  static_cast<MatrixRef&>(map.pairs_per_tap) = parts.at[1];
-  static_cast<MatrixRef&>(map.in_first) = parts.at[2];
-  static_cast<MatrixRef&>(map.out_first) = parts.at[3];
+  check(views[0].rows == map.taps() && views[1].cols == map.taps(), "the kernel map has ",
+        views[0].rows, " taps, its geometry ", map.taps());
+  static_cast<MatrixRef&>(map.neighbours) = views[0];
+  static_cast<MatrixRef&>(map.pairs_per_tap) = views[1];
+  static_cast<MatrixRef&>(map.in_first) = views[2];
+  static_cast<MatrixRef&>(map.out_first) = views[3];
   return map;
 }
-inline KernelMap map_of(const Tensors& tensors, const Layer& layer) {
-  return map_of(parts_of(tensors), layer);
-}
 
-// What stands behind the map, if anything.
-inline std::optional<Schedule> schedule_of(const Parts& parts,
-                                           const KernelMap& map,
-                                           const ScheduleOptions& options) {
-  if (parts.count == map_tensors) return std::nullopt;
-  std::array<Matrix, schedule_tensors> matrices;
-  for (size_t p = 0; p < schedule_tensors; ++p) {
-    static_cast<MatrixRef&>(matrices[p]) = parts.at[map_tensors + p];
-  }
+inline Schedule schedule_of(const ScheduleViews& views,
+                            const KernelMap& map,
+                            const ScheduleOptions& options) {
+  std::array<Matrix, std::tuple_size_v<ScheduleViews>> parts;
+  for (size_t p = 0; p < parts.size(); ++p) static_cast<MatrixRef&>(parts[p]) = views[p];
   return Schedule::from_parts(map, options,
-                              {.order = matrices[0],
-                               .chunk_tiles = matrices[1],
-                               .tiles = matrices[2],
-                               .masks = matrices[3],
-                               .block_taps = matrices[4],
-                               .indices = matrices[5]});
+                              {.order = parts[0],
+                               .chunk_tiles = parts[1],
+                               .tiles = parts[2],
+                               .masks = parts[3],
+                               .block_taps = parts[4],
+                               .indices = parts[5]});
 }
 
 // What an operator knows of a map: the layer on it, its transposition where that is given, and the
-// schedule that came with the one that is walked.
+// schedule, where one came, of the one that is walked.
 struct Maps {
   Layer layer;
   KernelMap map;
-  KernelMap transposed;
-  bool has_transposed = false;
+  std::optional<KernelMap> transposed;
   std::optional<Schedule> schedule;
 
-  Maps(const Parts& parts, const Parts& transposed_parts, IntSpan numbers)
-      : layer(layer_of(numbers)),
-        map(map_of(parts, layer)),
-        has_transposed(transposed_parts.count > 0) {
-    if (has_transposed) {
-      Layer flipped = layer;
-      flipped.n_in = map.n_out;
-      flipped.is_transposed = !layer.is_transposed;
-      transposed = map_of(transposed_parts, flipped);
-    }
-    schedule = has_transposed ? schedule_of(transposed_parts, transposed, layer.schedule)
-                              : schedule_of(parts, map, layer.schedule);
-  }
+  // A list holds the tensors of a map and, behind them, those of its schedule or none.
   Maps(const Tensors& tensors, const Tensors& transposed_tensors, IntSpan numbers)
-      : Maps(parts_of(tensors),
-             transposed_tensors.empty() ? Parts{} : parts_of(transposed_tensors),
-             numbers) {}
-  const KernelMap* back() const { return has_transposed ? &transposed : nullptr; }
+      : layer(layer_of(numbers)), map(map_of(map_views(tensors), layer)) {
+    if (!transposed_tensors.empty()) transpose(map_views(transposed_tensors));
+    const Tensors& walked = transposed ? transposed_tensors : tensors;
+    constexpr size_t of_map = std::tuple_size_v<MapViews>;
+    if (walked.size() > of_map) set_schedule(schedule_views(walked, of_map));
+  }
+  // The same from int64 tensors of the host, which cost a call less than lists do: the layer's
+  // numbers, and the views of the map, of the transposed one and of the schedule, or empty ones.
+  explicit Maps(const Tensors& prepared)
+      : layer(layer_of(numbers_in(prepared, 0))),
+        map(map_of(views_in<MapViews>(prepared, 1), layer)) {
+    if (!numbers_in(prepared, 2).empty()) transpose(views_in<MapViews>(prepared, 2));
+    if (!numbers_in(prepared, 3).empty()) set_schedule(views_in<ScheduleViews>(prepared, 3));
+  }
+  const KernelMap* back() const { return transposed ? &*transposed : nullptr; }
+
+ private:
+  template <class Views>
+  using Words = std::array<int64_t, sizeof(Views) / sizeof(int64_t)>;
+
+  static IntSpan numbers_in(const Tensors& prepared, size_t place) {
+    const size_t expected = 4;
+    check(prepared.size() == expected, "a prepared pass has ", prepared.size(),
+          " tensors, expected ", expected);
+    const Tensor& tensor = prepared[place];
+    check(!tensor.is_cuda() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long,
+          "tensor ", place, " of a prepared pass is not int64 numbers of the host");
+    return {static_cast<const int64_t*>(tensor.const_data_ptr()),
+            static_cast<size_t>(tensor.numel())};
+  }
+  template <class Views>
+  static Views views_in(const Tensors& prepared, size_t place) {
+    const IntSpan numbers = numbers_in(prepared, place);
+    Words<Views> words;
+    check(numbers.size() == words.size(), "tensor ", place, " of a prepared pass has ",
+          numbers.size(), " numbers, expected ", words.size());
+    std::copy(numbers.begin(), numbers.end(), words.begin());
+    return std::bit_cast<Views>(words);
+  }
+  void transpose(const MapViews& views) {
+    Layer flipped = layer;
+    flipped.n_in = map.n_out;
+    flipped.is_transposed = !layer.is_transposed;
+    transposed = map_of(views, flipped);
+  }
+  void set_schedule(const ScheduleViews& views) {
+    schedule = schedule_of(views, transposed ? *transposed : map, layer.schedule);
+  }
 };
 
-// The arguments of Maps in one tensor, int64 on the host: a list costs a call 0.1 to 0.3 us an
-// entry. It holds addresses: whoever keeps it keeps the tensors.
-struct Prepared {
-  Parts map;
-  Parts transposed;  // the layer's numbers come behind
-};
-using PreparedWords = std::array<int64_t, sizeof(Prepared) / sizeof(int64_t)>;
-
-inline Tensor prepared_tensor(const Prepared& prepared, IntSpan numbers) {
-  const auto words = std::bit_cast<PreparedWords>(prepared);
-  Ints all(words.begin(), words.end());
-  all.insert(all.end(), numbers.begin(), numbers.end());
-  return host_numbers(all);
-}
-
-inline Maps prepared_maps(const Tensor& tensor) {
-  PreparedWords words;
-  check(!tensor.is_cuda() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long &&
-            tensor.numel() > static_cast<int64_t>(words.size()),
-        "a prepared pass is not the tensor that _prepare gave");
-  const IntSpan all(static_cast<const int64_t*>(tensor.const_data_ptr()),
-                    static_cast<size_t>(tensor.numel()));
-  std::copy_n(all.begin(), words.size(), words.begin());
-  const auto prepared = std::bit_cast<Prepared>(words);
-  return {prepared.map, prepared.transposed, all.subspan(words.size())};
+// Views as numbers. They hold addresses: whoever keeps them keeps the tensors.
+template <class Views>
+Tensor views_tensor(const Views& views) {
+  const auto words = std::bit_cast<std::array<int64_t, sizeof(Views) / sizeof(int64_t)>>(views);
+  return host_numbers({words.begin(), words.end()});
 }
 
 // A tensor [c_out, Kx, Ky, Kz, c_in] as weights; the tensor is a copy where its taps are not evenly

@@ -80,14 +80,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kernel_map(const Tens
 }
 
 std::tuple<Tensor, Tensor> transposed_map(const Tensors& map, const Ints& layer) {
-  const KernelMap transposed = transpose(context_of(map.at(0)), map_of(map, layer_of(layer)));
+  const KernelMap transposed = transpose(context_of(map.at(0)), Maps(map, {}, layer).map);
   return {tensor_of(transposed.neighbours),
           tensor_of(transposed.pairs_per_tap, {transposed.taps()})};
 }
 
 // i64 [1] on the host; throws where the map could not be built.
 Tensor pairs_of_map(const Tensors& map, const Ints& layer) {
-  const int64_t pairs = map_of(map, layer_of(layer)).pairs(context_of(map.at(0)));
+  const int64_t pairs = Maps(map, {}, layer).map.pairs(context_of(map.at(0)));
   Tensor result = empty_tensor({}, {1}, ScalarType::Long);
   *static_cast<int64_t*>(result.mutable_data_ptr()) = pairs;
   return result;
@@ -98,7 +98,7 @@ Tensors schedule_parts(const Tensors& map_parts,
                        const Ints& layer_numbers,
                        const Ints& options,
                        const std::optional<Tensor>& masks) {
-  KernelMap map = map_of(map_parts, layer_of(layer_numbers));
+  KernelMap map = Maps(map_parts, {}, layer_numbers).map;
   if (masks && masks->numel() > 0) {
     check(masks->numel() == map.n_out && masks->is_contiguous() &&
               masks->scalar_type() == ScalarType::Int,
@@ -117,12 +117,10 @@ Tensors schedule_parts(const Tensors& map_parts,
   return tensors;
 }
 
-Tensor prepare(const Tensors& map, const Tensors& transposed, const Ints& layer) {
-  Prepared prepared{.map = parts_of(map), .transposed = {}};
-  if (!transposed.empty()) prepared.transposed = parts_of(transposed);
-  const Tensor result = prepared_tensor(prepared, layer);
-  prepared_maps(result);  // checks them
-  return result;
+// Of a map's four tensors or a schedule's six.
+Tensor views(const Tensors& tensors) {
+  if (tensors.size() == std::tuple_size_v<MapViews>) return views_tensor(map_views(tensors));
+  return views_tensor(schedule_views(tensors, 0));
 }
 
 // The plan of one pass.
@@ -224,10 +222,10 @@ Tensor forward(const Tensor& x,
 Tensor prepared_forward(const Tensor& x,
                         const Tensor& weight,
                         const std::optional<Tensor>& bias,
-                        const Tensor& prepared,
+                        const Tensors& prepared,
                         const std::optional<Tensor>& residual,
                         bool relu) {
-  return forward_on(prepared_maps(prepared), x, weight, {bias, residual, relu});
+  return forward_on(Maps(prepared), x, weight, {bias, residual, relu});
 }
 Tensor grad_input(const Tensor& dy,
                   const Tensor& weight,
@@ -236,8 +234,8 @@ Tensor grad_input(const Tensor& dy,
                   const Ints& layer) {
   return grad_input_on({map, transposed, layer}, dy, weight);
 }
-Tensor prepared_grad_input(const Tensor& dy, const Tensor& weight, const Tensor& prepared) {
-  return grad_input_on(prepared_maps(prepared), dy, weight);
+Tensor prepared_grad_input(const Tensor& dy, const Tensor& weight, const Tensors& prepared) {
+  return grad_input_on(Maps(prepared), dy, weight);
 }
 std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
                                        const Tensor& dy,
@@ -248,9 +246,9 @@ std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
 }
 std::tuple<Tensor, Tensor> prepared_grad_weight(const Tensor& x,
                                                 const Tensor& dy,
-                                                const Tensor& prepared,
+                                                const Tensors& prepared,
                                                 const std::vector<bool>& wanted) {
-  return grad_weight_on(prepared_maps(prepared), x, dy, wanted);
+  return grad_weight_on(Maps(prepared), x, dy, wanted);
 }
 
 }  // namespace
@@ -267,7 +265,7 @@ void add_operators(StableLibrary& m) {
   m.impl("_forward", TORCH_BOX(&Guarded<&forward>::call));
   m.impl("_grad_input", TORCH_BOX(&Guarded<&grad_input>::call));
   m.impl("_grad_weight", TORCH_BOX(&Guarded<&grad_weight>::call));
-  m.impl("_prepare", TORCH_BOX(&Guarded<&prepare>::call));
+  m.impl("_views", TORCH_BOX(&Guarded<&views>::call));
   m.impl("_forward.prepared", TORCH_BOX(&Guarded<&prepared_forward>::call));
   m.impl("_grad_input.prepared", TORCH_BOX(&Guarded<&prepared_grad_input>::call));
   m.impl("_grad_weight.prepared", TORCH_BOX(&Guarded<&prepared_grad_weight>::call));

@@ -101,6 +101,7 @@ class Choice(NamedTuple):
 
     schedule: list[Tensor]
     layer: list[int]
+    numbers: Tensor | None = None  # the layer's as a tensor; not while a graph is traced
 
     @property
     def kernel(self) -> str:
@@ -159,14 +160,15 @@ class KernelMap:
     _status: _Status | None = None
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
     _masks: Tensor | None = dataclasses.field(default=None, repr=False)
-    _ready: dict[object, Any] = dataclasses.field(default_factory=dict)  # of passes.py
+    # Addresses of tensors: views of schedules by options, of the map by (); what passes.py keeps.
+    _seen: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict)
+    _ready: dict[object, Any] = dataclasses.field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
         """For pickle and copy: what is on its way from a device is waited for, as a copy would
-        never hear of it and take every row for one that may repeat. What is ready to run holds
-        addresses."""
+        never hear of it and take every row for one that may repeat. Addresses stay here."""
         self.settle(wait=True)
-        return {**vars(self), "_status": None, "_ready": {}}
+        return {**vars(self), "_status": None, "_seen": {}, "_ready": {}}
 
     @property
     def n_out(self) -> int:
@@ -223,15 +225,30 @@ class KernelMap:
             problem = [asked.number, dtype, asked.c_in, asked.c_out]
             if _TUNES_AT_FIRST_USE:
                 self._measure_once(asked, problem)
-            order, groups, tile_rows, chunk_rows, *name = call(
-                ops._choice.default, self.tensors(), layer, problem
-            ).tolist()
-            options = (order, groups, tile_rows, chunk_rows)
-            backward = asked.number == 1 and not self.symmetric
-            parts = (self.transposed() if backward else self).schedule(options)
-            layer = self.layer(asked.precision, options, (-1, *name))
-            self._choices[asked] = Choice(parts, layer)
+            numbers = call(ops._choice.default, self.tensors(), layer, problem)
+            layer = numbers.tolist()
+            parts = self._walked(asked.number).schedule(_schedule_of(layer))
+            self._choices[asked] = Choice(parts, layer, numbers)
         return self._choices[asked]
+
+    def _walked(self, of_pass: int) -> KernelMap:
+        """The map whose schedule a pass takes."""
+        return self.transposed() if of_pass == 1 and not self.symmetric else self
+
+    def prepared(self, of_pass: int, choice: Choice) -> list[Tensor]:
+        """What a prepared operator takes: numbers, among them addresses of the map's tensors."""
+        assert choice.numbers is not None
+        walked = self._walked(of_pass)
+        transposed = _NO_NUMBERS if walked is self else walked._views(())
+        schedule = walked._views(_schedule_of(choice.layer)) if choice.schedule else _NO_NUMBERS
+        return [choice.numbers, self._views(()), transposed, schedule]
+
+    def _views(self, options: tuple[int, ...]) -> Tensor:
+        """Of the schedule with these options, or without any of the map itself."""
+        if options not in self._seen:
+            tensors = self._schedules[options] if options else self.tensors()
+            self._seen[options] = call(ops._views.default, tensors)
+        return self._seen[options]
 
     def _measure_once(self, asked: Asked, problem: list[int]) -> None:
         """What a choice lacks, unless nothing may be timed now."""
@@ -286,6 +303,7 @@ class KernelMap:
             self.in_first = self.in_first[:0]
         if repeats[1] == 0:
             self.out_first = self.out_first[:0]
+        self._seen.pop((), None)
         self._ready.clear()
         if self._transposed is not None:
             self._transposed.settle(wait)
@@ -307,7 +325,7 @@ class KernelMap:
                 operation=(0, 2, 1)[self.operation],
                 symmetric=self.symmetric,
                 is_transposed=not self.is_transposed,
-                _transposed=dataclasses.replace(self, **views),
+                _transposed=dataclasses.replace(self, **views, _seen={}, _ready={}),
                 _status=self._status,
             )
         return self._transposed
@@ -327,6 +345,14 @@ class KernelMap:
             f"KernelMap({OPERATIONS[self.operation]}, kernel_size={size}, stride={stride}, "
             f"n_in={self.n_in}, n_out={self.n_out})"
         )
+
+
+_NO_NUMBERS = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def _schedule_of(layer: list[int]) -> tuple[int, ...]:
+    """Of a layer's numbers, those that are the schedule's options."""
+    return tuple(layer[17:21])
 
 
 _TENSORS = ("neighbours", "pairs_per_tap", "in_first", "out_first")

@@ -26,12 +26,12 @@ class _Ready(NamedTuple):
 
     maps: tuple[list[Tensor], ...]
     layer: list[int]
-    prepared: Tensor | None  # all this, with the addresses of tensors that `maps` keeps alive
+    prepared: list[Tensor]  # the same in few tensors, which hold addresses of those in `maps`
 
     def run(self, passes: Any, *operands: Any, flags: tuple[Any, ...] = ()) -> Any:
-        if self.prepared is None:
-            return call(passes.default, *operands, *self.maps, self.layer, *flags)
-        return call(passes.prepared, *operands, self.prepared, *flags)
+        if self.prepared:
+            return call(passes.prepared, *operands, self.prepared, *flags)
+        return call(passes.default, *operands, *self.maps, self.layer, *flags)
 
 
 Layer = tuple[int, int, torch.dtype]  # c_in, c_out
@@ -56,15 +56,12 @@ def _ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
 
 def _made_ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
     choice = map.choice(Asked(number, *layer, how.precision, how.filters[number]))
+    maps: tuple[list[Tensor], ...] = (map.tensors(choice.schedule),)
     if number == 1:
         maps = map.backward_tensors(choice.schedule)
-    else:
-        maps = map.tensors(choice.schedule), []
-    prepared = None
-    # Of tensors without an address, as under FakeTensorMode, nothing can be prepared.
-    if not torch.compiler.is_compiling() and type(map.neighbours) is Tensor:
-        prepared = call(ops._prepare.default, *maps, choice.layer)
-    return _Ready(maps if number == 1 else maps[:1], choice.layer, prepared)
+    # Tensors without an address, as under FakeTensorMode, have no views.
+    real = not torch.compiler.is_compiling() and type(map.neighbours) is Tensor
+    return _Ready(maps, choice.layer, map.prepared(number, choice) if real else [])
 
 
 # Every pass is linear in each of its operands, and the passes are each other's derivatives: those

@@ -88,7 +88,7 @@ def calls(clouds, device, layer):
 # They measure, or remove files: test_tuning calls them.
 IN_TEST_TUNING = {"_tune", "_calibrate", "_clear_times"}
 # Gives addresses, other ones in every call.
-NOT_REPEATABLE = IN_TEST_TUNING | {"_prepare"}
+NOT_REPEATABLE = IN_TEST_TUNING | {"_views"}
 # What only CUDA has.
 ON_GPU = ("_cuda_info",)
 OPERATORS = {
@@ -118,31 +118,61 @@ def test_opcheck_of_absent_arguments(calls):
         )
 
 
-@pytest.mark.parametrize("name", ["_forward", "_grad_input", "_grad_weight"])
-def test_prepared_passes_are_the_same(name, calls):
+def prepared(map: list[torch.Tensor], back: list[torch.Tensor], numbers: list[int], schedule=()):
+    """What the overloads of the passes take instead of lists."""
+    views = torch.ops.voxgemm._views
+    none = torch.empty(0, dtype=torch.int64)
+    lists = (list(map), list(back), list(schedule))
+    return [torch.tensor(numbers), *(views(each) if each else none for each in lists)]
+
+
+@pytest.mark.parametrize("options", [None, (1, 1, 128, 128)])
+def test_prepared_passes_are_the_same(options, calls):
     ops = torch.ops.voxgemm
-    arguments = list(calls[name])
-    first = next(i for i, argument in enumerate(arguments) if isinstance(argument, list))
-    last = arguments.index(next(a for a in arguments[first:] if isinstance(a[0], int)))
-    *maps, numbers = arguments[first : last + 1]
-    maps = [*maps, []][:2]
-    prepared = [*arguments[:first], ops._prepare(*maps, numbers), *arguments[last + 1 :]]
-    expected = getattr(ops, name).default(*arguments)
-    found = getattr(ops, name).prepared(*prepared)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match="is not the tensor that _prepare gave"):
-        getattr(ops, name).prepared(*arguments[:first], torch.ones(3), *arguments[last + 1 :])
+    x, weight, bias, map, numbers = calls["_forward"]
+    dy, _, _, back, _ = calls["_grad_input"]
+    of_map, of_back = [], []
+    if options is not None:
+        order = list(options)
+        of_map = ops._schedule(map, numbers, order)
+        flipped = [dy.shape[0], *numbers[1:3], 1 - numbers[3], *numbers[4:]]
+        of_back = ops._schedule(back, flipped, order)
+        numbers = [*numbers[:17], *options, *numbers[21:]]
+    forward = prepared(map, [], numbers, of_map)
+    backward = prepared(map, back, numbers, of_back)
+    for expected, found in (
+        (
+            ops._forward(x, weight, bias, [*map, *of_map], numbers),
+            ops._forward.prepared(x, weight, bias, forward),
+        ),
+        (
+            ops._grad_input(dy, weight, map, [*back, *of_back], numbers),
+            ops._grad_input.prepared(dy, weight, backward),
+        ),
+        (
+            ops._grad_weight(x, dy, [*map, *of_map], numbers, [True, True]),
+            ops._grad_weight.prepared(x, dy, forward, [True, True]),
+        ),
+    ):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_what_cannot_be_prepared(calls):
-    _, _, _, tensors, numbers = calls["_forward"]
-    prepare = torch.ops.voxgemm._prepare
-    with pytest.raises(RuntimeError, match="a kernel map has 3 tensors, expected 4, or 10"):
-        prepare(tensors[:3], [], numbers)
-    with pytest.raises(RuntimeError, match="tensor 0 of the kernel map .* another dtype or layout"):
-        prepare([tensors[0].long(), *tensors[1:]], [], numbers)
-    with pytest.raises(RuntimeError, match="a layer has 3 numbers, expected 21"):
-        prepare(tensors, [], numbers[:3])
+def test_what_is_not_prepared(calls):
+    ops = torch.ops.voxgemm
+    x, weight, bias, map, numbers = calls["_forward"]
+    whole = prepared(map, [], numbers)
+    for wrong, message in (
+        (whole[:3], "a prepared pass has 3 tensors, expected 4"),
+        ([x, *whole[1:]], "tensor 0 of a prepared pass is not int64 numbers of the host"),
+        ([whole[0][:3], *whole[1:]], "a layer has 3 numbers, expected 21"),
+        ([whole[0], whole[1][:5], *whole[2:]], "tensor 1 of a prepared pass has 5 numbers"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops._forward.prepared(x, weight, bias, wrong)
+    with pytest.raises(RuntimeError, match="a schedule has 3 tensors, expected 6"):
+        ops._views(map[:3])
+    with pytest.raises(RuntimeError, match="tensor 0 of the kernel map has another dtype"):
+        ops._views([map[0].long(), *map[1:]])
 
 
 def test_given_and_made_transposed_maps_agree(calls):
