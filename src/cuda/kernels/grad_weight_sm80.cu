@@ -155,13 +155,13 @@ class GradProducer {
   __device__ __forceinline__ bool has(int stage) const { return stage < filled_ || has_more_; }
 
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
-    const auto* x = static_cast<const char*>(p_.x);
+    const auto* x = static_cast<const char*>(p_.x.data);
 #pragma unroll
     for (int c = 0; c < C::a_words; ++c) {
       gather_present<C>(address + c * C::panel_bytes, x + x_[c].piece * 16, p_.x_row_bytes,
                         x_rows_[c], present_ + ring * C::a_words + c);
     }
-    const auto* dy = static_cast<const char*>(p_.y);
+    const auto* dy = static_cast<const char*>(p_.y.data);
 #pragma unroll
     for (int c = 0; c < C::b_panels; ++c) {
       const int column = tile_.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
@@ -227,8 +227,7 @@ __device__ __forceinline__ void write_weight(const GradParams& p,
                                              const WeightPlace& at,
                                              float sum) {
   if (p.slices == 1) return p.finish_gradient<typename C::T>(at, sum);
-  const int64_t size = static_cast<int64_t>(p.taps) * p.c_in * p.c_out;
-  static_cast<float*>(p.w)[slice * size + p.place_of(at)] = sum;
+  static_cast<float*>(p.w.data)[slice * p.w_size() + p.place_of(at)] = sum;
 }
 
 // Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous
@@ -240,7 +239,7 @@ __device__ __forceinline__ void write_gradient(const GradParams& p,
   constexpr int rows = C::rows / 2;
   constexpr int cols = C::cols / 2;
   const int column = tile.column + warp_col() * cols;
-  const bool along_in = p.in_stride == 1;
+  const bool along_in = p.w.in_stride == 1;
   for (int r = along_in ? lane_id() : 0; r < rows; r += along_in ? 32 : 1) {
     const int line = warp_row() * rows + r;
     const Place of = place_of(tile.first_piece + line / C::per_piece, p.pieces);
@@ -278,20 +277,20 @@ void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs&
   p.tile_rows = args.schedule->options().tile_rows;
   // Every group has every row.
   p.group_tiles = ceil_div(p.rows, p.tile_rows);
-  const bool along_in = p.in_stride == 1;
+  const bool along_in = p.w.in_stride == 1;
   std::shared_ptr<void> sums;
   if (p.slices > 1) {
     sums = ctx.allocate(sizeof(float) * p.slices * p.w_size());
-    p.w = sums.get();
-    p.tap_stride = along_in ? p.c_in : int64_t{p.c_in} * p.c_out;
-    p.in_stride = along_in ? 1 : p.c_out;
-    p.out_stride = along_in ? int64_t{p.taps} * p.c_in : 1;
+    p.w.data = sums.get();
+    p.w.tap_stride = along_in ? p.c_in : int64_t{p.c_in} * p.c_out;
+    p.w.in_stride = along_in ? 1 : p.c_out;
+    p.w.out_stride = along_in ? int64_t{p.taps} * p.c_in : 1;
   }
   launch(ctx, {.blocks = cut.ctas(), .threads = threads, .shared_bytes = C::shared_bytes},
          grad_weight<C>, p);
   if (p.slices == 1) return;
   launch(ctx, {.blocks = ceil_div(p.w_size(), 256)}, add_slices<typename C::T>, PassArgs(args),
-         static_cast<const float*>(p.w), p.slices, along_in);
+         static_cast<const float*>(p.w.data), p.slices, along_in);
 }
 
 template <Math math>

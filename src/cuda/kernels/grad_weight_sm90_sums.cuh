@@ -45,13 +45,13 @@ __device__ __forceinline__ void write_sums(const Params& p, const Piece& piece, 
     WeightPlace at = place_of<C>(p, piece, {thread, row / 2, 0});
     at.in += row % 2 * 8;
     if (!exists(p, at)) continue;
-    Out* const to = static_cast<Out*>(p.w) + p.place_of(at);
+    Out* const to = static_cast<Out*>(p.w.data) + p.place_of(at);
 #pragma unroll
     for (int i = 0; i < C::columns / 4; ++i) {
       const int out = i / 2 * 8 + i % 2;
       const float sum = d[row / 2][i / 2 * 4 + row % 2 * 2 + i % 2];
       if (at.out + out < p.c_out) {
-        to[out * p.out_stride] = Out(sum);
+        to[out * p.w.out_stride] = Out(sum);
         broken |= static_cast<uint32_t>(isnan(sum)) << i;
       }
     }
@@ -80,7 +80,7 @@ __device__ __forceinline__ void finish_piece(const Params& p,
                                              const Piece& piece,
                                              const Sums<C>& d) {
   if (piece.whole) {
-    if (p.w_is_f32) return write_sums<C, float>(p, piece, d);
+    if (p.w.dtype == Dtype::f32) return write_sums<C, float>(p, piece, d);
     return write_sums<C, typename C::Source>(p, piece, d);
   }
   float* to = partials_of<C>(p, piece.slot, static_cast<int>(blockIdx.x) % p.members) +

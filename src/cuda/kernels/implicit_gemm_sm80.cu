@@ -110,7 +110,7 @@ class Producer {
 
   // ring: which of the stages; address: of it.
   __device__ __forceinline__ void fill(int ring, uint32_t address) {
-    const auto* from = static_cast<const char*>(p_.x) + x_.piece * 16;
+    const auto* from = static_cast<const char*>(p_.x.data) + x_.piece * 16;
     // Behind a row's last piece may lie anything, NaN too.
     const bool inside = x_.piece < p_.x_pieces;
 #pragma unroll
@@ -181,15 +181,15 @@ class Producer {
       tap = p_.tiles != nullptr ? static_cast<int>(taps_[w_.slot]) : p_.weight_tap(w_.slot);
     }
     const int column = static_cast<int>(blockIdx.x) % p_.column_blocks * C::cols;
-    const T* from = static_cast<const T*>(p_.w) + tap * p_.tap_stride;
+    const T* from = static_cast<const T*>(p_.w.data) + tap * p_.w.tap_stride;
     if constexpr (C::b_deep) {
       const int piece = threadIdx.x % 8;
       const int line = threadIdx.x / 8;
-      from += w_.piece * C::per_piece + (column + line) * p_.out_stride;
+      from += w_.piece * C::per_piece + (column + line) * p_.w.out_stride;
       to += line * 128 + ((piece ^ (line & 7)) << 4);
 #pragma unroll
       for (int i = 0; i < C::cols / 16; ++i) {
-        ptx::copy_or_zero(to + i * 2048, from + i * 16 * p_.out_stride,
+        ptx::copy_or_zero(to + i * 2048, from + i * 16 * p_.w.out_stride,
                           inside && column + line + i * 16 < p_.c_out);
       }
     } else {
@@ -201,14 +201,14 @@ class Producer {
       const int channel = w_.piece * C::per_piece + first;
       const int line = threadIdx.x / 16 * C::per_piece + first;
       const int n = column + piece * C::per_piece;
-      from += channel * p_.in_stride + n;
+      from += channel * p_.w.in_stride + n;
       to += piece / 8 * C::panel_bytes + line * 128;
 #pragma unroll
       for (int i = 0; i < C::per_piece / lines; ++i) {
         const int at = line + i * lines;
         const int flip = C::size == 2 ? at & 7 : (at & 3) << 1;
         ptx::copy_or_zero(to + i * lines * 128 + (((piece % 8) ^ flip) << 4),
-                          from + i * lines * p_.in_stride,
+                          from + i * lines * p_.w.in_stride,
                           inside && channel + i * lines < p_.c_in && n < p_.c_out);
       }
     }
@@ -224,18 +224,6 @@ class Producer {
   Four rows_[C::rows / 64];
   Four upcoming_[C::rows / 64];
 };
-
-template <int count>
-__device__ __forceinline__ void add_floats(const float* from, float (&v)[count]) {
-#pragma unroll
-  for (int i = 0; i < count; i += 4) {
-    const float4 four = *reinterpret_cast<const float4*>(from + i);
-    v[i] += four.x;
-    v[i + 1] += four.y;
-    v[i + 2] += four.z;
-    v[i + 3] += four.w;
-  }
-}
 
 // Writes the warp's part of the tile: finished rows, or sums.
 template <class C>
@@ -253,18 +241,21 @@ __device__ __forceinline__ void write_tile(const ConvParams& p,
   for (int r = lane_id() / lanes; r < C::rows / 2; r += 32 / lanes) {
     const int position = warp_row() * (C::rows / 2) + r;
     if (position >= tile.rows) break;
-    const int64_t row =
-        p.order != nullptr ? __ldg(p.order + tile.first + position) : tile.first + position;
-    float v[count] = {};
-    add_floats(laid_out + r * C::sums_stride + at, v);
+    const int64_t row = p.row_at(tile.first + position);
+    alignas(16) float v[count];
+#pragma unroll
+    for (int i = 0; i < count; i += 4) {
+      *reinterpret_cast<float4*>(v + i) =
+          *reinterpret_cast<const float4*>(laid_out + r * C::sums_stride + at + i);
+    }
     if (p.sums != nullptr) {
       const unsigned part = p.together ? tile.group : blockIdx.y;
       float* sums = p.sums + (part * p.rows + row) * p.sums_stride + n;
-      if (!p.first_group) add_floats(sums, v);
+      if (!p.first_group) add_sums(sums, v);
       if (p.slices > 1 || !p.last_group) {
 #pragma unroll
         for (int i = 0; i < count; i += 4) {
-          *reinterpret_cast<float4*>(sums + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+          *reinterpret_cast<float4*>(sums + i) = *reinterpret_cast<const float4*>(v + i);
         }
         continue;
       }

@@ -50,10 +50,8 @@ CUtensorMap weight_map(const WeightsRef& w) {
 
 inline ConvParams params_of(const ConvArgs& args, const ConvArgs& given) {
   ConvParams p = {PassArgs(given)};
-  p.y = args.y.data;
-  p.y_stride = args.y.stride;
-  p.residual = args.residual.data;
-  p.residual_stride = args.residual.stride;
+  p.y = args.y;
+  p.residual = args.residual;
   p.operand = args.x.data;
   p.operand_bytes = static_cast<uint32_t>(2 * args.x.stride);
   p.units = args.w.c_in;

@@ -84,14 +84,14 @@ class Sums {
     }
     if (p_.bias != nullptr) add_bias();
     // All before the first store, which no load may pass; f32 results leave no registers for that.
-    const bool added = p_.residual != nullptr;
+    const bool added = p_.residual.data != nullptr;
     if (sizeof(T) == 2 && added) for_rows([&](int b, int h) { add_residual(b, h); });
     uint32_t broken = 0;
     for_rows([&](int b, int h) {
       if (sizeof(T) == 4 && added) add_residual(b, h);
       broken |= static_cast<uint32_t>(is_broken(b, h)) << (2 * b + h);
       if (p_.relu) rectify(b, h);
-      store_row(b, h, static_cast<T*>(p_.y) + row_[b][h] * p_.y_stride, p_.c_out);
+      store_row(b, h, static_cast<T*>(p_.y.data) + row_[b][h] * p_.y.stride, p_.c_out);
     });
     // Another lane of the quad stored the elements that this one repairs.
     __syncwarp();
@@ -179,7 +179,7 @@ class Sums {
   // are, takes more registers than there are.
   __device__ __forceinline__ void add_residual(int b, int h) {
     if (row_[b][h] < 0) return;
-    const T* from = static_cast<const T*>(p_.residual) + row_[b][h] * p_.residual_stride;
+    const T* from = static_cast<const T*>(p_.residual.data) + row_[b][h] * p_.residual.stride;
 #pragma unroll
     for (int j = 0; j < C::columns / 8; ++j) {
       const int n = column_ + j * 8 + threadIdx.x % 4 * 2;

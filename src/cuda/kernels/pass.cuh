@@ -18,27 +18,13 @@ struct WeightPlace {
   int out;
 };
 
-// ConvArgs for kernels; strides in elements.
-struct PassArgs {
-  const int32_t* neighbours;  // [taps, rows]
-  int64_t rows;
+// ConvArgs for kernels.
+struct PassArgs : ConvArgs {
+  int64_t rows;  // of y
   int taps;
-  bool mirror_taps;
   int c_in;
   int c_out;
-  const void* x;  // [n_in, c_in]
-  int64_t x_stride;
-  void* w;  // [taps, c_in, c_out], the result of grad_weight
-  int64_t tap_stride;
-  int64_t in_stride;
-  int64_t out_stride;
-  bool w_is_f32;         // else of the operands' type
-  const void* bias;      // [c_out] or null
-  const void* residual;  // [rows, c_out] or null
-  int64_t residual_stride;
-  bool relu;
-  void* y;  // [rows, c_out]; grad_weight: dy
-  int64_t y_stride;
+  const int32_t* neighbours;  // [taps, rows]
   // Of a schedule by masks, else null; see ScheduleParts.
   const int4* tiles = nullptr;
   const uint32_t* masks = nullptr;  // [.., rows of a tile / 64]
@@ -46,27 +32,14 @@ struct PassArgs {
   const int32_t* indices = nullptr;  // [.., rows of a tile]
 
   explicit PassArgs(const ConvArgs& args)
-      : neighbours(args.map->neighbours.as<int32_t>()),
-        rows(args.y.rows),
-        taps(args.w.taps),
-        mirror_taps(args.mirror_taps),
-        c_in(args.w.c_in),
-        c_out(args.w.c_out),
-        x(args.x.data),
-        x_stride(args.x.stride),
-        w(args.w.data),
-        tap_stride(args.w.tap_stride),
-        in_stride(args.w.in_stride),
-        out_stride(args.w.out_stride),
-        w_is_f32(args.w.dtype == Dtype::f32),
-        bias(args.bias),
-        residual(args.residual.data),
-        residual_stride(args.residual.stride),
-        relu(args.relu),
-        y(args.y.data),
-        y_stride(args.y.stride) {
-    if (args.schedule == nullptr) return;
-    const ScheduleParts& parts = args.schedule->parts();
+      : ConvArgs(args),
+        rows(y.rows),
+        taps(w.taps),
+        c_in(w.c_in),
+        c_out(w.c_out),
+        neighbours(map->neighbours.as<int32_t>()) {
+    if (schedule == nullptr) return;
+    const ScheduleParts& parts = schedule->parts();
     tiles = parts.tiles.as<int4>();
     masks = parts.masks.as<uint32_t>();
     order = parts.order.as<int32_t>();
@@ -80,33 +53,39 @@ struct PassArgs {
     return order != nullptr ? __ldg(order + position) : position;
   }
   __device__ int64_t place_of(const WeightPlace& at) const {
-    return at.tap * tap_stride + at.in * in_stride + at.out * out_stride;
+    return at.tap * w.tap_stride + at.in * w.in_stride + at.out * w.out_stride;
   }
 
-  // y[row, n] without the bias.
-  template <class T>
-  __device__ Sum<T> result_again(int64_t row, int n) const {
-    Sum<T> sum = 0;
+  // Adds what y[row + i, n] is without its epilogue; rows past the last have none.
+  template <class T, int count>
+  __device__ void add_products(int64_t row, int n, Sum<T> (&sums)[count]) const {
     for (int tap = 0; tap < taps; ++tap) {
-      const int32_t in = neighbours[tap * rows + row];
-      if (in < 0) continue;
-      const T* from = static_cast<const T*>(x) + in * x_stride;
-      const T* weights = static_cast<const T*>(w) + place_of({weight_tap(tap), 0, n});
-      for (int k = 0; k < c_in; ++k) {
-        sum += Sum<T>(widen(from[k])) * Sum<T>(widen(weights[k * in_stride]));
+      const T* from[count];
+      bool any = false;
+      for (int i = 0; i < count; ++i) {
+        const int32_t in = row + i < rows ? neighbours[tap * rows + row + i] : -1;
+        from[i] = in >= 0 ? static_cast<const T*>(x.data) + in * x.stride : nullptr;
+        any = any || in >= 0;
       }
-      if (isnan(sum)) break;
+      if (!any) continue;
+      const T* weights = static_cast<const T*>(w.data) + place_of({weight_tap(tap), 0, n});
+      for (int k = 0; k < c_in; ++k) {
+        const Sum<T> weight = widen(weights[k * w.in_stride]);
+        for (int i = 0; i < count; ++i) {
+          if (from[i] != nullptr) sums[i] = fma(Sum<T>(widen(from[i][k])), weight, sums[i]);
+        }
+      }
+      if (count == 1 && isnan(sums[0])) break;
     }
-    return sum;
   }
   // Writes y[row, n].
   template <class T>
   __device__ void finish(int64_t row, int n, Sum<T> sum) const {
     if (bias != nullptr) sum += Sum<T>(widen(static_cast<const T*>(bias)[n]));
-    if (residual != nullptr) {
-      sum += Sum<T>(widen(static_cast<const T*>(residual)[row * residual_stride + n]));
+    if (residual.data != nullptr) {
+      sum += Sum<T>(widen(static_cast<const T*>(residual.data)[row * residual.stride + n]));
     }
-    store(rectified(sum), static_cast<T*>(y) + row * y_stride + n);
+    store(rectified(sum), static_cast<T*>(y.data) + row * y.stride + n);
   }
   // NaN stays NaN.
   template <class S>
@@ -116,33 +95,47 @@ struct PassArgs {
   // Writes it where it came out NaN.
   template <class T>
   __device__ void repair(int64_t row, int n) const {
-    finish<T>(row, n, result_again<T>(row, n));
+    Sum<T> sum[1] = {};
+    add_products<T>(row, n, sum);
+    finish<T>(row, n, sum[0]);
   }
 
-  // dw there.
-  template <class T>
-  __device__ Sum<T> gradient_again(const WeightPlace& at) const {
+  // Adds what rows [first, end) give to dw there and at the input channels behind.
+  template <class T, int count>
+  __device__ void add_pairs(const WeightPlace& at,
+                            int64_t first,
+                            int64_t end,
+                            Sum<T> (&sums)[count]) const {
     constexpr int batch = 8;  // of rows whose loads are under way at a time
-    const T* from = static_cast<const T*>(x) + at.in;
-    const T* dy = static_cast<const T*>(y) + at.out;
-    Sum<T> sum = 0;
-    for (int64_t first = 0; first < rows && !isnan(sum); first += batch) {
+    const T* from = static_cast<const T*>(x.data) + at.in;
+    const T* dy = static_cast<const T*>(y.data) + at.out;
+    for (; first < end; first += batch) {
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
         const int64_t row = first + i;
-        const int32_t in = row < rows ? neighbours[at.tap * rows + row] : -1;
-        if (in >= 0) sum += Sum<T>(widen(from[in * x_stride])) * Sum<T>(widen(dy[row * y_stride]));
+        const int32_t in = row < end ? neighbours[at.tap * rows + row] : -1;
+        if (in < 0) continue;
+        const Sum<T> factor = widen(dy[row * y.stride]);
+        for (int k = 0; k < count && at.in + k < c_in; ++k) {
+          sums[k] = fma(Sum<T>(widen(from[in * x.stride + k])), factor, sums[k]);
+        }
       }
+      if (count == 1 && isnan(sums[0])) break;
     }
-    return sum;
+  }
+  template <class T>
+  __device__ Sum<T> gradient_again(const WeightPlace& at) const {
+    Sum<T> sum[1] = {};
+    add_pairs<T>(at, 0, rows, sum);
+    return sum[0];
   }
   // Writes it, rounded.
   template <class T>
   __device__ void store_gradient(const WeightPlace& at, Sum<T> sum) const {
-    if (w_is_f32) {
-      store(sum, static_cast<float*>(w) + place_of(at));
+    if (w.dtype == Dtype::f32) {
+      store(sum, static_cast<float*>(w.data) + place_of(at));
     } else {
-      store(sum, static_cast<T*>(w) + place_of(at));
+      store(sum, static_cast<T*>(w.data) + place_of(at));
     }
   }
   template <class T>
@@ -194,8 +187,8 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
                                              const float (&bias)[count]) {
   alignas(16) T out[count];
   alignas(16) T added[count] = {};
-  if (p.residual != nullptr) {
-    const T* from = static_cast<const T*>(p.residual) + row * p.residual_stride + first;
+  if (p.residual.data != nullptr) {
+    const T* from = static_cast<const T*>(p.residual.data) + row * p.residual.stride + first;
     *reinterpret_cast<uint4*>(added) = *reinterpret_cast<const uint4*>(from);
   }
   uint32_t broken = 0;
@@ -204,7 +197,7 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
     broken |= static_cast<uint32_t>(isnan(sums[i])) << i;
     store(p.rectified(sums[i] + bias[i] + widen(added[i])), &out[i]);
   }
-  T* const y = static_cast<T*>(p.y) + row * p.y_stride + first;
+  T* const y = static_cast<T*>(p.y.data) + row * p.y.stride + first;
   *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(out);
   for (; broken != 0; broken &= broken - 1) {
     const int n = first + __ffs(broken) - 1;
