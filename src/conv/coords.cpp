@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conv/coords.h"
+#include "conv/backend.h"
 
 #include <algorithm>
 #include <limits>
@@ -49,8 +50,7 @@ void validate_coords(const Context& ctx,
   if (!spatial_shape && !batch_size) return;
   std::array<std::optional<int64_t>, 4> limits = {batch_size};
   for (int axis = 0; spatial_shape && axis < 3; ++axis) limits[axis + 1] = (*spatial_shape)[axis];
-  const int64_t row = on_device(ctx) ? cuda::first_row_outside(ctx, coords, limits)
-                                     : cpu::first_row_outside(ctx, coords, limits);
+  const int64_t row = run(ctx, cuda::first_row_outside, cpu::first_row_outside, coords, limits);
   if (row == coords.rows) return;
   std::array<int32_t, 4> c{};
   if (on_device(ctx)) {
@@ -70,7 +70,7 @@ void validate_coords(const Context& ctx,
 
 VoxelIndex::VoxelIndex(const Context& ctx, const MatrixRef& coords) {
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
-  state_ = on_device(ctx) ? cuda::make_index(ctx, coords) : cpu::make_index(ctx, coords);
+  state_ = run(ctx, cuda::make_index, cpu::make_index, coords);
 }
 VoxelIndex::~VoxelIndex() = default;
 VoxelIndex::VoxelIndex(VoxelIndex&&) noexcept = default;
@@ -84,8 +84,7 @@ int32_t VoxelIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
-  if (on_device(ctx)) return cuda::unique(ctx, coords);
-  return cpu::unique(ctx, coords);
+  return run(ctx, cuda::unique, cpu::unique, coords);
 }
 
 Matrix output_coords(const Context& ctx,
@@ -98,9 +97,10 @@ Matrix output_coords(const Context& ctx,
     check(*options.max_voxels >= 1 && *options.max_voxels <= most_rows, "max_voxels is ",
           *options.max_voxels, ", expected 1 to ", most_rows);
   }
-  if (on_device(ctx)) return cuda::output_coords(ctx, coords, geometry, options);
-  const Matrix voxels = cpu::output_coords(ctx, coords, geometry, options);
-  return options.max_voxels ? padded(ctx, voxels, *options.max_voxels) : voxels;
+  const Matrix voxels =
+      run(ctx, cuda::output_coords, cpu::output_coords, coords, geometry, options);
+  const bool is_padded = on_device(ctx) || !options.max_voxels;
+  return is_padded ? voxels : padded(ctx, voxels, *options.max_voxels);
 }
 
 KernelMap build_submanifold_map(const Context& ctx,
@@ -118,8 +118,8 @@ KernelMap build_submanifold_map(const Context& ctx,
         ", expected stride 1");
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
   validate_index(index, coords);
-  if (on_device(ctx)) return cuda::build_submanifold_map(ctx, index.state(), coords, geometry);
-  return cpu::build_submanifold_map(ctx, index.state(), coords, geometry);
+  return run(ctx, cuda::build_submanifold_map, cpu::build_submanifold_map, index.state(), coords,
+             geometry);
 }
 
 KernelMap build_kernel_map(const Context& ctx,
@@ -129,13 +129,12 @@ KernelMap build_kernel_map(const Context& ctx,
   geometry.validate();
   validate_coords(ctx, in_coords, std::nullopt, std::nullopt);
   validate_coords(ctx, out_coords, std::nullopt, std::nullopt);
-  if (on_device(ctx)) return cuda::build_kernel_map(ctx, in_coords, out_coords, geometry);
-  return cpu::build_kernel_map(ctx, in_coords, out_coords, geometry);
+  return run(ctx, cuda::build_kernel_map, cpu::build_kernel_map, in_coords, out_coords, geometry);
 }
 
 KernelMap transpose(const Context& ctx, const KernelMap& map) {
   check(map.neighbours.device == ctx.device, "map and context are on different devices");
-  return on_device(ctx) ? cuda::transpose(ctx, map) : cpu::transpose(ctx, map);
+  return run(ctx, cuda::transpose, cpu::transpose, map);
 }
 
 int64_t KernelMap::pairs(const Context& ctx) const {

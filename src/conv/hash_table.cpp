@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "conv/backend.h"
 #include "conv/coords.h"
 #include "conv/operators.h"
 #include "conv/validate.h"
@@ -36,8 +37,7 @@ Matrix hash_insert(const Context& ctx, const HashTableRef& table, const HashInse
     for (const Memory& memory : written)
       validate_apart(memory, memory_of(*insert.values, "values"));
   }
-  return on_device(ctx) ? cuda::hash_insert(ctx, table, insert)
-                        : cpu::hash_insert(ctx, table, insert);
+  return run(ctx, cuda::hash_insert, cpu::hash_insert, table, insert);
 }
 
 void check_hash_insert(const Context& ctx, const HashTableRef& table, const MatrixRef& status) {
@@ -62,8 +62,7 @@ void hash_lookup(const Context& ctx,
   validate_column(ctx, keys, {"keys", keys.rows, 1, table.keys.dtype});
   validate_column(ctx, values, {"values", keys.rows, 1, table.values.dtype});
   validate_apart(memory_of(values, "values"), memory_of(keys, "keys"));
-  on_device(ctx) ? cuda::hash_lookup(ctx, table, keys, values)
-                 : cpu::hash_lookup(ctx, table, keys, values);
+  run(ctx, cuda::hash_lookup, cpu::hash_lookup, table, keys, values);
 }
 
 void voxel_keys(const Context& ctx,
@@ -74,8 +73,7 @@ void voxel_keys(const Context& ctx,
   validate_column(ctx, keys, {"keys", coords.rows, 1, integer_dtype(keys, "keys")});
   check(shape[0] >= 0 && shape[1] >= 0 && shape[2] >= 0, "the spatial shape is (", shape[0], ", ",
         shape[1], ", ", shape[2], "), expected extents >= 0");
-  on_device(ctx) ? cuda::voxel_keys(ctx, coords, shape, keys)
-                 : cpu::voxel_keys(ctx, coords, shape, keys);
+  run(ctx, cuda::voxel_keys, cpu::voxel_keys, coords, shape, keys);
 }
 
 }  // namespace voxgemm

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "conv/backend.h"
 #include "conv/kernel.h"
 #include "conv/passes.h"
 #include "conv/validate.h"
@@ -121,6 +122,17 @@ int64_t Plan::workspace_bytes(Pass pass) const {
   return state_->workspace_bytes[static_cast<size_t>(pass)];
 }
 
+namespace {
+
+// On the context's device.
+void launch(const Kernel& picked, const Context& ctx, Pass pass, const ConvArgs& args) {
+  std::optional<cuda::DeviceGuard> guard;
+  if (on_device(ctx)) guard.emplace(ctx.device);
+  picked.launch(picked, ctx, pass, args);
+}
+
+}  // namespace
+
 void Plan::forward(const Context& ctx,
                    const MatrixRef& x,
                    const WeightsRef& w,
@@ -146,15 +158,15 @@ void Plan::forward(const Context& ctx,
   const Kernel& picked = state_->kernel(ctx, asked);
   const Schedule& schedule = state_->schedule(ctx, map, asked);
   const Metered metered(ctx, &state_->workspace_bytes[0]);
-  picked.launch(picked, metered.context(), Pass::forward,
-                {.schedule = &schedule,
-                 .map = &map,
-                 .x = x,
-                 .w = w,
-                 .bias = bias ? bias->data : nullptr,
-                 .residual = residual.value_or(MatrixRef{}),
-                 .relu = relu,
-                 .y = y});
+  launch(picked, metered.context(), Pass::forward,
+         {.schedule = &schedule,
+          .map = &map,
+          .x = x,
+          .w = w,
+          .bias = bias ? bias->data : nullptr,
+          .residual = residual.value_or(MatrixRef{}),
+          .relu = relu,
+          .y = y});
 }
 
 void Plan::grad_input(const Context& ctx,
@@ -177,19 +189,17 @@ void Plan::grad_input(const Context& ctx,
   const Context& within = metered.context();
   Matrix merged;
   if (!map.out_first.empty()) {
-    merged = on_device(ctx) ? cuda::merge_repeated(within, dy, map.out_first)
-                            : cpu::merge_repeated(within, dy, map.out_first);
+    merged = run(within, cuda::merge_repeated, cpu::merge_repeated, dy, map.out_first);
   }
-  picked.launch(picked, within, Pass::grad_input,
-                {.schedule = &schedule,
-                 .map = &backward,
-                 .x = map.out_first.empty() ? dy : static_cast<const MatrixRef&>(merged),
-                 .w = seen_transposed(w),
-                 .y = dx,
-                 .mirror_taps = map.symmetric});
+  launch(picked, within, Pass::grad_input,
+         {.schedule = &schedule,
+          .map = &backward,
+          .x = map.out_first.empty() ? dy : static_cast<const MatrixRef&>(merged),
+          .w = seen_transposed(w),
+          .y = dx,
+          .mirror_taps = map.symmetric});
   if (map.in_first.empty()) return;
-  on_device(ctx) ? cuda::zero_repeated(within, dx, map.in_first)
-                 : cpu::zero_repeated(within, dx, map.in_first);
+  run(within, cuda::zero_repeated, cpu::zero_repeated, dx, map.in_first);
 }
 
 void Plan::grad_weight(const Context& ctx,
@@ -204,20 +214,20 @@ void Plan::grad_weight(const Context& ctx,
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(x, "x"));
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(dy, "dy"));
   if (map.n_out == 0 || map.n_in == 0) {
-    return on_device(ctx) ? cuda::fill_zero(ctx, dw) : cpu::fill_zero(ctx, dw);
+    return run(ctx, cuda::fill_zero, cpu::fill_zero, dw);
   }
   const Problem asked = problem(ctx, Pass::grad_weight);
   const Kernel& picked = state_->kernel(ctx, asked);
   const Schedule& schedule = state_->schedule(ctx, map, asked);
   const Metered metered(ctx, &state_->workspace_bytes[2]);
-  picked.launch(picked, metered.context(), Pass::grad_weight,
-                {.schedule = &schedule, .map = &map, .x = x, .w = dw, .y = dy});
+  launch(picked, metered.context(), Pass::grad_weight,
+         {.schedule = &schedule, .map = &map, .x = x, .w = dw, .y = dy});
 }
 
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db) {
   validate_matrix(ctx, dy, {"dy", dy.rows, dy.cols, dy.dtype});
   validate_matrix(ctx, db, {"db", 1, dy.cols, db.dtype});
-  on_device(ctx) ? cuda::grad_bias(ctx, dy, db) : cpu::grad_bias(ctx, dy, db);
+  run(ctx, cuda::grad_bias, cpu::grad_bias, dy, db);
 }
 
 }  // namespace voxgemm

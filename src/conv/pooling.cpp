@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "voxgemm/pooling.h"
 
+#include "conv/backend.h"
 #include "conv/operators.h"
 #include "conv/passes.h"
 #include "conv/validate.h"
@@ -62,14 +63,12 @@ class WayBack {
   const KernelMap* transposed() const { return transposed_; }
   MatrixRef merged(const MatrixRef& dy) {
     if (map_.out_first.empty()) return dy;
-    merged_ = on_device(ctx_) ? cuda::merge_repeated(ctx_, dy, map_.out_first)
-                              : cpu::merge_repeated(ctx_, dy, map_.out_first);
+    merged_ = run(ctx_, cuda::merge_repeated, cpu::merge_repeated, dy, map_.out_first);
     return merged_;
   }
   void finish(const MatrixRef& dx) const {
     if (map_.in_first.empty() || dx.rows == 0) return;
-    on_device(ctx_) ? cuda::zero_repeated(ctx_, dx, map_.in_first)
-                    : cpu::zero_repeated(ctx_, dx, map_.in_first);
+    run(ctx_, cuda::zero_repeated, cpu::zero_repeated, dx, map_.in_first);
   }
 
  private:
@@ -90,8 +89,7 @@ void pool(const Context& ctx,
   validate_map(ctx, map);
   check(x.rows == map.n_in, "x has ", x.rows, " rows, the map ", map.n_in);
   validate_result(ctx, x, reduction, result, map.n_out);
-  on_device(ctx) ? cuda::pool(ctx, map, x, reduction, result)
-                 : cpu::pool(ctx, map, x, reduction, result);
+  run(ctx, cuda::pool, cpu::pool, map, x, reduction, result);
 }
 
 void pool_grad(const Context& ctx,
@@ -110,8 +108,7 @@ void pool_grad(const Context& ctx,
   }
   WayBack back(ctx, map, grad.transposed);
   const PoolGrad seen = {back.merged(grad.dy), grad.winners, back.transposed()};
-  on_device(ctx) ? cuda::pool_grad(ctx, map, reduction, seen, dx)
-                 : cpu::pool_grad(ctx, map, reduction, seen, dx);
+  run(ctx, cuda::pool_grad, cpu::pool_grad, map, reduction, seen, dx);
   back.finish(dx);
 }
 
@@ -122,8 +119,7 @@ void segment_reduce(const Context& ctx,
                     const Reduced& result) {
   validate_result(ctx, x, reduction, result, result.y.rows);
   validate_column(ctx, segments, {"segments", x.rows, 1, Dtype::i32});
-  on_device(ctx) ? cuda::segment_reduce(ctx, x, segments, reduction, result)
-                 : cpu::segment_reduce(ctx, x, segments, reduction, result);
+  run(ctx, cuda::segment_reduce, cpu::segment_reduce, x, segments, reduction, result);
 }
 
 void depthwise_forward(const Context& ctx,
@@ -137,8 +133,7 @@ void depthwise_forward(const Context& ctx,
   if (bias) validate_matrix(ctx, *bias, {"the bias", 1, x.cols, x.dtype});
   validate_matrix(ctx, y, {"y", map.n_out, x.cols, x.dtype});
   validate_apart(memory_of(y, "y"), memory_of(x, "x"));
-  on_device(ctx) ? cuda::depthwise_forward(ctx, map, operands, y)
-                 : cpu::depthwise_forward(ctx, map, operands, y);
+  run(ctx, cuda::depthwise_forward, cpu::depthwise_forward, map, operands, y);
 }
 
 void depthwise_grad_input(const Context& ctx,
@@ -151,8 +146,7 @@ void depthwise_grad_input(const Context& ctx,
   validate_apart(memory_of(dx, "dx"), memory_of(operands.dy, "dy"));
   WayBack back(ctx, map, operands.transposed);
   const DepthwiseGradInput seen = {back.merged(operands.dy), operands.w, back.transposed()};
-  on_device(ctx) ? cuda::depthwise_grad_input(ctx, map, seen, dx)
-                 : cpu::depthwise_grad_input(ctx, map, seen, dx);
+  run(ctx, cuda::depthwise_grad_input, cpu::depthwise_grad_input, map, seen, dx);
   back.finish(dx);
 }
 
@@ -169,8 +163,7 @@ void depthwise_grad_weight(const Context& ctx,
   validate_matrix(ctx, dw, {"the weight gradient", map.taps(), x.cols, dw.dtype});
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(x, "x"));
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(dy, "dy"));
-  on_device(ctx) ? cuda::depthwise_grad_weight(ctx, map, x, dy, dw)
-                 : cpu::depthwise_grad_weight(ctx, map, x, dy, dw);
+  run(ctx, cuda::depthwise_grad_weight, cpu::depthwise_grad_weight, map, x, dy, dw);
 }
 
 }  // namespace voxgemm

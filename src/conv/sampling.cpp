@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "voxgemm/sampling.h"
 
+#include "conv/backend.h"
 #include "conv/operators.h"
 #include "conv/validate.h"
 #include "voxgemm/error.h"
@@ -40,8 +41,7 @@ SampleMap sample_map(const Context& ctx,
   if (points.batch) validate_column(ctx, *points.batch, {"batch", p.rows, 1, Dtype::i32});
   check(points.points_per_batch >= 0, "there are ", points.points_per_batch,
         " points per batch, expected 0 or more");
-  return on_device(ctx) ? cuda::sample_map(ctx, index.state(), points, options)
-                        : cpu::sample_map(ctx, index.state(), points, options);
+  return run(ctx, cuda::sample_map, cpu::sample_map, index.state(), points, options);
 }
 
 void sample_map_grad(const Context& ctx,
@@ -53,8 +53,7 @@ void sample_map_grad(const Context& ctx,
   validate_column(ctx, map.rows, {"rows", points.rows, 8, Dtype::i32});
   validate_column(ctx, dweights, {"dweights", points.rows, 8, points.dtype});
   validate_column(ctx, dpoints, {"dpoints", points.rows, 3, points.dtype});
-  on_device(ctx) ? cuda::sample_map_grad(ctx, points, map, dweights, dpoints)
-                 : cpu::sample_map_grad(ctx, points, map, dweights, dpoints);
+  run(ctx, cuda::sample_map_grad, cpu::sample_map_grad, points, map, dweights, dpoints);
 }
 
 void weighted_sum(const Context& ctx,
@@ -63,7 +62,7 @@ void weighted_sum(const Context& ctx,
                   const MatrixRef& y) {
   validate_sums(ctx, x, sums, y);
   validate_apart(memory_of(y, "y"), memory_of(x, "x"));
-  on_device(ctx) ? cuda::weighted_sum(ctx, x, sums, y) : cpu::weighted_sum(ctx, x, sums, y);
+  run(ctx, cuda::weighted_sum, cpu::weighted_sum, x, sums, y);
 }
 
 void weighted_sum_grad_input(const Context& ctx,
@@ -73,8 +72,7 @@ void weighted_sum_grad_input(const Context& ctx,
   validate_sums(ctx, dx, sums, dy);
   validate_apart(memory_of(dx, "dx"), memory_of(dy, "dy"));
   if (on_device(ctx)) validate_sortable(sums.rows.rows * sums.rows.cols);
-  on_device(ctx) ? cuda::weighted_sum_grad_input(ctx, dy, sums, dx)
-                 : cpu::weighted_sum_grad_input(ctx, dy, sums, dx);
+  run(ctx, cuda::weighted_sum_grad_input, cpu::weighted_sum_grad_input, dy, sums, dx);
 }
 
 void weighted_sum_grad_weights(const Context& ctx,
@@ -82,8 +80,7 @@ void weighted_sum_grad_weights(const Context& ctx,
                                const MatrixRef& dy,
                                const RowWeights& sums) {
   validate_sums(ctx, x, sums, dy);
-  on_device(ctx) ? cuda::weighted_sum_grad_weights(ctx, x, dy, sums)
-                 : cpu::weighted_sum_grad_weights(ctx, x, dy, sums);
+  run(ctx, cuda::weighted_sum_grad_weights, cpu::weighted_sum_grad_weights, x, dy, sums);
 }
 
 }  // namespace voxgemm

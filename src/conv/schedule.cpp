@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "conv/backend.h"
 #include "conv/schedule.h"
 #include "voxgemm/error.h"
 
@@ -226,10 +227,7 @@ Schedule Schedule::build(const Context& ctx, const KernelMap& map, const Schedul
   validate(options, map.taps());
   check(map.neighbours.device == ctx.device, "map and context are on different devices");
   if (options.order == Order::natural) return from_parts(map, options, {});
-  const bool on_device = ctx.device.kind == DeviceKind::cuda;
-  return from_parts(
-      map, options,
-      on_device ? cuda::build_schedule(ctx, map, options) : build_parts(ctx, map, options));
+  return from_parts(map, options, run(ctx, cuda::build_schedule, build_parts, map, options));
 }
 
 Schedule Schedule::from_parts(const KernelMap& map,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "conv/backend.h"
 #include "conv/operators.h"
 #include "conv/validate.h"
 #include "voxgemm/coords.h"
@@ -31,8 +32,7 @@ void curve_encode(const Context& ctx,
   validate_column(ctx, codes, {"codes", coords.rows, 1, integer_dtype(codes, "codes")});
   validate_curve(options, codes.dtype);
   validate_apart(memory_of(codes, "codes"), memory_of(coords, "coords"));
-  on_device(ctx) ? cuda::curve_encode(ctx, coords, options, codes)
-                 : cpu::curve_encode(ctx, coords, options, codes);
+  run(ctx, cuda::curve_encode, cpu::curve_encode, coords, options, codes);
 }
 
 void curve_decode(const Context& ctx,
@@ -43,14 +43,13 @@ void curve_decode(const Context& ctx,
   validate_column(ctx, codes, {"codes", coords.rows, 1, integer_dtype(codes, "codes")});
   validate_curve(options, codes.dtype);
   validate_apart(memory_of(coords, "coords"), memory_of(codes, "codes"));
-  on_device(ctx) ? cuda::curve_decode(ctx, codes, options, coords)
-                 : cpu::curve_decode(ctx, codes, options, coords);
+  run(ctx, cuda::curve_decode, cpu::curve_decode, codes, options, coords);
 }
 
 SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
   validate_column(ctx, codes, {"codes", codes.rows, 1, integer_dtype(codes, "codes")});
   validate_sortable(codes.rows);
-  return on_device(ctx) ? cuda::sort_codes(ctx, codes) : cpu::sort_codes(ctx, codes);
+  return run(ctx, cuda::sort_codes, cpu::sort_codes, codes);
 }
 
 }  // namespace voxgemm

@@ -7,8 +7,6 @@
 
 namespace voxgemm {
 
-inline bool on_device(const Context& ctx) { return ctx.device.kind == DeviceKind::cuda; }
-
 // Every argument rule of the passes. Below the entry of a pass code may assume what these check.
 
 void validate_filter(DeviceKind kind, const Filter& filter);

@@ -93,7 +93,6 @@ AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w) {
 }
 
 void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
-  const DeviceGuard guard(ctx.device);
   dispatch_size(to.dtype, [&]<class T>(T) { copy_elements<T>(ctx, from, to); });
 }
 

@@ -135,7 +135,6 @@ Matrix ascending(const Context& ctx, const BlockSet& set, int64_t rows, int bits
 int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& matrix,
                           const std::array<std::optional<int64_t>, 4>& limits) {
-  const DeviceGuard guard(ctx.device);
   const std::shared_ptr<void> memory = ctx.allocate(sizeof(uint64_t));
   auto* lowest = static_cast<unsigned long long*>(memory.get());
   fill_bytes(ctx, lowest, 0xff, sizeof(*lowest));
@@ -160,7 +159,6 @@ int64_t first_row_outside(const Context& ctx,
 }
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& matrix) {
-  const DeviceGuard guard(ctx.device);
   const Coords coords(matrix);
   const BlockIndex index(ctx, matrix);
   const Matrix first_rows = index.first_rows(ctx, matrix);
@@ -196,7 +194,6 @@ Matrix output_coords(const Context& ctx,
                      const MatrixRef& matrix,
                      const Geometry& geometry,
                      const OutputOptions& options) {
-  const DeviceGuard guard(ctx.device);
   const Coords coords(matrix);
   const bool bounded = options.max_voxels.has_value();
   if (coords.rows == 0 && !bounded) return make_matrix(ctx, 0, 4, Dtype::i32);

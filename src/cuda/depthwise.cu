@@ -263,7 +263,6 @@ void depthwise_forward(const Context& ctx,
                        const KernelMap& map,
                        const DepthwiseForward& operands,
                        const MatrixRef& y) {
-  const DeviceGuard guard(ctx.device);
   const void* bias = operands.bias ? operands.bias->data : nullptr;
   multiply(ctx, map, operands.x, {operands.w, bias, -1}, y);
 }
@@ -272,7 +271,6 @@ void depthwise_grad_input(const Context& ctx,
                           const KernelMap& map,
                           const DepthwiseGradInput& operands,
                           const MatrixRef& dx) {
-  const DeviceGuard guard(ctx.device);
   const int last_tap = map.symmetric ? map.taps() - 1 : -1;
   multiply(ctx, *operands.transposed, operands.dy, {operands.w, nullptr, last_tap}, dx);
 }
@@ -282,7 +280,6 @@ void depthwise_grad_weight(const Context& ctx,
                            const MatrixRef& x,
                            const MatrixRef& dy,
                            const MatrixRef& dw) {
-  const DeviceGuard guard(ctx.device);
   if (map.n_in == 0 || map.n_out == 0) return fill_zero(ctx, one_tap(dw));
   dispatch_packs(x.dtype, is_wide(x) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
     const SlicedSums sums = sum_slices<T, W::n>(ctx, gather_of(map, x), x, dy);

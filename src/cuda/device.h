@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "conv/backend.h"
 #include "conv/passes.h"
 #include "voxgemm/context.h"
 #include "voxgemm/error.h"
@@ -13,19 +14,6 @@ namespace voxgemm::cuda {
 
 // Throws unless the call, of this name, succeeded: out_of_memory or device.
 void check_cuda(cudaError_t status, const char* call, const Condition& place = true);
-
-// Makes a device the current one of this host thread until the guard's end.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(const Device& device);
-  ~DeviceGuard();
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
 
 inline cudaStream_t stream_of(const Context& ctx) { return static_cast<cudaStream_t>(ctx.stream); }
 

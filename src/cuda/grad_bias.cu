@@ -36,7 +36,6 @@ void sum(const Context& ctx, const MatrixRef& from, const MatrixRef& sums) {
 }  // namespace
 
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db) {
-  const DeviceGuard guard(ctx.device);
   const Matrix sums = make_matrix(ctx, ceil_div(dy.rows, block_rows), dy.cols, Dtype::f64);
   dispatch_device_float(dy.dtype, [&]<class T>(Type<T>) { sum<T, double>(ctx, dy, sums); });
   dispatch_device_float(db.dtype, [&]<class T>(Type<T>) { sum<double, T>(ctx, sums, db); });

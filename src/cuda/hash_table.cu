@@ -65,7 +65,6 @@ void insert_into(const Context& ctx,
 }  // namespace
 
 Matrix hash_insert(const Context& ctx, const HashTableRef& table, const HashInsert& insert) {
-  const DeviceGuard guard(ctx.device);
   Matrix status = make_matrix(ctx, 1, 2, Dtype::i64);
   fill_bytes(ctx, status.data, 0, sizeof(int64_t));
   fill_bytes(ctx, status.as<int64_t>() + 1, 0xff, sizeof(int64_t));
@@ -81,7 +80,6 @@ void hash_lookup(const Context& ctx,
                  const HashTableRef& table,
                  const MatrixRef& keys,
                  const MatrixRef& values) {
-  const DeviceGuard guard(ctx.device);
   dispatch_key(table.keys.dtype, [&]<class K>(Type<K>) {
     dispatch_key(table.values.dtype, [&]<class V>(Type<V>) {
       for_each(ctx, keys.rows,
@@ -94,7 +92,6 @@ void voxel_keys(const Context& ctx,
                 const MatrixRef& coords,
                 const Int3& shape,
                 const MatrixRef& keys) {
-  const DeviceGuard guard(ctx.device);
   dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
     for_each(ctx, coords.rows, VoxelNumbers<K>(coords, shape, keys));
   });

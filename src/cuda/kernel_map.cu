@@ -361,7 +361,6 @@ KernelMap build_submanifold_map(const Context& ctx,
                                 const VoxelIndex::State& index,
                                 const MatrixRef& coords,
                                 const Geometry& geometry) {
-  const DeviceGuard guard(ctx.device);
   const auto& blocks = static_cast<const BlockIndex&>(index);
   KernelMap map;
   map.geometry = geometry;
@@ -378,7 +377,6 @@ KernelMap build_kernel_map(const Context& ctx,
                            const MatrixRef& in_coords,
                            const MatrixRef& out_coords,
                            const Geometry& geometry) {
-  const DeviceGuard guard(ctx.device);
   const BlockIndex in(ctx, in_coords);
   KernelMap map;
   map.geometry = geometry;
@@ -390,7 +388,6 @@ KernelMap build_kernel_map(const Context& ctx,
 
 // Every pair is seen from its lowest output row, and copied to the rows that repeat its input.
 KernelMap transpose(const Context& ctx, const KernelMap& map) {
-  const DeviceGuard guard(ctx.device);
   KernelMap result = map;
   result.is_transposed = !map.is_transposed;
   result.masks = {};

@@ -123,7 +123,6 @@ void pool(const Context& ctx,
           const MatrixRef& x,
           Reduction reduction,
           const Reduced& result) {
-  const DeviceGuard guard(ctx.device);
   dispatch_pool(x, reduction, result, [&]<class Op>(Type<Op>, const auto& arguments) {
     gather<Op>(ctx, gather_of(map, x), x, arguments);
   });
@@ -134,7 +133,6 @@ void pool_grad(const Context& ctx,
                Reduction reduction,
                const PoolGrad& grad,
                const MatrixRef& dx) {
-  const DeviceGuard guard(ctx.device);
   const bool is_mean = reduction == Reduction::mean;
   const Matrix counts = make_matrix(ctx, is_mean ? map.n_out : 0, 1, Dtype::i32);
   auto* of_rows = counts.as<int32_t>();
@@ -160,7 +158,6 @@ void segment_reduce(const Context& ctx,
                     const MatrixRef& segments,
                     Reduction reduction,
                     const Reduced& result) {
-  const DeviceGuard guard(ctx.device);
   const RowLists lists = make_row_lists(ctx, segments, result.y.rows);
   dispatch_pool(x, reduction, result, [&]<class Op>(Type<Op>, const auto& arguments) {
     reduce_lists<Op>(ctx, lists, x.cols, arguments);

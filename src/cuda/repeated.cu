@@ -29,7 +29,6 @@ void add_groups(const Context& ctx,
 }  // namespace
 
 Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first) {
-  const DeviceGuard guard(ctx.device);
   Matrix merged = make_matrix(ctx, dy.rows, dy.cols, dy.dtype);
   if (merged.empty()) return merged;
   copy(ctx, dy, merged);
@@ -40,7 +39,6 @@ Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& 
 }
 
 void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& first) {
-  const DeviceGuard guard(ctx.device);
   // In units of two bytes: every element has an even size.
   const auto units = static_cast<int64_t>(size_of(dx.dtype) / sizeof(uint16_t));
   const View<uint16_t> data({dx.data, dx.rows, units * dx.cols, units * dx.stride});

@@ -106,7 +106,6 @@ SampleMap sample_map(const Context& ctx,
                      const VoxelIndex::State& index,
                      const PointsRef& points,
                      const SampleOptions& options) {
-  const DeviceGuard guard(ctx.device);
   const int taps = sample_taps(options.mode);
   const int64_t count = points.points.rows;
   SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
@@ -125,7 +124,6 @@ void sample_map_grad(const Context& ctx,
                      const SampleMap& map,
                      const MatrixRef& dweights,
                      const MatrixRef& dpoints) {
-  const DeviceGuard guard(ctx.device);
   dispatch_points(points.dtype, [&]<class T>(Type<T>) {
     for_each(ctx, points.rows,
              PointGradients<T>{points.as<T>(), map.rows.as<int32_t>(), dweights.as<T>(),
@@ -137,7 +135,6 @@ void weighted_sum(const Context& ctx,
                   const MatrixRef& x,
                   const RowWeights& sums,
                   const MatrixRef& y) {
-  const DeviceGuard guard(ctx.device);
   const int64_t taps = sums.rows.cols;
   const Gather g = {.rows = sums.rows.as<int32_t>(),
                     .tap_stride = 1,
@@ -156,7 +153,6 @@ void weighted_sum_grad_input(const Context& ctx,
                              const MatrixRef& dy,
                              const RowWeights& sums,
                              const MatrixRef& dx) {
-  const DeviceGuard guard(ctx.device);
   const RowLists lists = make_row_lists(ctx, sums.rows, dx.rows);
   dispatch_weighted(dy, sums, dx, [&]<class Op>(Type<Op>, const auto& arguments) {
     reduce_lists<Op>(ctx, lists, dy.cols, arguments);
@@ -167,7 +163,6 @@ void weighted_sum_grad_weights(const Context& ctx,
                                const MatrixRef& x,
                                const MatrixRef& dy,
                                const RowWeights& sums) {
-  const DeviceGuard guard(ctx.device);
   const int64_t count = sums.rows.rows * sums.rows.cols;
   dispatch_packs(x.dtype, is_wide(x) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
     launch(ctx, over(ctx, count * dot_lanes), write_dots<T, W::n>,

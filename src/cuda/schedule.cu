@@ -348,7 +348,6 @@ ScheduleParts build_schedule(const Context& ctx,
                              const ScheduleOptions& options) {
   check(options.order == ScheduleOptions::Order::by_mask, ErrorCode::unsupported,
         "schedules by tap are made on the CPU only");
-  const DeviceGuard guard(ctx.device);
   Building to(map, options);
   const Cut& cut = to.cut;
   const int64_t positions = map.n_out * options.groups;

@@ -11,7 +11,6 @@ void curve_encode(const Context& ctx,
                   const MatrixRef& coords,
                   const CurveOptions& options,
                   const MatrixRef& codes) {
-  const DeviceGuard guard(ctx.device);
   dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
     for_each(ctx, coords.rows,
              CurveEncoder<Key>{coords.as<int32_t>(), CurveRule(options), codes.as<Key>()});
@@ -22,7 +21,6 @@ void curve_decode(const Context& ctx,
                   const MatrixRef& codes,
                   const CurveOptions& options,
                   const MatrixRef& coords) {
-  const DeviceGuard guard(ctx.device);
   dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
     for_each(ctx, codes.rows,
              CurveDecoder<Key>{codes.as<Key>(), CurveRule(options), coords.as<int32_t>()});
@@ -30,7 +28,6 @@ void curve_decode(const Context& ctx,
 }
 
 SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
-  const DeviceGuard guard(ctx.device);
   const int64_t n = codes.rows;
   SortedCodes result;
   result.permutation = make_matrix(ctx, n, 1, Dtype::i64);

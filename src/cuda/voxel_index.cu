@@ -261,7 +261,6 @@ void rank_blocks(const Context& ctx, const BlockSet& set) {
 
 BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinct_will_do)
     : ctx_(ctx), rows_(matrix.rows) {
-  const DeviceGuard guard(ctx.device);
   const Coords coords(matrix);
   const BlockSetMemory made = make_block_set(ctx, rows_, rows_);
   memory_ = made.memory;

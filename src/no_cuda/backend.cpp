@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands for src/cuda in builds without it: every entry says so.
+#include "conv/backend.h"
 #include "conv/coords.h"
 #include "conv/kernel.h"
 #include "conv/passes.h"
@@ -49,6 +50,8 @@ Matrix map_status(const Context&, const KernelMap&) { absent(); }
 int64_t count_pairs(const Context&, const KernelMap&) { absent(); }
 ScheduleParts build_schedule(const Context&, const KernelMap&, const ScheduleOptions&) { absent(); }
 
+DeviceGuard::DeviceGuard(const Device&) { absent(); }
+DeviceGuard::~DeviceGuard() = default;
 Matrix merge_repeated(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
 void zero_repeated(const Context&, const MatrixRef&, const MatrixRef&) { absent(); }
 void fill_zero(const Context&, const WeightsRef&) { absent(); }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 
+#include "conv/backend.h"
 #include "conv/validate.h"
 #include "core/dispatch.h"
 #include "voxgemm/cuda.h"

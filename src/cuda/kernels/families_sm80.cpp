@@ -122,7 +122,6 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
 }
 
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
-  const DeviceGuard guard(ctx.device);
   const Variant& variant = variant_of(kernel);
   const bool gradient = variant.gradient;
   const AlignedMatrix x = aligned_input(ctx, args.x);

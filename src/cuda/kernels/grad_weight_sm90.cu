@@ -222,7 +222,6 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
 }
 
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
-  const DeviceGuard guard(ctx.device);
   check(args.w.dtype == args.x.dtype || args.w.dtype == Dtype::f32,
         "the weight gradient has dtype ", name(args.w.dtype), ", expected f32 or that of x, ",
         name(args.x.dtype));

@@ -84,7 +84,6 @@ int slices_of(const Row& row, const Sizes& sizes) {
 }
 
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
-  const DeviceGuard guard(ctx.device);
   const Row& row = row_of(kernel);
   const AlignedMatrix x = aligned_input(ctx, args.x);
   const AlignedMatrix y = aligned_output(ctx, args.y);

@@ -64,7 +64,6 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
 }
 
 void launch_pass(const Kernel&, const Context& ctx, Pass pass, const ConvArgs& args) {
-  const DeviceGuard guard(ctx.device);
   const PassArgs p(args);
   dispatch_device_float(args.x.dtype, [&]<class T>(Type<T>) {
     pass == Pass::grad_weight ? grad_weight<T>(ctx, p) : forward<T>(ctx, p);
