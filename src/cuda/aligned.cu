@@ -7,6 +7,7 @@
 namespace voxgemm::cuda {
 namespace {
 
+// Elements of one size, whatever the strides; channels that `from` has not get zeros.
 template <class T>
 void copy_elements(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
   for_each(ctx, int64_t{to.taps} * to.c_out * to.c_in, [=] __device__(int64_t i) {
@@ -19,26 +20,26 @@ void copy_elements(const Context& ctx, const WeightsRef& from, const WeightsRef&
     element(to) = in < from.c_in ? element(from) : T(0);
   });
 }
+void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
+  const size_t size = size_of(to.dtype);
+  const auto copy = size == 2   ? copy_elements<uint16_t>
+                    : size == 4 ? copy_elements<uint32_t>
+                                : copy_elements<uint64_t>;
+  copy(ctx, from, to);
+}
 
 // Elements of 16 bytes.
 int unit_of(const WeightsRef& w) { return static_cast<int>(16 / size_of(w.dtype)); }
+// Input channels up to a whole such piece.
+int padded_channels(const WeightsRef& w) {
+  return static_cast<int>(ceil_div(w.c_in, unit_of(w))) * unit_of(w);
+}
 
 // Whether the input channels are the contiguous axis, in whole pieces of 16 bytes.
 bool is_aligned(const WeightsRef& w) {
   const int unit = unit_of(w);
   return reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && w.c_in % unit == 0 &&
          w.tap_stride % unit == 0 && w.out_stride % unit == 0 && w.in_stride == 1;
-}
-
-// Memory for weights of this shape, contiguous and with padded input channels.
-AlignedWeights make_padded(const Context& ctx, WeightsRef w) {
-  w.c_in = static_cast<int>(ceil_div(w.c_in, unit_of(w))) * unit_of(w);
-  w.tap_stride = int64_t{w.c_in} * w.c_out;
-  w.in_stride = 1;
-  w.out_stride = w.c_in;
-  std::shared_ptr<void> memory = ctx.allocate(w.taps * w.tap_stride * size_of(w.dtype));
-  w.data = memory.get();
-  return {w, std::move(memory)};
 }
 
 }  // namespace
@@ -56,44 +57,42 @@ WeightsRef one_tap(const MatrixRef& m) {
 
 bool is_wide(const MatrixRef& m) { return is_aligned(one_tap(m)); }
 
-AlignedMatrix aligned_output(const Context& ctx, const MatrixRef& y) {
-  AlignedMatrix result{y, nullptr};
-  if (is_wide(y)) return result;
-  const AlignedWeights room = make_padded(ctx, one_tap(y));
-  result.matrix.data = room.weights.data;
-  result.matrix.stride = room.weights.out_stride;
-  result.memory = room.memory;
-  return result;
+Matrix aligned_output(const Context& ctx, const MatrixRef& y) {
+  if (is_wide(y)) return {y};
+  Matrix padded = make_matrix(ctx, y.rows, padded_channels(one_tap(y)), y.dtype);
+  padded.cols = y.cols;
+  return padded;
 }
 
-AlignedMatrix aligned_input(const Context& ctx, const MatrixRef& x) {
-  AlignedMatrix result = aligned_output(ctx, x);
-  if (!result.is_copy()) return result;
-  MatrixRef padded = result.matrix;
+Matrix aligned_input(const Context& ctx, const MatrixRef& x) {
+  Matrix result = aligned_output(ctx, x);
+  if (result.storage == nullptr) return result;
+  MatrixRef padded = result;
   padded.cols = padded.stride;
   copy_weights(ctx, one_tap(x), one_tap(padded));
   return result;
 }
 
-void write_back(const Context& ctx, const AlignedMatrix& from, const MatrixRef& y) {
-  if (from.is_copy()) copy_weights(ctx, one_tap(from.matrix), one_tap(y));
+void write_back(const Context& ctx, const Matrix& from, const MatrixRef& y) {
+  if (from.storage != nullptr) copy_weights(ctx, one_tap(from), one_tap(y));
 }
 
 AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w) {
   if (w.in_stride != 1 && w.out_stride == 1) {
-    AlignedWeights turned = aligned_weights(ctx, seen_transposed(w));
-    turned.weights = seen_transposed(turned.weights);
-    return turned;
+    const AlignedWeights turned = aligned_weights(ctx, seen_transposed(w));
+    return {seen_transposed(turned), turned.memory};
   }
-  if (is_aligned(w)) return {w, nullptr};
-  AlignedWeights result = make_padded(ctx, w);
-  copy_weights(ctx, w, result.weights);
-  result.weights.c_in = w.c_in;
-  return result;
-}
-
-void copy_weights(const Context& ctx, const WeightsRef& from, const WeightsRef& to) {
-  dispatch_size(to.dtype, [&]<class T>(T) { copy_elements<T>(ctx, from, to); });
+  if (is_aligned(w)) return {w};
+  WeightsRef padded = w;
+  padded.c_in = padded_channels(w);
+  padded.tap_stride = int64_t{padded.c_in} * w.c_out;
+  padded.in_stride = 1;
+  padded.out_stride = padded.c_in;
+  std::shared_ptr<void> memory = ctx.allocate(w.taps * padded.tap_stride * size_of(w.dtype));
+  padded.data = memory.get();
+  copy_weights(ctx, w, padded);
+  padded.c_in = w.c_in;
+  return {padded, std::move(memory)};
 }
 
 // A copy of nothing: all is padding.

@@ -26,15 +26,4 @@ void dispatch(Math math, const Body& body) {
 // Why no kernel of this arithmetic can run the problem; empty if one can.
 std::string why_not(Math math, const Problem& problem);
 
-// The time of a product, in products of 16 bits.
-double products_of(Math math);
-
-// What the cost models know of a device, and of each multiprocessor.
-struct Rates {
-  int multiprocessors;
-  double products;  // multiply-adds a second in this arithmetic, at best
-  double bytes;     // of memory a second
-};
-Rates rates_of(Math math, int architecture);
-
 }  // namespace voxgemm::cuda::sm80

@@ -14,6 +14,59 @@ using sm80::GradCut;
 using sm80::Math;
 using sm80::Variant;
 
+struct Facts {
+  std::string_view name;
+  Dtype dtype;
+  Precision precision;  // of f32
+  int architecture;     // the first that has it
+  double products;      // the time of a product, in products of 16 bits
+  // Of the cost models: the time of a product over that at the device's rate.
+  double forward;
+  double gradient;
+};
+constexpr Facts all_facts[] = {
+    // By Math.
+    {"f16", Dtype::f16, Precision::ieee, 75, 1, 0.55, 1.15},
+    {"bf16", Dtype::bf16, Precision::ieee, 80, 1, 0.55, 1.15},
+    {"tf32", Dtype::f32, Precision::tf32, 80, 2, 2.1, 2.4},
+    {"bf16x3", Dtype::f32, Precision::bf16x3, 80, 3, 1.1, 2.4},
+    {"bf16x6", Dtype::f32, Precision::bf16x6, 80, 6, 1.5, 1.9},
+    {"f32", Dtype::f32, Precision::ieee, 75, 12, 1.3, 1.7},
+};
+const Facts& facts_of(Math math) { return all_facts[static_cast<int>(math)]; }
+
+struct Architecture {
+  int number;
+  int multiprocessors;  // of the usual product
+  double matrix;        // TFLOP/s of its 16-bit matrix instructions of a warp
+  double f32;           // TFLOP/s of its f32 arithmetic
+  double bandwidth;     // GB/s of its memory
+
+  // Of a multiprocessor, a second: multiply-adds in this arithmetic, at best, and bytes of memory.
+  double products(Math math) const {
+    const double flops = math == Math::ieee ? f32 : matrix / facts_of(math).products;
+    return flops * 1e12 / 2 / multiprocessors;
+  }
+  double bytes() const { return bandwidth * 1e9 / multiprocessors; }
+};
+constexpr Architecture architectures[] = {
+    {75, 40, 65, 8, 320},      // T4
+    {80, 108, 312, 19, 1900},  // A100
+    {86, 84, 140, 35, 900},    // RTX 3090, A40
+    {87, 16, 40, 5, 200},      // Orin
+    {89, 128, 330, 80, 900},   // RTX 4090, L40
+    {90, 132, 620, 60, 4400},  // H200: two thirds of what warpgroups reach
+    {100, 148, 620, 70, 7000}, {120, 170, 420, 100, 1700},  // RTX 5090
+};
+// The latest that is not later.
+const Architecture& architecture_of(const Problem& problem) {
+  const Architecture* device = architectures;
+  for (const Architecture& known : architectures) {
+    if (known.number <= problem.architecture) device = &known;
+  }
+  return *device;
+}
+
 const Variant& variant_of(const Kernel& kernel) {
   return *static_cast<const Variant*>(kernel.family);
 }
@@ -34,12 +87,11 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
 }
 
 // The sum of what a CTA does, for as many as a multiprocessor has, and of its stages in a row,
-// which no company hides. Fitted to 1,600 times of 150 problems on an H200, in every arithmetic.
+// which no company hides. (At 16 bits a product takes less than at the device's rate, as the other
+// terms have company's part of it too.) Fitted to 1,600 times of 150 problems on an H200, in every
+// arithmetic.
 double conv_cost(const Variant& variant, const Problem& problem) {
-  const sm80::Rates rates = sm80::rates_of(variant.math, problem.architecture);
-  // Time of a product over that at the device's rate, which is that of company at 16 bits: the
-  // other terms have it too.
-  constexpr double slowness[] = {0.55, 0.55, 2.1, 1.1, 1.5, 1.3};  // by Math
+  const Architecture& device = architecture_of(problem);
   const bool backward = problem.pass == Pass::grad_input;
   const double c_in = backward ? problem.c_out : problem.c_in;
   const double c_out = backward ? problem.c_in : problem.c_out;
@@ -53,28 +105,26 @@ double conv_cost(const Variant& variant, const Problem& problem) {
       std::min(taps, variant.masked() ? 1.15 * pairs_of_row + 0.5 : 2.1 * pairs_of_row);
   const double ctas =
       std::ceil(rows / variant.rows) * std::ceil(c_out / variant.cols) * variant.slices;
-  const double turns = std::max(ctas / rates.multiprocessors, 1.0);
+  const double turns = std::max(ctas / device.multiprocessors, 1.0);
   const double channels = std::ceil(c_in * size / 16) * 16 / size;
   const double stages = std::max(std::ceil(c_in * size / 64) / variant.slices, 0.3);  // of a tap
   const double products = double(variant.rows) * variant.cols * channels / variant.slices *
-                          slowness[int(variant.math)] / rates.products;
+                          facts_of(variant.math).forward / device.products(variant.math);
   // Of rows and weights, from the second-level cache.
-  const double copies = stages * 64 * (variant.rows + variant.cols) / (3.5 * rates.bytes);
+  const double copies = stages * 64 * (variant.rows + variant.cols) / (3.5 * device.bytes());
   const double end = 2.7e-10 * variant.rows * variant.cols;
   const double work = turns * (taps_of_row * (products + copies + 9e-9 * stages) + end);
   const double chain = 3.2e-7 * taps * stages;
   const double moved = (rows * (c_in + c_out) + taps * c_in * c_out) * size + rows * taps * 4;
   const double sums = variant.slices > 1 ? 2.0 * variant.slices * rows * c_out * 4 : 0;
   const double launches = variant.slices > 1 ? 8.4e-6 : 5.1e-6;
-  return launches + work + chain + (moved + sums) / (2.3 * rates.bytes * rates.multiprocessors);
+  return launches + work + chain + (moved + sums) / (2.3 * device.bytes() * device.multiprocessors);
 }
 
 // The sum of what a CTA does, for as many as a multiprocessor has, and of its granules in a row,
 // which no company hides. Fitted to 350 times of 70 problems on an H200, in every arithmetic.
 double grad_cost(const Variant& variant, const Problem& problem) {
-  const sm80::Rates rates = sm80::rates_of(variant.math, problem.architecture);
-  // As above.
-  constexpr double slowness[] = {1.15, 1.15, 2.4, 2.4, 1.9, 1.7};
+  const Architecture& device = architecture_of(problem);
   const auto size = static_cast<double>(size_of(problem.dtype));
   const double taps = problem.geometry.taps();
   const auto rows = static_cast<double>(problem.n_out);
@@ -87,11 +137,11 @@ double grad_cost(const Variant& variant, const Problem& problem) {
   const double channels = std::ceil(problem.c_in * size / 16) * 16 / size;
   const double taps_of_cta = std::min(taps / cut.groups, variant.rows / channels + 0.5);
   const double visited = granules * (1 - std::pow(1 - present, std::max(taps_of_cta, 1.0)));
-  const double turns = std::max(double(cut.ctas()) / rates.multiprocessors, 1.0);
-  const double products =
-      64.0 * variant.rows * variant.cols * slowness[int(variant.math)] / rates.products;
+  const double turns = std::max(double(cut.ctas()) / device.multiprocessors, 1.0);
+  const double products = 64.0 * variant.rows * variant.cols * facts_of(variant.math).gradient /
+                          device.products(variant.math);
   // Of rows, from the second-level cache.
-  const double copies = 64 * size * (variant.rows + variant.cols) / (3.6 * rates.bytes);
+  const double copies = 64 * size * (variant.rows + variant.cols) / (3.6 * device.bytes());
   const double end = 4.1e-10 * variant.rows * variant.cols;
   const double work = turns * (visited * (products + copies + 7.5e-8) + end);
   const double chain = 6.1e-7 * visited + 1.2e-8 * granules;
@@ -99,7 +149,7 @@ double grad_cost(const Variant& variant, const Problem& problem) {
   const double sums = cut.slices > 1 ? 2 * cut.slices * dw_bytes : 0;
   const double moved = rows * (problem.c_in + problem.c_out) * size + rows * taps * 4 + dw_bytes;
   const double launches = cut.slices > 1 ? 9.6e-6 : 5.6e-6;
-  const double memory = (moved / 1.2 + sums / 3) / (rates.bytes * rates.multiprocessors);
+  const double memory = (moved / 1.2 + sums / 3) / (device.bytes() * device.multiprocessors);
   return launches + work + chain + memory;
 }
 
@@ -124,16 +174,15 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
   const Variant& variant = variant_of(kernel);
   const bool gradient = variant.gradient;
-  const AlignedMatrix x = aligned_input(ctx, args.x);
-  const AlignedMatrix y = gradient ? aligned_input(ctx, args.y) : aligned_output(ctx, args.y);
-  const AlignedWeights w =
-      gradient ? AlignedWeights{args.w, nullptr} : aligned_weights(ctx, args.w);
-  const AlignedMatrix residual = aligned_input(ctx, args.residual);
+  const Matrix x = aligned_input(ctx, args.x);
+  const Matrix y = gradient ? aligned_input(ctx, args.y) : aligned_output(ctx, args.y);
+  const AlignedWeights w = gradient ? AlignedWeights{args.w} : aligned_weights(ctx, args.w);
+  const Matrix residual = aligned_input(ctx, args.residual);
   ConvArgs aligned = args;
-  aligned.x = x.matrix;
-  aligned.y = y.matrix;
-  aligned.w = w.weights;
-  aligned.residual = residual.matrix;
+  aligned.x = x;
+  aligned.y = y;
+  aligned.w = w;
+  aligned.residual = residual;
   sm80::dispatch(variant.math, [&]<Math math>() {
     const auto run = gradient ? sm80::grad_weight<math> : sm80::convolve<math>;
     run(ctx, variant, aligned);
@@ -185,6 +234,23 @@ Kernel row_of(const Variant& variant) {
 
 }  // namespace
 
+std::string_view sm80::name(Math math) { return facts_of(math).name; }
+
+// Called for every row of the registry in every call of an operator: the usual reasons are short.
+std::string sm80::why_not(Math math, const Problem& problem) {
+  const Facts& facts = facts_of(math);
+  if (problem.dtype != facts.dtype ||
+      (problem.dtype == Dtype::f32 && problem.precision != facts.precision)) {
+    return std::string("takes ").append(facts.name);
+  }
+  const int needed = facts.architecture;
+  if (problem.architecture < needed) {
+    return join("needs compute capability ", needed / 10, ".", needed % 10, ", the device has ",
+                problem.architecture / 10, ".", problem.architecture % 10);
+  }
+  return "";
+}
+
 GradCut sm80::cut_gradient(const Variant& variant, const GradSize& size) {
   const int64_t element = sm80::is_16bit(variant.math) ? 2 : 4;
   const int64_t per_piece = 16 / element;
@@ -198,7 +264,7 @@ GradCut sm80::cut_gradient(const Variant& variant, const GradSize& size) {
   // The slices' sums, written and read, go at 1.2 TB/s. Both together are least at the root below.
   // Rates of an H200, so that the bits are the same on every device.
   const bool wide = variant.cols == 128;
-  const double rate = (wide ? 1.2e14 : 0.9e14) / sm80::products_of(variant.math);
+  const double rate = (wide ? 1.2e14 : 0.9e14) / facts_of(variant.math).products;
   const double gradient = double(size.taps) * size.c_in * size.c_out;
   const double work = 0.6 * double(size.rows) * gradient / rate;
   const double slice = 2 * 4 * gradient / 1.2e12;

@@ -31,8 +31,7 @@ struct GradParams : TileParams {
   uint32_t dy_row_bytes = 0;
   int tile_rows = 64;
   int64_t group_tiles = 0;
-  int groups = 1;
-  int row_blocks = 0;  // tiles of dW along a group's taps and input channels
+  GradCut cut = {};
 };
 
 template <Math math, int rows, int cols>
@@ -59,13 +58,15 @@ __device__ __forceinline__ GradTile grad_tile(const GradParams& p) {
   int number = blockIdx.x;
   tile.column = number % p.column_blocks * C::cols;
   number /= p.column_blocks;
-  tile.first_piece = number % p.row_blocks * (C::rows / C::per_piece);
-  number /= p.row_blocks;
-  tile.group = number % p.groups;
-  tile.slice = number / p.groups;
-  tile.first_tap = static_cast<int>(static_cast<int64_t>(tile.group) * p.taps / p.groups);
-  tile.taps =
-      static_cast<int>(static_cast<int64_t>(tile.group + 1) * p.taps / p.groups) - tile.first_tap;
+  tile.first_piece = number % p.cut.row_blocks * (C::rows / C::per_piece);
+  number /= p.cut.row_blocks;
+  tile.group = number % p.cut.groups;
+  tile.slice = number / p.cut.groups;
+  const auto taps_before = [&](int group) {
+    return static_cast<int>(int64_t{group} * p.taps / p.cut.groups);
+  };
+  tile.first_tap = taps_before(tile.group);
+  tile.taps = taps_before(tile.group + 1) - tile.first_tap;
   return tile;
 }
 
@@ -221,15 +222,6 @@ class GradProducer {
   Four dy_rows_;
 };
 
-template <class C>
-__device__ __forceinline__ void write_weight(const GradParams& p,
-                                             int slice,
-                                             const WeightPlace& at,
-                                             float sum) {
-  if (p.slices == 1) return p.finish_gradient<typename C::T>(at, sum);
-  static_cast<float*>(p.w.data)[slice * p.w_size() + p.place_of(at)] = sum;
-}
-
 // Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous
 // channels.
 template <class C>
@@ -247,8 +239,13 @@ __device__ __forceinline__ void write_gradient(const GradParams& p,
     if (of.slot >= tile.taps || in >= p.c_in) continue;
     for (int c = along_in ? 0 : lane_id(); c < cols && column + c < p.c_out;
          c += along_in ? 1 : 32) {
-      write_weight<C>(p, tile.slice, {tile.first_tap + of.slot, in, column + c},
-                      laid_out[r * C::sums_stride + c]);
+      const WeightPlace at = {tile.first_tap + of.slot, in, column + c};
+      const float sum = laid_out[r * C::sums_stride + c];
+      if (p.slices == 1) {
+        p.finish_gradient<typename C::T>(at, sum);
+      } else {
+        static_cast<float*>(p.w.data)[tile.slice * p.w_size() + p.place_of(at)] = sum;
+      }
     }
   }
 }
@@ -269,11 +266,8 @@ template <class C>
 void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
   GradParams p = {TileParams(variant, args)};
   p.dy_row_bytes = static_cast<uint32_t>(args.y.stride * size_of(args.y.dtype));
-  const GradCut cut = cut_gradient(variant, {p.taps, p.c_in, p.c_out, p.rows});
-  p.groups = cut.groups;
-  p.row_blocks = cut.row_blocks;
-  p.column_blocks = cut.column_blocks;
-  p.slices = cut.slices;
+  p.cut = cut_gradient(variant, {p.taps, p.c_in, p.c_out, p.rows});
+  p.slices = p.cut.slices;
   p.tile_rows = args.schedule->options().tile_rows;
   // Every group has every row.
   p.group_tiles = ceil_div(p.rows, p.tile_rows);
@@ -286,7 +280,7 @@ void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs&
     p.w.in_stride = along_in ? 1 : p.c_out;
     p.w.out_stride = along_in ? int64_t{p.taps} * p.c_in : 1;
   }
-  launch(ctx, {.blocks = cut.ctas(), .threads = threads, .shared_bytes = C::shared_bytes},
+  launch(ctx, {.blocks = p.cut.ctas(), .threads = threads, .shared_bytes = C::shared_bytes},
          grad_weight<C>, p);
   if (p.slices == 1) return;
   launch(ctx, {.blocks = ceil_div(p.w_size(), 256)}, add_slices<typename C::T>, PassArgs(args),

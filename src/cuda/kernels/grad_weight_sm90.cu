@@ -225,17 +225,17 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   check(args.w.dtype == args.x.dtype || args.w.dtype == Dtype::f32,
         "the weight gradient has dtype ", name(args.w.dtype), ", expected f32 or that of x, ",
         name(args.x.dtype));
-  const AlignedMatrix x = aligned_input(ctx, args.x);
-  const AlignedMatrix dy = aligned_input(ctx, args.y);
+  const Matrix x = aligned_input(ctx, args.x);
+  const Matrix dy = aligned_input(ctx, args.y);
   const Size size = {args.w.taps, args.w.c_in, args.w.c_out};
   with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
     if constexpr (C::terms == 1) {
-      run<C>(ctx, params_of(args, x.matrix, dy.matrix));
+      run<C>(ctx, params_of(args, x, dy));
     } else {
       const sm90::SplitOperands split =
           sm90::split_operands(ctx, C::terms == 2 ? Math::bf16x3 : Math::bf16x6,
-                               {sm90::as_weights(x.matrix), {C::width, C::terms * C::width}},
-                               {sm90::as_weights(dy.matrix), {64, C::terms * 64}});
+                               {sm90::as_weights(x), {C::width, C::terms * C::width}},
+                               {sm90::as_weights(dy), {64, C::terms * 64}});
       run<C>(ctx, params_of(args, split.x_rows(), split.w_rows()));
     }
   });

@@ -85,24 +85,24 @@ int slices_of(const Row& row, const Sizes& sizes) {
 
 void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs& args) {
   const Row& row = row_of(kernel);
-  const AlignedMatrix x = aligned_input(ctx, args.x);
-  const AlignedMatrix y = aligned_output(ctx, args.y);
-  const AlignedMatrix residual = aligned_input(ctx, args.residual);
+  const Matrix x = aligned_input(ctx, args.x);
+  const Matrix y = aligned_output(ctx, args.y);
+  const Matrix residual = aligned_input(ctx, args.residual);
   ConvArgs aligned = args;
-  aligned.y = y.matrix;
-  aligned.residual = residual.matrix;
+  aligned.y = y;
+  aligned.residual = residual;
   std::shared_ptr<void> memory;
   if (sm90::is_split(row.math)) {
     const sm90::SplitBlock block = sm90::split_block(row.math);
     const sm90::SplitOperands split =
-        sm90::split_operands(ctx, row.math, {sm90::as_weights(x.matrix), block}, {args.w, block});
+        sm90::split_operands(ctx, row.math, {sm90::as_weights(x), block}, {args.w, block});
     aligned.x = split.x_rows();
     aligned.w = split.w;
     memory = split.memory;
   } else {
     const AlignedWeights w = aligned_weights(ctx, args.w);
-    aligned.x = x.matrix;
-    aligned.w = w.weights;
+    aligned.x = x;
+    aligned.w = w;
     memory = w.memory;
   }
   const Slicing slicing = {
