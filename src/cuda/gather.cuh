@@ -119,11 +119,6 @@ struct StateOp {
   __device__ void add(S* state, const Pack<T, n>& x, int, const Step& step) const {
     state->add(a, x, step, col);
   }
-  // Of a list (row_lists.cuh).
-  __device__ void add(S* state, uint32_t place) const {
-    const Step step = a.step(place);
-    state->add(a, load_pack<T, n>(a.x.at(step.in, col)), step, col);
-  }
   __device__ void finish(const S& state, int64_t row) const { state.write(a, row, col); }
 };
 

@@ -30,19 +30,20 @@ struct RowLists : ListView {
 RowLists make_row_lists(const Context& ctx, const MatrixRef& rows, int64_t count);
 
 // packs: of columns. ends: [pieces, 2, packs]: of the list that came into a piece, and of the one
-// that leaves it.
+// that leaves it. Several rows are on their way at once.
 template <class Op>
 __global__ void reduce_pieces(ListView lists,
                               int64_t packs,
                               typename Op::Arguments arguments,
                               typename Op::State* ends) {
+  constexpr int at_once = 4;
   const int64_t pieces = (lists.length + list_piece - 1) / list_piece;
   for (int64_t i = thread_index(); i < pieces * packs; i += thread_count()) {
     const int64_t piece = i / packs;
     const int64_t pack = i - piece * packs;
     const Op op{arguments, pack * Op::width};
     const int64_t begin = piece * list_piece;
-    const int64_t end = min(lists.length, begin + list_piece);
+    const int64_t end = begin + list_piece;
     typename Op::State* const end_states = ends + 2 * piece * packs + pack;
     uint32_t row = lists.rows[begin];
     bool came_in = begin > 0 && lists.rows[begin - 1] == row;
@@ -56,16 +57,27 @@ __global__ void reduce_pieces(ListView lists,
         op.finish(state, row);
       }
     };
-    for (int64_t p = begin; p < end; ++p) {
-      const uint32_t next = lists.rows[p];
-      if (next != row) {
-        put(false);
-        came_in = false;
-        row = next;
-        state = {};
+    for (int64_t p = begin; p < end && row != lists.count; p += at_once) {
+      uint32_t rows[at_once];
+      Step steps[at_once];
+      Pack<typename Op::Element, Op::width> values[at_once];
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        rows[k] = p + k < lists.length ? lists.rows[p + k] : lists.count;
+        if (rows[k] == lists.count) continue;
+        steps[k] = arguments.step(lists.places[p + k]);
+        values[k] = load_pack<typename Op::Element, Op::width>(arguments.x.at(steps[k].in, op.col));
       }
-      if (row == lists.count) break;
-      op.add(&state, lists.places[p]);
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        if (rows[k] != row) {
+          if (row != lists.count) put(false);
+          came_in = false;
+          row = rows[k];
+          state = {};
+        }
+        if (row != lists.count) op.add(&state, values[k], 0, steps[k]);
+      }
     }
     if (row != lists.count) put(end < lists.length && lists.rows[end] == row);
   }
