@@ -37,7 +37,7 @@ struct GradParams : TileParams {
 template <Math math, int rows, int cols>
 struct GradConfig : Shape<math, rows, cols, false, false> {
   using S = typename GradConfig::Shape;
-  static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words;
+  static constexpr int shared_bytes = S::ring_bytes + 4 * stages * S::a_words;
   static_assert(shared_bytes <= most_shared_bytes);
   static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
 };
@@ -254,11 +254,10 @@ template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     grad_weight(const __grid_constant__ GradParams p) {
   if constexpr (runs_here<C::math>()) {
-    const Memory memory = memory_of_block<C>();
     const GradTile tile = grad_tile<C>(p);
     if (tile.first_piece >= tile.taps * p.pieces) return;
-    GradProducer<C> producer(p, tile, memory.words);
-    write_gradient<C>(p, tile, multiply_stages<C>(memory, &producer));
+    GradProducer<C> producer(p, tile, words_of_block<C>());
+    write_gradient<C>(p, tile, multiply_stages<C>(&producer));
   }
 }
 

@@ -45,8 +45,8 @@ struct ConvParams : TileParams {
 template <Math math, int rows, int cols, bool in_contiguous>
 struct ConvConfig : Shape<math, rows, cols, true, in_contiguous> {
   using S = typename ConvConfig::Shape;
-  // Stages begin at a multiple of 128; presence words; taps of a tile.
-  static constexpr int shared_bytes = 128 + S::ring_bytes + 4 * stages * S::a_words + 4 * 32;
+  // Stages; presence words; taps of a tile.
+  static constexpr int shared_bytes = S::ring_bytes + 4 * stages * S::a_words + 4 * 32;
   static_assert(shared_bytes <= (rows > 64 ? most_shared_bytes : 64 << 10));
   // 128 x 128: 128 sums a thread. bf16x3 of 64 x 64 is a fifth slower with the few registers more
   // that leave room for three.
@@ -150,13 +150,8 @@ class Producer {
 
   // The rows of the tap that this thread comes to after the one it is at.
   __device__ __forceinline__ void load_upcoming() {
-    Place next = x_;
-    if (p_.pieces < 8) {
-      advance(&next);
-    } else {
-      ++next.slot;
-    }
-    load_rows(next.slot, upcoming_);
+    const int taps = p_.pieces < 8 ? (x_.piece + 8) / p_.pieces : 1;
+    load_rows(x_.slot + taps, upcoming_);
   }
 
   __device__ __forceinline__ void load_rows(int slot, Four (&rows)[C::rows / 64]) const {
@@ -268,13 +263,12 @@ template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     convolve(const __grid_constant__ ConvParams p) {
   if constexpr (runs_here<C::math>()) {
-    const Memory memory = memory_of_block<C>();
     const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
     // Sums that it would only read and write.
     if (tile.taps == 0 && !p.first_group && !p.last_group) return;
-    Producer<C> producer(p, tile, memory.words);
+    Producer<C> producer(p, tile, words_of_block<C>());
     __syncthreads();
-    write_tile<C>(p, tile, multiply_stages<C>(memory, &producer));
+    write_tile<C>(p, tile, multiply_stages<C>(&producer));
   }
 }
 

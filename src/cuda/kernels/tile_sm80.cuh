@@ -143,21 +143,17 @@ __device__ __forceinline__ void load_fragment(uint32_t (&f)[4],
   }
 }
 
-// Whether 16 rows have something to multiply in `count` steps from `step` on.
+// Whether 16 rows have something to multiply in `count` steps from `step` on, by the warp's word.
 template <class S>
-__device__ __forceinline__ bool is_present(const uint32_t (&words)[S::a_words],
-                                           int block,
-                                           int step,
-                                           int count) {
+__device__ __forceinline__ bool is_present(uint32_t word, int block, int step, int count) {
   constexpr uint32_t step_bits = 3;                  // two pieces
   constexpr uint32_t row_bits = (1 << S::size) - 1;  // pieces of 16 rows
   if constexpr (S::a_deep) {
     const uint32_t bits = count == 1 ? step_bits : 5 * step_bits;
-    return (words[block / 4] >> (block % 4 * 8 + step * 2) & bits) != 0;
+    return (word >> (block * 8 + step * 2) & bits) != 0;
   } else {
-    constexpr int in_panel = 8 / S::size;
     const int group = step * S::step_depth / 16;
-    return (words[block / in_panel] >> (group * 8 + block % in_panel * S::size) & row_bits) != 0;
+    return (word >> (group * 8 + block * S::size) & row_bits) != 0;
   }
 }
 
@@ -174,18 +170,11 @@ __device__ __forceinline__ void split(uint32_t first, uint32_t second, uint32_t 
   }
 }
 
-// Where a warp's operands and its rows' presence stand in a stage.
-template <class S>
+// Where a warp's operands stand in a stage, and the presence of its rows.
 struct Stage {
   uint32_t a;
   uint32_t b;
-  uint32_t present[S::a_words];  // shifted so that block 0 is the warp's first
-  __device__ __forceinline__ bool any() const {
-    uint32_t all = 0;
-#pragma unroll
-    for (const uint32_t word : present) all |= word;
-    return all != 0;
-  }
+  uint32_t present;  // shifted so that block 0 is the warp's first
 };
 
 // Fragments in `count` pieces: of a step, f32 rounded to tf32; of a double step in bf16, words q of
@@ -220,7 +209,7 @@ __device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
 // Of 16 bits the next step's fragments are loaded before this one's are multiplied; f32 has no
 // registers for that.
 template <class S>
-__device__ __forceinline__ void multiply_fragments(typename S::Sums& d, const Stage<S>& stage) {
+__device__ __forceinline__ void multiply_fragments(typename S::Sums& d, const Stage& stage) {
   constexpr int count = S::math == Math::bf16x3 ? 2 : S::math == Math::bf16x6 ? 3 : 1;
   constexpr int steps_at_once = count == 1 ? 1 : 2;
   constexpr bool is_ahead = S::size == 2;
@@ -289,7 +278,7 @@ __device__ __forceinline__ void load_quad(float (&v)[4], uint32_t from, int line
 
 // Fused multiply-adds in the order of the reduction.
 template <class S>
-__device__ __forceinline__ void multiply_ieee(typename S::Sums& d, const Stage<S>& stage) {
+__device__ __forceinline__ void multiply_ieee(typename S::Sums& d, const Stage& stage) {
   const int row = warp_row() * S::rows / 2 + lane_id() / 4;
   const int col = warp_col() * S::cols / 2 + lane_id() % 4 * 2;
 #pragma unroll 1
@@ -322,26 +311,16 @@ __device__ __forceinline__ void multiply_ieee(typename S::Sums& d, const Stage<S
 
 // The warp's view of the stage at `address`, whose presence words are at `present`.
 template <class S>
-__device__ __forceinline__ Stage<S> stage_of(uint32_t address, const uint32_t* present) {
-  Stage<S> stage;
-  stage.a = address;
-  stage.b = address + S::a_bytes;
-  if constexpr (S::math != Math::ieee) {
-    stage.a += fragment_place<S, true>(warp_row() * S::row_blocks);
-    stage.b += fragment_place<S, false>(warp_col() * S::col_blocks / 2);
-  }
-  // The warp's blocks are whole words, or half of the only one.
+__device__ __forceinline__ Stage stage_of(uint32_t address, const uint32_t* present) {
+  // The warp's blocks are a whole word, or half of the only one.
   constexpr int blocks_of_word = S::a_deep ? 4 : 8 / S::size;
-  constexpr int mine = (S::row_blocks + blocks_of_word - 1) / blocks_of_word;
-#pragma unroll
-  for (int i = 0; i < S::a_words; ++i) stage.present[i] = 0;
-#pragma unroll
-  for (int i = 0; i < mine; ++i) {
-    stage.present[i] = present[warp_row() * S::row_blocks / blocks_of_word + i];
-  }
-  if constexpr (S::row_blocks < blocks_of_word) {
-    const int shift = S::a_deep ? 16 : 8 / 2;
-    stage.present[0] >>= warp_row() * shift;
+  static_assert(S::row_blocks == blocks_of_word || (S::a_deep && 2 * S::row_blocks == 4));
+  const int first = warp_row() * S::row_blocks;
+  Stage stage = {address, address + S::a_bytes,
+                 present[first / blocks_of_word] >> first % blocks_of_word * 8};
+  if constexpr (S::math != Math::ieee) {
+    stage.a += fragment_place<S, true>(first);
+    stage.b += fragment_place<S, false>(warp_col() * S::col_blocks / 2);
   }
   return stage;
 }
@@ -427,25 +406,22 @@ __device__ __forceinline__ float* lay_out(float* memory, const typename S::Sums&
 
 // Dynamic shared memory: the ring of stages, later the sums; presence words of each stage; what a
 // kernel has beside them.
-struct Memory {
-  unsigned char* ring;
-  uint32_t address;  // of the ring
-  uint32_t* words;
-};
+__device__ __forceinline__ unsigned char* memory_of_block() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+}
 template <class S>
-__device__ __forceinline__ Memory memory_of_block() {
-  extern __shared__ unsigned char memory[];
-  const uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
-  unsigned char* ring = memory + (base - ptx::shared_address(memory));
-  return {ring, base, reinterpret_cast<uint32_t*>(ring + S::ring_bytes)};
+__device__ __forceinline__ uint32_t* words_of_block() {
+  return reinterpret_cast<uint32_t*>(memory_of_block() + S::ring_bytes);
 }
 
 // Multiplies all stages that the producer fills, and lays the warp's sums out.
 template <class S, class P>
-__device__ __forceinline__ const float* multiply_stages(const Memory& memory, P* producer) {
+__device__ __forceinline__ const float* multiply_stages(P* producer) {
+  const uint32_t ring_address = ptx::shared_address(memory_of_block());
 #pragma unroll
   for (int i = 0; i < stages - 1; ++i) {
-    if (producer->has(i)) producer->fill(i, memory.address + i * S::stage_bytes);
+    if (producer->has(i)) producer->fill(i, ring_address + i * S::stage_bytes);
     ptx::copies_commit();
   }
   typename S::Sums d = {};
@@ -455,12 +431,12 @@ __device__ __forceinline__ const float* multiply_stages(const Memory& memory, P*
     __syncthreads();
     if (producer->has(at + stages - 1)) {
       const int next = ring == 0 ? stages - 1 : ring - 1;
-      producer->fill(next, memory.address + next * S::stage_bytes);
+      producer->fill(next, ring_address + next * S::stage_bytes);
     }
     ptx::copies_commit();
-    const Stage<S> stage =
-        stage_of<S>(memory.address + ring * S::stage_bytes, memory.words + ring * S::a_words);
-    if (stage.any()) {
+    const Stage stage =
+        stage_of<S>(ring_address + ring * S::stage_bytes, words_of_block<S>() + ring * S::a_words);
+    if (stage.present != 0) {
       if constexpr (S::math == Math::ieee) {
         multiply_ieee<S>(d, stage);
       } else {
@@ -471,7 +447,7 @@ __device__ __forceinline__ const float* multiply_stages(const Memory& memory, P*
   }
   ptx::copies_wait<0>();
   __syncthreads();
-  return lay_out<S>(reinterpret_cast<float*>(memory.ring), d);
+  return lay_out<S>(reinterpret_cast<float*>(memory_of_block()), d);
 }
 
 }  // namespace voxgemm::cuda::sm80
