@@ -160,7 +160,7 @@ void segment_reduce(const Context& ctx,
                     const Reduced& result) {
   const RowLists lists = make_row_lists(ctx, segments, result.y.rows);
   dispatch_pool(x, reduction, result, [&]<class Op>(Type<Op>, const auto& arguments) {
-    reduce_lists<Op>(ctx, lists, x.cols, arguments);
+    reduce_lists<Op, 4>(ctx, lists, x.cols, arguments);
   });
 }
 

@@ -26,7 +26,7 @@ RowLists make_row_lists(const Context& ctx, const MatrixRef& rows, int64_t count
     starts[r] =
         static_cast<uint32_t>(hash_slot(sort.sorted_keys, places, static_cast<uint32_t>(r)));
   });
-  return {{sort.sorted_keys, sort.sorted_values, starts, count, places}, std::move(memory)};
+  return {{sort.sorted_keys, sort.sorted_values, starts, absent, places}, std::move(memory)};
 }
 
 }  // namespace voxgemm::cuda

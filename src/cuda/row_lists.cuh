@@ -14,13 +14,13 @@
 
 namespace voxgemm::cuda {
 
-constexpr int64_t list_piece = 256;
+constexpr int list_piece = 256;
 
 struct ListView {
   const uint32_t* rows;    // [places], ascending; those outside [0, count) are `count`
   const uint32_t* places;  // [places]
   const uint32_t* starts;  // [count + 1]: where each row's list begins
-  int64_t count;           // of lists
+  uint32_t count;          // of lists
   int64_t length;          // of all lists together, absent ones too
 };
 struct RowLists : ListView {
@@ -30,57 +30,56 @@ struct RowLists : ListView {
 RowLists make_row_lists(const Context& ctx, const MatrixRef& rows, int64_t count);
 
 // packs: of columns. ends: [pieces, 2, packs]: of the list that came into a piece, and of the one
-// that leaves it. Several rows are on their way at once.
-template <class Op>
-__global__ void reduce_pieces(ListView lists,
-                              int64_t packs,
-                              typename Op::Arguments arguments,
-                              typename Op::State* ends) {
-  constexpr int at_once = 4;
-  const int64_t pieces = (lists.length + list_piece - 1) / list_piece;
-  for (int64_t i = thread_index(); i < pieces * packs; i += thread_count()) {
-    const int64_t piece = i / packs;
-    const int64_t pack = i - piece * packs;
-    const Op op{arguments, pack * Op::width};
-    const int64_t begin = piece * list_piece;
-    const int64_t end = begin + list_piece;
-    typename Op::State* const end_states = ends + 2 * piece * packs + pack;
-    uint32_t row = lists.rows[begin];
-    bool came_in = begin > 0 && lists.rows[begin - 1] == row;
-    typename Op::State state = {};
-    const auto put = [&](bool leaves) {
-      if (came_in) {
-        end_states[0] = state;
-      } else if (leaves) {
-        end_states[packs] = state;
-      } else {
-        op.finish(state, row);
-      }
-    };
-    for (int64_t p = begin; p < end && row != lists.count; p += at_once) {
-      uint32_t rows[at_once];
-      Step steps[at_once];
-      Pack<typename Op::Element, Op::width> values[at_once];
-#pragma unroll
-      for (int k = 0; k < at_once; ++k) {
-        rows[k] = p + k < lists.length ? lists.rows[p + k] : lists.count;
-        if (rows[k] == lists.count) continue;
-        steps[k] = arguments.step(lists.places[p + k]);
-        values[k] = load_pack<typename Op::Element, Op::width>(arguments.x.at(steps[k].in, op.col));
-      }
-#pragma unroll
-      for (int k = 0; k < at_once; ++k) {
-        if (rows[k] != row) {
-          if (row != lists.count) put(false);
-          came_in = false;
-          row = rows[k];
-          state = {};
-        }
-        if (row != lists.count) op.add(&state, values[k], 0, steps[k]);
-      }
+// that leaves it. at_once: rows that are on their way together.
+template <class Op, int at_once>
+__global__ __launch_bounds__(gather_threads) void reduce_pieces(ListView lists,
+                                                                int64_t packs,
+                                                                typename Op::Arguments arguments,
+                                                                typename Op::State* ends) {
+  const int64_t item = thread_index();
+  const int64_t piece = item / packs;
+  const int64_t pack = item - piece * packs;
+  const auto length = static_cast<uint32_t>(lists.length);
+  const auto begin = static_cast<uint32_t>(piece * list_piece);
+  if (piece * list_piece >= lists.length) return;
+  const uint32_t end = begin + list_piece;
+  const Op op{arguments, pack * Op::width};
+  typename Op::State* const end_states = ends + 2 * piece * packs + pack;
+  uint32_t row = lists.rows[begin];
+  bool came_in = begin > 0 && lists.rows[begin - 1] == row;
+  typename Op::State state = {};
+  const auto put = [&](bool leaves) {
+    if (came_in) {
+      end_states[0] = state;
+    } else if (leaves) {
+      end_states[packs] = state;
+    } else {
+      op.finish(state, row);
     }
-    if (row != lists.count) put(end < lists.length && lists.rows[end] == row);
+  };
+  for (uint32_t p = begin; p < end && row != lists.count; p += at_once) {
+    uint32_t rows[at_once];
+    Step steps[at_once];
+    Pack<typename Op::Element, Op::width> values[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      rows[k] = p + k < length ? lists.rows[p + k] : lists.count;
+      if (rows[k] == lists.count) continue;
+      steps[k] = arguments.step(lists.places[p + k]);
+      values[k] = load_pack<typename Op::Element, Op::width>(arguments.x.at(steps[k].in, op.col));
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      if (rows[k] != row) {
+        if (row != lists.count) put(false);
+        came_in = false;
+        row = rows[k];
+        state = {};
+      }
+      if (row != lists.count) op.add(&state, values[k], 0, steps[k]);
+    }
   }
+  if (row != lists.count) put(end < length && lists.rows[end] == row);
 }
 
 // The lists that begin in one piece and end in another. A warp owns a pack of columns of a piece.
@@ -119,7 +118,7 @@ __global__ __launch_bounds__(gather_threads) void join_pieces(ListView lists,
   op.finish(state, row);
 }
 
-template <class Op>
+template <class Op, int at_once>
 void reduce_lists(const Context& ctx,
                   const RowLists& lists,
                   int64_t cols,
@@ -132,7 +131,7 @@ void reduce_lists(const Context& ctx,
   const auto all = [](int64_t threads) {
     return Grid{.blocks = ceil_div(threads, gather_threads), .threads = gather_threads};
   };
-  launch(ctx, all(pieces * packs), reduce_pieces<Op>, lists, packs, arguments, ends);
+  launch(ctx, all(pieces * packs), reduce_pieces<Op, at_once>, lists, packs, arguments, ends);
   launch(ctx, all(32 * pieces * packs), join_pieces<Op>, lists, packs, arguments, ends);
   const uint32_t* starts = lists.starts;
   for_each(ctx, lists.count * packs, [=] __device__(int64_t i) {

@@ -154,8 +154,9 @@ void weighted_sum_grad_input(const Context& ctx,
                              const RowWeights& sums,
                              const MatrixRef& dx) {
   const RowLists lists = make_row_lists(ctx, sums.rows, dx.rows);
+  // Lists are short: several places at once would mostly be those of several lists.
   dispatch_weighted(dy, sums, dx, [&]<class Op>(Type<Op>, const auto& arguments) {
-    reduce_lists<Op>(ctx, lists, dy.cols, arguments);
+    reduce_lists<Op, 1>(ctx, lists, dy.cols, arguments);
   });
 }
 

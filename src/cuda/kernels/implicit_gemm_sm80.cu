@@ -237,20 +237,16 @@ __device__ __forceinline__ void write_tile(const ConvParams& p,
     const int position = warp_row() * (C::rows / 2) + r;
     if (position >= tile.rows) break;
     const int64_t row = p.row_at(tile.first + position);
-    alignas(16) float v[count];
-#pragma unroll
-    for (int i = 0; i < count; i += 4) {
-      *reinterpret_cast<float4*>(v + i) =
-          *reinterpret_cast<const float4*>(laid_out + r * C::sums_stride + at + i);
-    }
+    float v[count] = {};
+    add_sums<false>(laid_out + r * C::sums_stride + at, v);
     if (p.sums != nullptr) {
       const unsigned part = p.together ? tile.group : blockIdx.y;
       float* sums = p.sums + (part * p.rows + row) * p.sums_stride + n;
-      if (!p.first_group) add_sums(sums, v);
+      if (!p.first_group) add_sums<false>(sums, v);
       if (p.slices > 1 || !p.last_group) {
 #pragma unroll
         for (int i = 0; i < count; i += 4) {
-          *reinterpret_cast<float4*>(sums + i) = *reinterpret_cast<const float4*>(v + i);
+          *reinterpret_cast<float4*>(sums + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
         }
         continue;
       }

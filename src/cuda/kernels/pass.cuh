@@ -205,12 +205,13 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
   }
 }
 
-// Past L1, as the launch before may still be writing when this one starts.
-template <int count>
+// past_l1: the launch before may still be writing when this one starts.
+template <bool past_l1, int count>
 __device__ __forceinline__ void add_sums(const float* from, float (&v)[count]) {
 #pragma unroll
   for (int i = 0; i < count; i += 4) {
-    const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
+    const auto* at = reinterpret_cast<const float4*>(from + i);
+    const float4 four = past_l1 ? __ldcg(at) : *at;
     v[i] += four.x;
     v[i + 1] += four.y;
     v[i + 2] += four.z;
@@ -233,7 +234,7 @@ __global__ void finish(PassArgs p, const float* sums, int64_t stride, int slices
     float v[count] = {};
 #pragma unroll 8
     for (int slice = 0; slice < slices; ++slice) {
-      add_sums(sums + (slice * p.rows + row) * stride + n, v);
+      add_sums<true>(sums + (slice * p.rows + row) * stride + n, v);
     }
     float bias[count];
     load_bias<T>(p, n, bias);
