@@ -338,21 +338,22 @@ struct Maps {
   std::optional<KernelMap> transposed;
   std::optional<Schedule> schedule;
 
-  // A list holds the tensors of a map and, behind them, those of its schedule or none.
+  // Of lists: the tensors of a map and, behind them, those of its schedule or none; the transposed
+  // map's likewise, or none; the layer's numbers. Or, where these last two are empty, of four int64
+  // tensors of the host, which cost a call less: the layer's numbers, and the views of the map, of
+  // the transposed one and of the schedule, empty where there is none.
   Maps(const Tensors& tensors, const Tensors& transposed_tensors, IntSpan numbers)
-      : layer(layer_of(numbers)), map(map_of(map_views(tensors), layer)) {
+      : layer(layer_of(numbers.empty() ? numbers_in(tensors, 0) : numbers)),
+        map(map_of(numbers.empty() ? views_in<MapViews>(tensors, 1) : map_views(tensors), layer)) {
+    if (numbers.empty()) {
+      if (!numbers_in(tensors, 2).empty()) transpose(views_in<MapViews>(tensors, 2));
+      if (!numbers_in(tensors, 3).empty()) set_schedule(views_in<ScheduleViews>(tensors, 3));
+      return;
+    }
     if (!transposed_tensors.empty()) transpose(map_views(transposed_tensors));
     const Tensors& walked = transposed ? transposed_tensors : tensors;
     constexpr size_t of_map = std::tuple_size_v<MapViews>;
     if (walked.size() > of_map) set_schedule(schedule_views(walked, of_map));
-  }
-  // The same from int64 tensors of the host, which cost a call less than lists do: the layer's
-  // numbers, and the views of the map, of the transposed one and of the schedule, or empty ones.
-  explicit Maps(const Tensors& prepared)
-      : layer(layer_of(numbers_in(prepared, 0))),
-        map(map_of(views_in<MapViews>(prepared, 1), layer)) {
-    if (!numbers_in(prepared, 2).empty()) transpose(views_in<MapViews>(prepared, 2));
-    if (!numbers_in(prepared, 3).empty()) set_schedule(views_in<ScheduleViews>(prepared, 3));
   }
   const KernelMap* back() const { return transposed ? &*transposed : nullptr; }
 
@@ -362,11 +363,11 @@ struct Maps {
 
   static IntSpan numbers_in(const Tensors& prepared, size_t place) {
     const size_t expected = 4;
-    check(prepared.size() == expected, "a prepared pass has ", prepared.size(),
+    check(prepared.size() == expected, "a prepared map has ", prepared.size(),
           " tensors, expected ", expected);
     const Tensor& tensor = prepared[place];
     check(!tensor.is_cuda() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long,
-          "tensor ", place, " of a prepared pass is not int64 numbers of the host");
+          "tensor ", place, " of a prepared map is not int64 numbers of the host");
     return {static_cast<const int64_t*>(tensor.const_data_ptr()),
             static_cast<size_t>(tensor.numel())};
   }
@@ -374,7 +375,7 @@ struct Maps {
   static Views views_in(const Tensors& prepared, size_t place) {
     const IntSpan numbers = numbers_in(prepared, place);
     Words<Views> words;
-    check(numbers.size() == words.size(), "tensor ", place, " of a prepared pass has ",
+    check(numbers.size() == words.size(), "tensor ", place, " of a prepared map has ",
           numbers.size(), " numbers, expected ", words.size());
     std::copy(numbers.begin(), numbers.end(), words.begin());
     return std::bit_cast<Views>(words);

@@ -138,16 +138,15 @@ Plan plan_of(const Context& ctx, const Maps& maps, Pass pass, const WeightsRef& 
   return Plan::make(ctx, maps.map, options);
 }
 
-// Epilogue, of tensors.
-struct Ending {
-  const std::optional<Tensor>& bias;
-  const std::optional<Tensor>& residual;
-  bool relu = false;
-};
-
-Tensor forward_on(const Maps& maps, const Tensor& x, const Tensor& weight, const Ending& ending) {
-  const auto& [bias, residual, relu] = ending;
+Tensor forward(const Tensor& x,
+               const Tensor& weight,
+               const std::optional<Tensor>& bias,
+               const Tensors& map,
+               const Ints& layer,
+               const std::optional<Tensor>& residual,
+               bool relu) {
   const Context ctx = context_of(x);
+  const Maps maps(map, {}, layer);
   const HeldMatrix in = held_matrix(x, "x");
   const HeldWeights w = held_weights(weight, maps.map.geometry);
   Plan plan = plan_of(ctx, maps, Pass::forward, w.weights);
@@ -171,8 +170,13 @@ Tensor forward_on(const Maps& maps, const Tensor& x, const Tensor& weight, const
 }
 
 // The schedule is the transposed map's, or the map's where it is symmetric.
-Tensor grad_input_on(const Maps& maps, const Tensor& dy, const Tensor& weight) {
+Tensor grad_input(const Tensor& dy,
+                  const Tensor& weight,
+                  const Tensors& map,
+                  const Tensors& transposed,
+                  const Ints& layer) {
   const Context ctx = context_of(dy);
+  const Maps maps(map, transposed, layer);
   const HeldMatrix out = held_matrix(dy, "dy");
   const HeldWeights w = held_weights(weight, maps.map.geometry);
   Plan plan = plan_of(ctx, maps, Pass::grad_input, w.weights);
@@ -183,11 +187,13 @@ Tensor grad_input_on(const Maps& maps, const Tensor& dy, const Tensor& weight) {
   return dx;
 }
 
-std::tuple<Tensor, Tensor> grad_weight_on(const Maps& maps,
-                                          const Tensor& x,
-                                          const Tensor& dy,
-                                          const std::vector<bool>& wanted) {
+std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
+                                       const Tensor& dy,
+                                       const Tensors& map,
+                                       const Ints& layer,
+                                       const std::vector<bool>& wanted) {
   const Context ctx = context_of(x);
+  const Maps maps(map, {}, layer);
   const HeldMatrix in = held_matrix(x, "x");
   const HeldMatrix out = held_matrix(dy, "dy");
   const ScalarType type = scalar_type(out.matrix.dtype);
@@ -209,48 +215,6 @@ std::tuple<Tensor, Tensor> grad_weight_on(const Maps& maps,
   return {dw, db};
 }
 
-// Each with lists, of which graphs can be made, and prepared.
-Tensor forward(const Tensor& x,
-               const Tensor& weight,
-               const std::optional<Tensor>& bias,
-               const Tensors& map,
-               const Ints& layer,
-               const std::optional<Tensor>& residual,
-               bool relu) {
-  return forward_on({map, {}, layer}, x, weight, {bias, residual, relu});
-}
-Tensor prepared_forward(const Tensor& x,
-                        const Tensor& weight,
-                        const std::optional<Tensor>& bias,
-                        const Tensors& prepared,
-                        const std::optional<Tensor>& residual,
-                        bool relu) {
-  return forward_on(Maps(prepared), x, weight, {bias, residual, relu});
-}
-Tensor grad_input(const Tensor& dy,
-                  const Tensor& weight,
-                  const Tensors& map,
-                  const Tensors& transposed,
-                  const Ints& layer) {
-  return grad_input_on({map, transposed, layer}, dy, weight);
-}
-Tensor prepared_grad_input(const Tensor& dy, const Tensor& weight, const Tensors& prepared) {
-  return grad_input_on(Maps(prepared), dy, weight);
-}
-std::tuple<Tensor, Tensor> grad_weight(const Tensor& x,
-                                       const Tensor& dy,
-                                       const Tensors& map,
-                                       const Ints& layer,
-                                       const std::vector<bool>& wanted) {
-  return grad_weight_on({map, {}, layer}, x, dy, wanted);
-}
-std::tuple<Tensor, Tensor> prepared_grad_weight(const Tensor& x,
-                                                const Tensor& dy,
-                                                const Tensors& prepared,
-                                                const std::vector<bool>& wanted) {
-  return grad_weight_on(Maps(prepared), x, dy, wanted);
-}
-
 }  // namespace
 
 void add_operators(StableLibrary& m) {
@@ -266,9 +230,6 @@ void add_operators(StableLibrary& m) {
   m.impl("_grad_input", TORCH_BOX(&Guarded<&grad_input>::call));
   m.impl("_grad_weight", TORCH_BOX(&Guarded<&grad_weight>::call));
   m.impl("_views", TORCH_BOX(&Guarded<&views>::call));
-  m.impl("_forward.prepared", TORCH_BOX(&Guarded<&prepared_forward>::call));
-  m.impl("_grad_input.prepared", TORCH_BOX(&Guarded<&prepared_grad_input>::call));
-  m.impl("_grad_weight.prepared", TORCH_BOX(&Guarded<&prepared_grad_weight>::call));
 }
 
 }  // namespace voxgemm

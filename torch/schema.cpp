@@ -33,13 +33,9 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   // A gradient that is not wanted is an empty tensor.
   m.def("_grad_weight(Tensor x, Tensor dy, Tensor[] map, SymInt[] layer, bool[] wanted) -> (Tensor dw, Tensor db)");
 
-  // The same for calls that no graph is made of, which saves 4 us a call. Prepared are host tensors of numbers: the
-  // layer's, and the views of the map, of the transposed map and of the schedule, empty where there is none.
-  m.def("_forward.prepared(Tensor x, Tensor weight, Tensor? bias, Tensor[] prepared, Tensor? residual=None, "
-        "bool relu=False) -> Tensor");
-  m.def("_grad_input.prepared(Tensor dy, Tensor weight, Tensor[] prepared) -> Tensor");
-  m.def("_grad_weight.prepared(Tensor x, Tensor dy, Tensor[] prepared, bool[] wanted) -> (Tensor dw, Tensor db)");
-  // Of the tensors of a map, or of a schedule. They hold addresses: whoever keeps them keeps the tensors.
+  // Calls that no graph is made of may give for `map` four host tensors of numbers instead, and empty lists behind it
+  // (struct Maps), which saves 4 us a call. These are the views of a map's tensors, or of a schedule's: they hold
+  // addresses, so that whoever keeps them keeps the tensors.
   m.def("_views(Tensor[] tensors) -> Tensor");
 
   // The numbers are pass, dtype, precision, operation, geometry (12), c_in and c_out.

@@ -105,20 +105,19 @@ def grouped_conv3d(
 def forward_rows(x: Tensor, weight: Tensor, bias: Tensor | None, map: KernelMap) -> Tensor:
     """depthwise_conv3d of checked operands, weight [taps, c]; without a derivative."""
     map.settle(wait=False)
-    return call(ops._depthwise.default, x, weight, bias, map.tensors(), map.layer())
+    return call(ops._depthwise.default, x, weight, bias, *map.lists())
 
 
 def input_gradient(dy: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
     """Of depthwise_conv3d in the features; without a derivative."""
     map.settle(wait=True)
-    maps = map.backward_tensors()
-    return call(ops._depthwise_grad_input.default, dy, weight, *maps, map.layer())
+    return call(ops._depthwise_grad_input.default, dy, weight, *map.lists(back=True))
 
 
 def weight_gradient(x: Tensor, dy: Tensor, map: KernelMap) -> Tensor:
     """Of depthwise_conv3d in the weight [taps, c]; without a derivative."""
     map.settle(wait=False)
-    return call(ops._depthwise_grad_weight.default, x, dy, map.tensors(), map.layer())
+    return call(ops._depthwise_grad_weight.default, x, dy, *map.lists())
 
 
 # Linear in each operand, and each other's derivatives.

@@ -16,6 +16,7 @@ from .algorithms import DTYPES, OPERATIONS, OUTPUT_RULES, index_in
 from .errors import ArgumentError
 
 Triple = tuple[int, int, int]
+Lists = tuple[list[Any], ...]  # KernelMap.lists
 # Before a filter's numbers: measured times do not count.
 _MODEL_ONLY = -2
 # VOXGEMM_TUNE, read here so that a bad value is an error of the import.
@@ -160,15 +161,15 @@ class KernelMap:
     _status: _Status | None = None
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
     _masks: Tensor | None = dataclasses.field(default=None, repr=False)
-    # Addresses of tensors: views of schedules by options, of the map by (); what passes.py keeps.
-    _seen: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict)
-    _ready: dict[object, Any] = dataclasses.field(default_factory=dict)
+    # With addresses: views of schedules by options, of the map by (); what passes.py keeps.
+    _numbers: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict)
+    _lists: dict[object, Lists] = dataclasses.field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
         """For pickle and copy: what is on its way from a device is waited for, as a copy would
         never hear of it and take every row for one that may repeat. Addresses stay here."""
         self.settle(wait=True)
-        return {**vars(self), "_status": None, "_seen": {}, "_ready": {}}
+        return {**vars(self), "_status": None, "_numbers": {}, "_lists": {}}
 
     @property
     def n_out(self) -> int:
@@ -235,20 +236,35 @@ class KernelMap:
         """The map whose schedule a pass takes."""
         return self.transposed() if of_pass == 1 and not self.symmetric else self
 
-    def prepared(self, of_pass: int, choice: Choice) -> list[Tensor]:
-        """What a prepared operator takes: numbers, among them addresses of the map's tensors."""
-        assert choice.numbers is not None
-        walked = self._walked(of_pass)
-        transposed = _NO_NUMBERS if walked is self else walked._views(())
-        schedule = walked._views(_schedule_of(choice.layer)) if choice.schedule else _NO_NUMBERS
-        return [choice.numbers, self._views(()), transposed, schedule]
+    def lists(self, choice: Choice | None = None, *, back: bool = False) -> Lists:
+        """What an operator takes of the map and, where `back`, of the transposed one.
 
-    def _views(self, options: tuple[int, ...]) -> Tensor:
+        The lists of their tensors, a schedule among them, and of the layer's numbers; or where no
+        graph is traced host tensors that say the same (struct Maps in torch/convert.h).
+        """
+        walked = self._walked(int(back))
+        schedule = [] if choice is None else choice.schedule
+        has_addresses = type(self.neighbours) is Tensor and not self.neighbours.is_meta
+        if torch.compiler.is_compiling() or not has_addresses:
+            layer = self.layer() if choice is None else choice.layer
+            if back:
+                return *self.backward_tensors(schedule), layer
+            return self.tensors(schedule), layer
+        numbers = None if choice is None else choice.numbers
+        if numbers is None:
+            numbers = torch.tensor(self.layer(), device="cpu")
+        transposed = _NO_NUMBERS if walked is self else walked._views()
+        options = _schedule_of(choice.layer) if choice is not None else ()
+        of_schedule = walked._views(options) if schedule else _NO_NUMBERS
+        map = [numbers, self._views(), transposed, of_schedule]
+        return (map, [], []) if back else (map, [])
+
+    def _views(self, options: tuple[int, ...] = ()) -> Tensor:
         """Of the schedule with these options, or without any of the map itself."""
-        if options not in self._seen:
+        if options not in self._numbers:
             tensors = self._schedules[options] if options else self.tensors()
-            self._seen[options] = call(ops._views.default, tensors)
-        return self._seen[options]
+            self._numbers[options] = call(ops._views.default, tensors)
+        return self._numbers[options]
 
     def _measure_once(self, asked: Asked, problem: list[int]) -> None:
         """What a choice lacks, unless nothing may be timed now."""
@@ -268,7 +284,7 @@ class KernelMap:
         for map in (self, self._transposed):
             if map is not None:
                 map._choices.clear()
-                map._ready.clear()
+                map._lists.clear()
 
     def schedule(self, options: tuple[int, ...]) -> list[Tensor]:
         """The tensors of a schedule with these options, built once."""
@@ -303,8 +319,8 @@ class KernelMap:
             self.in_first = self.in_first[:0]
         if repeats[1] == 0:
             self.out_first = self.out_first[:0]
-        self._seen.pop((), None)
-        self._ready.clear()
+        self._numbers.pop((), None)
+        self._lists.clear()
         if self._transposed is not None:
             self._transposed.settle(wait)
 
@@ -325,7 +341,7 @@ class KernelMap:
                 operation=(0, 2, 1)[self.operation],
                 symmetric=self.symmetric,
                 is_transposed=not self.is_transposed,
-                _transposed=dataclasses.replace(self, **views, _seen={}, _ready={}),
+                _transposed=dataclasses.replace(self, **views, _numbers={}, _lists={}),
                 _status=self._status,
             )
         return self._transposed

@@ -13,25 +13,12 @@ from torch import Tensor
 from . import tuning
 from ._library import call, ops
 from .algorithms import Filters
-from .kernel_map import Asked, KernelMap
+from .kernel_map import Asked, KernelMap, Lists
 
 
 class How(NamedTuple):
     filters: Filters
     precision: int
-
-
-class _Ready(NamedTuple):
-    """What the operator of a pass takes behind its operands."""
-
-    maps: tuple[list[Tensor], ...]
-    layer: list[int]
-    prepared: list[Tensor]  # the same in few tensors, which hold addresses of those in `maps`
-
-    def run(self, passes: Any, *operands: Any, flags: tuple[Any, ...] = ()) -> Any:
-        if self.prepared:
-            return call(passes.prepared, *operands, self.prepared, *flags)
-        return call(passes.default, *operands, *self.maps, self.layer, *flags)
 
 
 Layer = tuple[int, int, torch.dtype]  # c_in, c_out
@@ -43,25 +30,19 @@ def _layer(weight: Tensor) -> Layer:
     return (shape[4], shape[0], weight.dtype) if len(shape) == 5 else (1, 1, weight.dtype)
 
 
-def _ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
-    """Kept with the map by what it depends on: it takes as long as the smallest kernels."""
+def _lists(map: KernelMap, number: int, layer: Layer, how: How) -> Lists:
+    """What the operator of a pass takes behind its operands.
+
+    Kept with the map by what it depends on: making it takes as long as the smallest kernels.
+    """
+    asked = Asked(number, *layer, how.precision, how.filters[number])
     if torch.compiler.is_compiling():
-        return _made_ready(map, number, layer, how)
-    key = (number, layer, how, torch.are_deterministic_algorithms_enabled())
-    ready: _Ready | None = map._ready.get(key)
-    if ready is None:
-        ready = map._ready[key] = _made_ready(map, number, layer, how)
-    return ready
-
-
-def _made_ready(map: KernelMap, number: int, layer: Layer, how: How) -> _Ready:
-    choice = map.choice(Asked(number, *layer, how.precision, how.filters[number]))
-    maps: tuple[list[Tensor], ...] = (map.tensors(choice.schedule),)
-    if number == 1:
-        maps = map.backward_tensors(choice.schedule)
-    # Tensors without an address, as under FakeTensorMode, have no views.
-    real = not torch.compiler.is_compiling() and type(map.neighbours) is Tensor
-    return _Ready(maps, choice.layer, map.prepared(number, choice) if real else [])
+        return map.lists(map.choice(asked), back=number == 1)
+    key = (asked, torch.are_deterministic_algorithms_enabled())
+    lists = map._lists.get(key)
+    if lists is None:
+        lists = map._lists[key] = map.lists(map.choice(asked), back=number == 1)
+    return lists
 
 
 # Every pass is linear in each of its operands, and the passes are each other's derivatives: those
@@ -79,15 +60,14 @@ def run_forward(
     layer = _layer(weight)
     if not torch.compiler.is_compiling():
         tuning.see(map, layer, how)
-    ready = _ready(map, 0, layer, how)
+    lists = _lists(map, 0, layer, how)
     epilogue = () if residual is None and not relu else (residual, relu)
-    return ready.run(ops._forward, x, weight, bias, flags=epilogue)
+    return call(ops._forward.default, x, weight, bias, *lists, *epilogue)
 
 
 def grad_input(dy: Tensor, weight: Tensor, map: KernelMap, how: How) -> Tensor:
     map.settle(wait=True)
-    ready = _ready(map, 1, _layer(weight), how)
-    return ready.run(ops._grad_input, dy, weight)
+    return call(ops._grad_input.default, dy, weight, *_lists(map, 1, _layer(weight), how))
 
 
 def grad_weight(
@@ -95,8 +75,8 @@ def grad_weight(
 ) -> tuple[Tensor, Tensor]:
     """Of the weights and of the bias, an empty tensor for what is not wanted."""
     map.settle(wait=True)
-    ready = _ready(map, 2, (x.shape[1], dy.shape[1], dy.dtype), how)
-    return ready.run(ops._grad_weight, x, dy, flags=(wanted,))
+    layer = x.shape[1], dy.shape[1], dy.dtype
+    return call(ops._grad_weight.default, x, dy, *_lists(map, 2, layer, how), wanted)
 
 
 class Forward(torch.autograd.Function):

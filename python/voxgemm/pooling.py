@@ -121,7 +121,7 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, map, number):
         map.settle(wait=False)
-        y, winners = call(ops._pool.default, x, map.tensors(), map.layer(), number)
+        y, winners = call(ops._pool.default, x, *map.lists(), number)
         ctx.save_for_backward(winners)
         ctx.mark_non_differentiable(winners)
         ctx.map, ctx.number = map, number
@@ -141,7 +141,7 @@ class _PoolGrad(torch.autograd.Function):
         ctx.save_for_backward(winners)
         ctx.map, ctx.number = map, number
         grads = [dy, winners] if picks else [dy]
-        return call(ops._pool_grad.default, grads, *map.backward_tensors(), map.layer(), number)
+        return call(ops._pool_grad.default, grads, *map.lists(back=True), number)
 
     @staticmethod
     def backward(ctx, g):

@@ -102,7 +102,6 @@ OPERATORS = {
 def test_opcheck(name, calls, device):
     if name in ON_GPU and device.type == "cpu":
         pytest.skip("no operator of the CPU")
-    # No graph is made of prepared passes.
     torch.library.opcheck(getattr(torch.ops.voxgemm, name).default, calls[name])
 
 
@@ -119,7 +118,7 @@ def test_opcheck_of_absent_arguments(calls):
 
 
 def prepared(map: list[torch.Tensor], back: list[torch.Tensor], numbers: list[int], schedule=()):
-    """What the overloads of the passes take instead of lists."""
+    """What operators take for lists of a map, of the transposed one and of the layer."""
     views = torch.ops.voxgemm._views
     none = torch.empty(0, dtype=torch.int64)
     lists = (list(map), list(back), list(schedule))
@@ -127,7 +126,7 @@ def prepared(map: list[torch.Tensor], back: list[torch.Tensor], numbers: list[in
 
 
 @pytest.mark.parametrize("options", [None, (1, 1, 128, 128)])
-def test_prepared_passes_are_the_same(options, calls):
+def test_prepared_maps_are_the_same(options, calls):
     ops = torch.ops.voxgemm
     x, weight, bias, map, numbers = calls["_forward"]
     dy, _, _, back, _ = calls["_grad_input"]
@@ -143,15 +142,15 @@ def test_prepared_passes_are_the_same(options, calls):
     for expected, found in (
         (
             ops._forward(x, weight, bias, [*map, *of_map], numbers),
-            ops._forward.prepared(x, weight, bias, forward),
+            ops._forward(x, weight, bias, forward, []),
         ),
         (
             ops._grad_input(dy, weight, map, [*back, *of_back], numbers),
-            ops._grad_input.prepared(dy, weight, backward),
+            ops._grad_input(dy, weight, backward, [], []),
         ),
         (
             ops._grad_weight(x, dy, [*map, *of_map], numbers, [True, True]),
-            ops._grad_weight.prepared(x, dy, forward, [True, True]),
+            ops._grad_weight(x, dy, forward, [], [True, True]),
         ),
     ):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -162,13 +161,13 @@ def test_what_is_not_prepared(calls):
     x, weight, bias, map, numbers = calls["_forward"]
     whole = prepared(map, [], numbers)
     for wrong, message in (
-        (whole[:3], "a prepared pass has 3 tensors, expected 4"),
-        ([x, *whole[1:]], "tensor 0 of a prepared pass is not int64 numbers of the host"),
+        (whole[:3], "a prepared map has 3 tensors, expected 4"),
+        ([x, *whole[1:]], "tensor 0 of a prepared map is not int64 numbers of the host"),
         ([whole[0][:3], *whole[1:]], "a layer has 3 numbers, expected 21"),
-        ([whole[0], whole[1][:5], *whole[2:]], "tensor 1 of a prepared pass has 5 numbers"),
+        ([whole[0], whole[1][:5], *whole[2:]], "tensor 1 of a prepared map has 5 numbers"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            ops._forward.prepared(x, weight, bias, wrong)
+            ops._forward(x, weight, bias, wrong, [])
     with pytest.raises(RuntimeError, match="a schedule has 3 tensors, expected 6"):
         ops._views(map[:3])
     with pytest.raises(RuntimeError, match="tensor 0 of the kernel map has another dtype"):
