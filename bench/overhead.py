@@ -128,6 +128,7 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "nn.SubmConv3d, forward", lambda: layer(traced)
     yield "SparseTensor", lambda: vg.SparseTensor(x, coords)
     yield "build_map", lambda: vg.build_map(coords, 3)
+    yield "build_map and conv3d", lambda: conv3d(x, *frozen[2:], vg.build_map(coords, 3))
     yield "build_map, strided", lambda: vg.build_map(coords, 2, out_coords=outputs, stride=2)
     with torch.no_grad():
         layer(tensor)
