@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "conv/passes.h"
 #include "conv/validate.h"
@@ -139,9 +140,14 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
 
 int64_t KernelMap::pairs(const Context& ctx) const {
   check(pairs_per_tap.device == ctx.device, "map and context are on different devices");
-  if (on_device(ctx)) return cuda::count_pairs(ctx, *this);
-  const auto* counts = pairs_per_tap.as<int64_t>();
-  return std::accumulate(counts, counts + pairs_per_tap.cols, int64_t{0});
+  std::vector<int64_t> counts(static_cast<size_t>(taps()));
+  if (on_device(ctx)) {
+    cuda::read_back(ctx, pairs_per_tap.data, counts.data(), sizeof(int64_t) * counts.size());
+    cuda::check_built(*this, counts[0]);
+  } else {
+    std::copy_n(pairs_per_tap.as<int64_t>(), counts.size(), counts.begin());
+  }
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }
 
 Matrix map_status(const Context& ctx, const KernelMap& map) {
@@ -153,7 +159,7 @@ void settle(const Context& ctx, KernelMap* map) {
   if (!on_device(ctx)) return;
   std::array<int64_t, 3> status{};
   cuda::read_back(ctx, map_status(ctx, *map).data, status.data(), sizeof(status));
-  if (status[0] < 0) map->pairs(ctx);  // throws the reason
+  cuda::check_built(*map, status[0]);
   if (status[1] == 0) map->in_first = {};
   if (status[2] == 0) map->out_first = {};
 }

@@ -62,7 +62,7 @@ Matrix output_coords(const Context& ctx,
                      const Geometry& geometry,
                      const OutputOptions& options);
 // These do not wait. Where the index of the input side could not be built, all pairs are absent and
-// every entry of pairs_per_tap is negative; count_pairs() throws then.
+// every entry of pairs_per_tap is negative; check_built() throws then.
 KernelMap build_submanifold_map(const Context& ctx,
                                 const VoxelIndex::State& index,
                                 const MatrixRef& coords,
@@ -73,8 +73,8 @@ KernelMap build_kernel_map(const Context& ctx,
                            const Geometry& geometry);
 KernelMap transpose(const Context& ctx, const KernelMap& map);
 Matrix map_status(const Context& ctx, const KernelMap& map);
-// The sum of pairs_per_tap; throws where the map could not be built. Waits for the device.
-int64_t count_pairs(const Context& ctx, const KernelMap& map);
+// Throws where the pairs of its first tap say that the map could not be built.
+void check_built(const KernelMap& map, int64_t first_pairs);
 
 }  // namespace cuda
 }  // namespace voxgemm

@@ -28,13 +28,10 @@ struct Counters {
   uint32_t unsorted;    // whether the rows do not ascend
 };
 
-// The box of a set, both ends inside; axes batch, x, y, z. The rest is about the part of it that
-// int32 holds. Written by one thread.
+// The box of a set; axes batch, x, y, z. Written by one thread.
 struct Frame {
-  int64_t low[4];
-  int64_t high[4];
   int32_t origin[4];   // x, y, z are multiples of 8
-  uint32_t last[4];    // largest offset from the origin
+  uint32_t last[4];    // largest offset from the origin that int32 holds
   uint64_t extent[4];  // batches, and bricks of 8^3 on the other axes
   uint64_t step[4];    // what a step on an axis adds to a brick's number
 
@@ -79,18 +76,11 @@ __device__ inline void report(const BlockSet& set, Status problem) {
 __device__ inline bool is_fine(const BlockSet& set) {
   return set.head->counters.status == Status::fine;
 }
-__device__ inline bool has_failed(const BlockSet& set) {
-  return set.head->counters.status > Status::distinct;
-}
 
 // To shared memory, by the threads of a block together: stores to other memory might change the
 // original as far as the compiler knows.
 __device__ inline void copy_frame(const BlockSet& set, Frame* frame) {
-  static_assert(sizeof(Frame) % sizeof(uint64_t) == 0);
-  const auto* from = reinterpret_cast<const uint64_t*>(&set.head->frame);
-  for (int i = threadIdx.x; i < sizeof(Frame) / sizeof(uint64_t); i += blockDim.x) {
-    reinterpret_cast<uint64_t*>(frame)[i] = from[i];
-  }
+  if (threadIdx.x == 0) *frame = set.head->frame;
   __syncthreads();
 }
 
@@ -163,28 +153,6 @@ __device__ inline Block find_block(const BlockSet& set, const BlockKey& key) {
     if (slot.x == 0) break;
   }
   return {};
-}
-
-// find_block() of several keys whose first looks are at blocks[i].slot, none where that is no_slot.
-// The first looks, which nearly always do, are on their way at once.
-template <int n>
-__device__ inline void find_blocks(const BlockSet& set,
-                                   const BlockKey (&keys)[n],
-                                   Block (&blocks)[n]) {
-  ulonglong2 looks[n];
-#pragma unroll
-  for (int i = 0; i < n; ++i) {
-    looks[i] = make_ulonglong2(0, 0);
-    if (blocks[i].slot != no_slot) {
-      looks[i] = *reinterpret_cast<const ulonglong2*>(set.slots + blocks[i].slot);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < n; ++i) {
-    blocks[i].mask = looks[i].y;
-    if (looks[i].x == 0) blocks[i].slot = no_slot;
-    if (looks[i].x != 0 && looks[i].x != keys[i].brick + 1) blocks[i] = find_block(set, keys[i]);
-  }
 }
 
 // The slot of a block, which is added where it is not there yet; no_slot and the status where there

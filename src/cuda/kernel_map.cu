@@ -12,7 +12,6 @@
 // walks the taps, z innermost, and keeps the block of the last one; 3^3 takes more than 3 times as
 // long this way.
 #include <algorithm>
-#include <vector>
 
 #include "conv/coords.h"
 #include "cuda/schedule_cut.cuh"
@@ -103,7 +102,8 @@ __device__ void add_pairs(const IndexView& index,
   __syncthreads();
   Status failure = Status::fine;
   if (blockIdx.x == 0) {
-    failure = has_failed(index.set) ? index.set.head->counters.status : failure_in(out[0]);
+    const Status status = index.set.head->counters.status;
+    failure = status > Status::distinct ? status : failure_in(out[0]);
   }
   for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
     if (pairs_of_block[tap] != 0) {
@@ -122,71 +122,70 @@ struct Cube {
   uint2 halves[8][2][fill_threads];  // bits, rank
 };
 
-// Where the taps of an axis start: the place of tap 0 in its block, and the numbers of that block
-// and the next, where those are inside the box and needed.
+// The taps of an axis.
 struct AxisStart {
-  int place;
-  bool crosses;  // from the first block into the next
-  uint32_t block[2];
-  bool wanted[2];
+  int place;      // of tap 0 in its block
+  bool crosses;   // from that block into the next
+  int64_t first;  // offset of the block
+  uint32_t last;  // of the box
 
-  __device__ AxisStart(int64_t corner, uint32_t last, int size)
-      : place(static_cast<int>(corner & 3)), crosses(place + size > 4) {
-    const int64_t first = corner >> 2;
-    for (int i = 0; i < 2; ++i) {
-      block[i] = static_cast<uint32_t>(first + i);
-      wanted[i] = static_cast<uint64_t>(first + i) <= last >> 2 && (i == 0 || crosses);
-    }
+  __device__ AxisStart(int64_t corner, uint32_t last_offset, int size)
+      : place(static_cast<int>(corner & 3)),
+        crosses(place + size > 4),
+        first(corner - place),
+        last(last_offset) {}
+  // Whether the block or the next is inside the box and needed.
+  __device__ bool wants(int side) const {
+    return static_cast<uint64_t>(first + 4 * side) <= last && (side == 0 || crosses);
   }
 };
 
 // The place of tap (0, 0, 0) in the first of the blocks, which are loaded.
 __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cube) {
-  const IndexView& index = window.index;
+  const BlockSet& set = window.index.set;
   const Frame& frame = window.frame;
-  AxisStart start[3] = {{window.corner[0], frame.last[1], sizes[0]},
-                        {window.corner[1], frame.last[2], sizes[1]},
-                        {window.corner[2], frame.last[3], sizes[2]}};
-  for (int i = 0; i < 2; ++i) start[0].wanted[i] &= window.in_batch;
-  uint64_t brick[2][2];
-  for (int i = 0; i < 2; ++i) {
-    brick[0][i] = window.batch * frame.step[0] + (start[0].block[i] >> 1) * frame.step[1];
-    brick[1][i] = (start[1].block[i] >> 1) * frame.step[2];
-  }
-  constexpr int at_once = 4;
+  const AxisStart x(window.corner[0], frame.last[1], sizes[0]);
+  const AxisStart y(window.corner[1], frame.last[2], sizes[1]);
+  const AxisStart z(window.corner[2], frame.last[3], sizes[2]);
+  constexpr int at_once = 4;  // loads on their way
 #pragma unroll
-  for (int first = 0; first < 8; first += at_once) {
+  for (int side_x = 0; side_x < 2; ++side_x) {
     // Rows that ascend have one x in most warps.
-    if (first == 4 && !__any_sync(all_lanes, start[0].crosses)) break;
+    if (side_x == 1 && !__any_sync(all_lanes, x.crosses)) break;
     BlockKey keys[at_once];
     Block blocks[at_once];
+    ulonglong2 looks[at_once];
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
-      const int side[3] = {(first + i) >> 2, (first + i) >> 1 & 1, i & 1};
-      const uint32_t x = start[0].block[side[0]];
-      const uint32_t y = start[1].block[side[1]];
-      const uint32_t z = start[2].block[side[2]];
-      keys[i] = {brick[0][side[0]] + brick[1][side[1]] + (z >> 1),
-                 (x & 1) << 2 | (y & 1) << 1 | (z & 1)};
-      if (start[0].wanted[side[0]] && start[1].wanted[side[1]] && start[2].wanted[side[2]]) {
-        blocks[i].slot = Probe(index.set, keys[i]).slot;
+      const int side_y = i >> 1;
+      const int side_z = i & 1;
+      keys[i] = place_of(frame, window.batch, x.first + 4 * side_x, y.first + 4 * side_y,
+                         z.first + 4 * side_z)
+                    .key;
+      looks[i] = make_ulonglong2(0, 0);
+      if (window.in_batch && x.wants(side_x) && y.wants(side_y) && z.wants(side_z)) {
+        blocks[i].slot = Probe(set, keys[i]).slot;
+        looks[i] = *reinterpret_cast<const ulonglong2*>(set.slots + blocks[i].slot);
       }
     }
-    find_blocks(index.set, keys, blocks);
     uint32_t ranks[at_once];
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
-      ranks[i] = blocks[i].mask != 0 ? index.set.ranks[blocks[i].slot] : 0;
+      blocks[i].mask = looks[i].y;
+      // The first look nearly always does.
+      if (looks[i].x != 0 && looks[i].x != keys[i].brick + 1) blocks[i] = find_block(set, keys[i]);
+      ranks[i] = blocks[i].mask != 0 ? set.ranks[blocks[i].slot] : 0;
     }
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
+      uint2(&halves)[2][fill_threads] = cube.halves[4 * side_x + i];
       const auto low = static_cast<uint32_t>(blocks[i].mask);
       const auto high = static_cast<uint32_t>(blocks[i].mask >> 32);
-      cube.halves[first + i][0][threadIdx.x] = make_uint2(low, ranks[i]);
-      cube.halves[first + i][1][threadIdx.x] = make_uint2(high, ranks[i] + __popc(low));
+      halves[0][threadIdx.x] = make_uint2(low, ranks[i]);
+      halves[1][threadIdx.x] = make_uint2(high, ranks[i] + __popc(low));
     }
   }
-  return make_int3(start[0].place, start[1].place, start[2].place);
+  return make_int3(x.place, y.place, z.place);
 }
 
 // The taps of one line along z: presence bits and the ranks where they start in the two blocks.
@@ -265,7 +264,7 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
       if (rows_with != 0) atomicAdd(&pairs_of_block[first_tap + lane], __popc(rows_with));
     };
     // That the row's inputs along z follow each other.
-    uint32_t steady = has_mask ? Neighbours::steady_bit : 0;
+    uint32_t steady = has_mask ? steady_bit : 0;
     if constexpr (size == any_kernel) {
       mask = window.walk(reach.axes, put, count);
     } else {
@@ -334,11 +333,8 @@ int own_tap(const Geometry& geometry) {
   return tap;
 }
 
-void fill(const Context& ctx,
-          const BlockIndex& in,
-          const MatrixRef& out_coords,
-          KernelMap* map,
-          int32_t* first) {
+// Where the map has in_first already, it is the rows that the own tap finds.
+void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords, KernelMap* map) {
   map->n_in = in.rows();
   map->n_out = out_coords.rows;
   map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
@@ -350,7 +346,8 @@ void fill(const Context& ctx,
   grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
   grid.shared_bytes = sizeof(uint32_t) * map->taps();
   const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
-                       map->masks.as<uint32_t>(), first, own_tap(map->geometry)};
+                       map->masks.as<uint32_t>(), map->in_first.as<int32_t>(),
+                       own_tap(map->geometry)};
   launch(ctx, grid, fill_kernel(map->geometry), in.view(), Reach(map->geometry, {}),
          Coords(out_coords), table);
 }
@@ -366,10 +363,10 @@ KernelMap build_submanifold_map(const Context& ctx,
   map.geometry = geometry;
   map.symmetric = geometry.mirrors();
   const bool finds_own = own_tap(geometry) >= 0;
-  map.in_first =
-      finds_own ? make_matrix(ctx, coords.rows, 1, Dtype::i32) : blocks.first_rows(ctx, coords);
+  if (finds_own) map.in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  fill(ctx, blocks, coords, &map);
+  if (!finds_own) map.in_first = blocks.first_rows(ctx, coords);
   map.out_first = map.in_first;
-  fill(ctx, blocks, coords, &map, finds_own ? map.in_first.as<int32_t>() : nullptr);
   return map;
 }
 
@@ -380,7 +377,7 @@ KernelMap build_kernel_map(const Context& ctx,
   const BlockIndex in(ctx, in_coords);
   KernelMap map;
   map.geometry = geometry;
-  fill(ctx, in, out_coords, &map, nullptr);
+  fill(ctx, in, out_coords, &map);
   map.in_first = in.first_rows(ctx, in_coords);
   map.out_first = first_rows(ctx, out_coords);
   return map;
@@ -454,19 +451,13 @@ Matrix map_status(const Context& ctx, const KernelMap& map) {
   return result;
 }
 
-int64_t count_pairs(const Context& ctx, const KernelMap& map) {
-  const DeviceGuard guard(ctx.device);
-  std::vector<int64_t> pairs(map.taps());
-  read_back(ctx, map.pairs_per_tap.data, pairs.data(), sizeof(int64_t) * pairs.size());
-  const auto failure = static_cast<Status>(std::max<int64_t>(-pairs[0], 0));
+void check_built(const KernelMap& map, int64_t first_pairs) {
+  const auto failure = static_cast<Status>(std::max<int64_t>(-first_pairs, 0));
   check(failure != Status::too_wide,
         "the input coordinates span more than 2^63 bricks of 8^3 voxels");
   check(failure != Status::full, ErrorCode::device, "the table of ", map.n_in,
         " input rows is full: too many of their coordinates share a hash");
   if (failure != Status::fine) fail(ErrorCode::invalid_argument, true, not_made(failure));
-  int64_t sum = 0;
-  for (const int64_t count : pairs) sum += count;
-  return sum;
 }
 
 }  // namespace voxgemm::cuda

@@ -24,17 +24,18 @@
 // One group of 27 taps, a shell of 1.03 M rows, us on an H200: ranks 8 of the map's masks (43 of
 // its table), three digits 43, measure_tiles 14, the schedule 126; by single taps 155. In chunks of
 // 65536 rows 113 (one line at a time 120). Three lines lose where the device is not full, 39
-// instead of 32 for 64160 rows in chunks of 16384. Lost: slabs of 128 tiles, which leave most
-// multiprocessors without one; each tap's part of the table in shared memory, 169 instead of 146;
-// taps of a run gathered one by one; launches that overlap, 102 instead of 93 for 252392 rows.
+// instead of 32 for 64160 rows in chunks of 16384.
 #include "conv/schedule.h"
 
+#include <cub/block/block_load.cuh>
 #include <cub/block/block_scan.cuh>
+#include <cub/block/block_store.cuh>
+#include <cub/warp/warp_reduce.cuh>
 #include <cub/warp/warp_scan.cuh>
+#include <cuda/std/functional>
 #include <limits>
 
 #include "cuda/schedule_cut.cuh"
-#include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {
 namespace {
@@ -42,7 +43,7 @@ namespace {
 constexpr unsigned all_lanes = 0xffffffff;
 constexpr uint32_t slab_tiles = 32;
 constexpr uint32_t batch_tiles = 8;
-constexpr int piece_rows = 64;  // of a tile, with a mask of their own
+constexpr uint32_t piece_rows = 64;  // of a tile, with a mask of their own
 
 struct alignas(16) TileNote {
   uint32_t mask;
@@ -50,23 +51,21 @@ struct alignas(16) TileNote {
   uint32_t first_block;  // from the slab's first
 };
 
-// A schedule on its way.
+// A schedule on its way. Tiles and slabs of all segments are numbered as if all were the longest.
 struct Building {
   Cut cut;
-  Grain tile;
-  Grain slab;
-  Grain batch;
-  Neighbours neighbours;
+  uint32_t tiles_each;  // of the longest segment
+  uint32_t slabs_each;
   uint32_t pieces;        // of a tile
   uint32_t bins;          // numbers of index blocks that a tile may have
-  uint32_t count;         // of tiles
+  uint32_t count;         // of tiles, none empty
   const uint32_t* ranks;  // [positions]
   uint32_t* done;         // blocks of threads that have ended; zero before
   // What measure_tiles finds out, for write_tiles.
-  TileNote* notes;        // [tiles], in segment order
-  uint32_t* piece_masks;  // [tiles, pieces]
+  TileNote* notes;        // [segments][tiles]
+  uint32_t* piece_masks;  // [segments][tiles][pieces]
   uint32_t* counts;       // [segments][bins][slabs]: tiles
-  uint32_t* slab_blocks;  // [slabs + 1], behind `counts`, of which they are sums too
+  uint32_t* slab_blocks;  // [segments * slabs + 1], behind `counts`, of which they are sums too
   // ScheduleParts.
   const int32_t* order;
   int64_t* chunk_tiles;
@@ -81,78 +80,73 @@ struct Building {
 
   Building(const KernelMap& map, const ScheduleOptions& options)
       : cut(map, options),
-        tile(cut.grain(cut.tile_rows)),
-        slab(cut.grain(int64_t{slab_tiles} * cut.tile_rows)),
-        batch(cut.grain(int64_t{batch_tiles} * cut.tile_rows)),
-        neighbours(map),
+        tiles_each(cut.items(cut.tile_rows)),
+        slabs_each(static_cast<uint32_t>(ceil_div(tiles_each, slab_tiles))),
         pieces(cut.tile_rows / piece_rows),
-        bins(static_cast<uint32_t>(cut.bits() + 1)),
-        count(static_cast<uint32_t>(cut.items(tile))) {}
+        bins(cut.bits() + 1) {
+    const int64_t before = std::max<int64_t>(cut.chunks() - 1, 0);  // whole chunks
+    const int64_t in_last = ceil_div(cut.rows - before * cut.chunk_rows, cut.tile_rows);
+    count = static_cast<uint32_t>((before * tiles_each + in_last) * cut.groups);
+  }
 
-  // The number of an entry of `counts`, of a slab.
-  __device__ uint32_t count_at(const Part& in, uint32_t blocks) const {
-    return cut.first_item(in, slab) * bins + (bins - 1 - blocks) * in.items + in.item;
+  // The number of an entry of `counts`.
+  __device__ uint32_t count_at(uint32_t segment, uint32_t slab, uint32_t blocks) const {
+    return (segment * bins + bins - 1 - blocks) * slabs_each + slab;
+  }
+  // Rows of a segment from a tile's first on, of at most one tile.
+  __device__ uint32_t rows_of(const Part& segment, uint32_t tile) const {
+    const int64_t behind = segment.rows - int64_t{tile} * cut.tile_rows;
+    return static_cast<uint32_t>(min(max(behind, int64_t{0}), int64_t{cut.tile_rows}));
   }
 };
 
 constexpr int measure_threads = 512;
-constexpr int measure_blocks = 2;  // of a multiprocessor, for the registers
 
-constexpr uint32_t scan_run = 16;  // numbers of a thread
-
-// Exclusive sums in place of the first `count` numbers, by the threads of a block together. list:
-// 16-byte aligned, with room for scan_run more, which are read and written too.
-__device__ void scan_in_block(uint32_t* list, uint32_t count) {
-  using Scan = cub::BlockScan<uint32_t, measure_threads, cub::BLOCK_SCAN_WARP_SCANS>;
-  __shared__ typename Scan::TempStorage storage;
+// Exclusive sums in place of the first `count` numbers, and the sum of all, by the threads of a
+// block together.
+__device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
+  constexpr int run = 16;  // numbers of a thread
+  constexpr int threads = measure_threads;
+  using Load = cub::BlockLoad<uint32_t, threads, run, cub::BLOCK_LOAD_WARP_TRANSPOSE>;
+  using Store = cub::BlockStore<uint32_t, threads, run, cub::BLOCK_STORE_WARP_TRANSPOSE>;
+  using Scan = cub::BlockScan<uint32_t, threads, cub::BLOCK_SCAN_WARP_SCANS>;
+  __shared__ union {
+    typename Load::TempStorage load;
+    typename Store::TempStorage store;
+    typename Scan::TempStorage scan;
+  } shared;
   uint32_t carry = 0;
-  for (uint32_t first = 0; first < count; first += measure_threads * scan_run) {
-    const uint32_t at = first + threadIdx.x * scan_run;
-    auto* quads = reinterpret_cast<uint4*>(list + at);
-    uint32_t values[scan_run] = {};
-#pragma unroll
-    for (uint32_t i = 0; i < scan_run / 4 && at < count; ++i) {
-      const uint4 quad = __ldcg(quads + i);
-      values[4 * i] = quad.x;
-      values[4 * i + 1] = quad.y;
-      values[4 * i + 2] = quad.z;
-      values[4 * i + 3] = quad.w;
-    }
+  for (uint32_t first = 0; first < count; first += threads * run) {
+    uint32_t values[run];
     uint32_t sum;
-    Scan(storage).ExclusiveSum(values, values, sum);
+    Load(shared.load).Load(list + first, values, static_cast<int>(count - first), 0U);
     __syncthreads();
-#pragma unroll
-    for (uint32_t i = 0; i < scan_run / 4 && at < count; ++i) {
-      quads[i] = make_uint4(carry + values[4 * i], carry + values[4 * i + 1],
-                            carry + values[4 * i + 2], carry + values[4 * i + 3]);
-    }
+    Scan(shared.scan).ExclusiveSum(values, values, sum);
+    for (uint32_t& value : values) value += carry;
     carry += sum;
+    __syncthreads();
+    Store(shared.store).Store(list + first, values, static_cast<int>(count - first));
+    __syncthreads();
   }
+  return carry;
 }
 
-__device__ uint32_t or_of_warp(uint32_t bits) {
-#if __CUDA_ARCH__ >= 800
-  return __reduce_or_sync(all_lanes, bits);
-#else
-  for (int lanes = 16; lanes > 0; lanes /= 2) bits |= __shfl_xor_sync(all_lanes, bits, lanes);
-  return bits;
-#endif
-}
-
-// Masks of a slab's tiles; a warp takes several pieces of 64 rows at once.
+// Masks of a slab's tiles, zero before; a warp takes several pieces of 64 rows at once.
 __device__ void find_masks(const Building& to, const Part& slab, uint32_t* tile_masks) {
+  using Reduce = cub::WarpReduce<uint32_t>;
+  __shared__ typename Reduce::TempStorage storage;  // empty
   const Cut& cut = to.cut;
-  const uint32_t first_row = slab.item * to.slab.rows;
-  const uint32_t rows = min(to.slab.rows, slab.rows - first_row);
-  const uint32_t tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
-  const int64_t first_tile = cut.first_item(slab, to.tile) + slab.item * slab_tiles;
-  uint32_t* masks = to.piece_masks + first_tile * to.pieces;
-  const uint32_t* ranks = to.ranks + cut.first_position(slab) + first_row;
+  const int64_t first_tile = int64_t{slab.item} * slab_tiles;
+  const int64_t first_row = first_tile * cut.tile_rows;
+  const auto rows = static_cast<uint32_t>(
+      min(max(slab.rows - first_row, int64_t{0}), int64_t{slab_tiles} * cut.tile_rows));
+  const uint32_t pieces = (rows + cut.tile_rows - 1) / cut.tile_rows * to.pieces;
+  uint32_t* masks =
+      to.piece_masks + (slab.segment * int64_t{to.tiles_each} + first_tile) * to.pieces;
+  const uint32_t* ranks = to.ranks + slab.position + first_row;
   constexpr uint32_t at_once = 4;  // all pieces of tiles of 128 rows
   constexpr uint32_t warps = measure_threads / 32;
   const uint32_t lane = threadIdx.x % 32;
-  // Rows of a slab are fewer than 2^31, and more pieces than its rows need are not many.
-  const uint32_t pieces = tiles * to.pieces;
   for (uint32_t first = threadIdx.x / 32; first < pieces; first += at_once * warps) {
     uint32_t mask[at_once];
 #pragma unroll
@@ -164,7 +158,7 @@ __device__ void find_masks(const Building& to, const Part& slab, uint32_t* tile_
 #pragma unroll
     for (uint32_t i = 0; i < at_once; ++i) {
       const uint32_t piece = first + i * warps;
-      mask[i] = or_of_warp(mask[i]);
+      mask[i] = Reduce(storage).Reduce(mask[i], ::cuda::std::bit_or<uint32_t>());
       if (lane != 0 || piece >= pieces) continue;
       masks[piece] = mask[i];
       atomicOr(&tile_masks[piece / to.pieces], mask[i]);
@@ -173,16 +167,15 @@ __device__ void find_masks(const Building& to, const Part& slab, uint32_t* tile_
 }
 
 // The slab's tiles among themselves, a lane each.
-__device__ void rank_tiles(const Building& to, const Part& slab, const uint32_t* masks) {
+__device__ void rank_tiles(const Building& to, const Part& slab, uint32_t mask) {
   using Scan = cub::WarpScan<uint32_t>;
   __shared__ typename Scan::TempStorage storage;
   __shared__ uint32_t histogram[slab_tiles + 1];  // of index blocks
-  const Cut& cut = to.cut;
   const uint32_t lane = threadIdx.x;
   const uint32_t tile = slab.item * slab_tiles + lane;
-  const bool used = tile * int64_t{cut.tile_rows} < slab.rows;
-  TileNote note = {.mask = masks[lane], .place = 0, .first_block = 0};
-  const uint32_t blocks = __popc(note.mask);
+  const bool used = to.rows_of(slab, tile) > 0;
+  TileNote note = {.mask = mask, .place = 0, .first_block = 0};
+  const uint32_t blocks = __popc(mask);
   for (uint32_t bin = lane; bin < to.bins; bin += slab_tiles) histogram[bin] = 0;
   Scan(storage).ExclusiveSum(blocks, note.first_block);
   const unsigned peers = __match_any_sync(all_lanes, blocks) & __ballot_sync(all_lanes, used);
@@ -190,28 +183,22 @@ __device__ void rank_tiles(const Building& to, const Part& slab, const uint32_t*
   if (used && note.place == 0) histogram[blocks] = __popc(peers);
   __syncwarp();
   for (uint32_t bin = lane; bin < to.bins; bin += slab_tiles) {
-    to.counts[to.count_at(slab, bin)] = histogram[bin];
+    to.counts[to.count_at(slab.segment, slab.item, bin)] = histogram[bin];
   }
-  const uint32_t first_tile = cut.first_item(slab, to.tile);
-  if (used) to.notes[first_tile + tile] = note;
+  if (used) to.notes[slab.segment * int64_t{to.tiles_each} + tile] = note;
   if (lane == slab_tiles - 1) to.slab_blocks[blockIdx.x] = note.first_block + blocks;
-  const bool is_first = slab.group == 0 && slab.item == 0;
-  if (is_first && lane == 0) to.chunk_tiles[slab.chunk] = first_tile;
-  if (blockIdx.x != gridDim.x - 1) return;
-  if (lane == 0) to.chunk_tiles[slab.chunk + 1] = to.count;
-  if (lane <= scan_run) to.slab_blocks[gridDim.x + lane] = 0;
 }
 
-__global__ void __launch_bounds__(measure_threads, measure_blocks) measure_tiles(Building to) {
+__global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to) {
   __shared__ uint32_t masks[slab_tiles];
   __shared__ bool is_last;
-  const Part slab = to.cut.part(blockIdx.x, to.slab);
+  const Part slab = to.cut.part_of(blockIdx.x, to.slabs_each);
   if (threadIdx.x < slab_tiles) masks[threadIdx.x] = 0;
   __syncthreads();
   find_masks(to, slab, masks);
   __syncthreads();
   if (threadIdx.x < slab_tiles) {
-    rank_tiles(to, slab, masks);
+    rank_tiles(to, slab, masks[threadIdx.x]);
     __threadfence();
     __syncwarp();
     if (threadIdx.x == 0) is_last = atomicAdd(to.done, 1U) == gridDim.x - 1;
@@ -219,8 +206,12 @@ __global__ void __launch_bounds__(measure_threads, measure_blocks) measure_tiles
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  // With the number behind the slabs' own, which becomes the sum of all.
-  scan_in_block(to.counts, static_cast<uint32_t>(to.slab_blocks - to.counts) + gridDim.x + 1);
+  const int64_t each = to.cut.groups * int64_t{to.tiles_each};
+  for (int64_t chunk = threadIdx.x; (chunk - 1) * each < to.count; chunk += measure_threads) {
+    to.chunk_tiles[chunk] = min(chunk * each, int64_t{to.count});
+  }
+  const auto end = static_cast<uint32_t>(to.slab_blocks - to.counts) + gridDim.x;
+  to.counts[end] = scan_in_block(to.counts, end);
 }
 
 constexpr int write_threads = 128;
@@ -232,40 +223,36 @@ struct FoundTile {
   uint32_t rows;
   uint32_t first_block;
 
-  // The tile of this number in segment order.
-  __device__ FoundTile(const Building& to, const Part& tile) {
-    const Cut& cut = to.cut;
-    const uint32_t before = cut.first_item(tile, to.tile);
-    const TileNote note = to.notes[before + tile.item];
-    Part slab = cut.segment(tile.chunk, tile.group, to.slab);
-    slab.item = tile.item / slab_tiles;
+  __device__ FoundTile(const Building& to, const Part& segment, uint32_t tile) {
+    const TileNote note = to.notes[segment.segment * int64_t{to.tiles_each} + tile];
+    const uint32_t slab = tile / slab_tiles;
     mask = note.mask;
-    number = note.place + to.counts[to.count_at(slab, __popc(mask))];
-    first = cut.first_position(tile) + tile.item * cut.tile_rows;
-    rows = min(cut.tile_rows, tile.rows - tile.item * cut.tile_rows);
+    number = note.place + to.counts[to.count_at(segment.segment, slab, __popc(mask))];
+    first = segment.position + tile * to.cut.tile_rows;
+    rows = to.rows_of(segment, tile);
     first_block =
-        to.slab_blocks[cut.first_item(slab, to.slab) + slab.item] - to.count + note.first_block;
+        to.slab_blocks[segment.segment * to.slabs_each + slab] - to.count + note.first_block;
   }
 };
 
 // A tile but its index blocks, by one warp.
-__device__ void write_entries(const Building& to, const Part& part) {
-  const FoundTile tile(to, part);
+__device__ void write_entries(const Building& to, const Part& segment, uint32_t unsorted) {
+  const FoundTile tile(to, segment, unsorted);
   const uint32_t lane = threadIdx.x % 32;
-  const int64_t unsorted = to.cut.first_item(part, to.tile) + part.item;
   if (lane == 0) {
     to.tiles[tile.number] =
         make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
-                  static_cast<int>(tile.rows), static_cast<int>(part.group));
+                  static_cast<int>(tile.rows), static_cast<int>(segment.group));
   }
+  const uint32_t* masks =
+      to.piece_masks + (segment.segment * int64_t{to.tiles_each} + unsorted) * to.pieces;
   for (uint32_t piece = lane; piece < to.pieces; piece += 32) {
-    to.masks[tile.number * int64_t{to.pieces} + piece] =
-        to.piece_masks[unsorted * to.pieces + piece];
+    to.masks[tile.number * int64_t{to.pieces} + piece] = masks[piece];
   }
   if ((tile.mask >> lane & 1) != 0) {
     const int before = __popc(tile.mask & ((1U << lane) - 1));
     to.block_taps[tile.first_block + before] =
-        static_cast<int32_t>(to.cut.group_begin(part.group) + lane);
+        static_cast<int32_t>(to.cut.group_begin(segment.group) + lane);
   }
 }
 
@@ -274,20 +261,19 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
   const Cut& cut = to.cut;
   // First position, rows, the block's taps that the tile has, the index block of the first of them.
   __shared__ uint4 works[batch_tiles];
-  const uint32_t batches = blockIdx.x / to.batch.whole;  // whole ones before
-  const uint32_t chunk = batches / (cut.taps / to.taps);
-  const uint32_t first_tap = batches * to.taps - chunk * cut.taps;
+  const uint32_t batches_each = (to.tiles_each + batch_tiles - 1) / batch_tiles;
+  const uint32_t lines = blockIdx.x / batches_each;  // before, of all chunks
+  const uint32_t chunk = lines / (cut.taps / to.taps);
+  const uint32_t first_tap = lines * to.taps - chunk * cut.taps;
   const uint32_t group = cut.group_of(first_tap);
   const uint32_t first_bit = first_tap - cut.group_begin(group);
-  Part part = cut.segment(chunk, group, to.tile);
-  const uint32_t first_tile = (blockIdx.x - batches * to.batch.whole) * batch_tiles;
-  const uint32_t tiles = first_tile < part.items ? min(batch_tiles, part.items - first_tile) : 0;
+  const Part segment = cut.part(chunk, group);
+  const uint32_t first_tile = (blockIdx.x - lines * batches_each) * batch_tiles;
   bool has_work = false;
   if (threadIdx.x < batch_tiles) {
     uint4 work = make_uint4(0, 0, 0, 0);
-    if (threadIdx.x < tiles) {
-      part.item = first_tile + threadIdx.x;
-      const FoundTile tile(to, part);
+    if (to.rows_of(segment, first_tile + threadIdx.x) > 0) {
+      const FoundTile tile(to, segment, first_tile + threadIdx.x);
       work.z = tile.mask >> first_bit & ((1U << to.taps) - 1);
       has_work = work.z != 0;
       if (has_work) {
@@ -298,9 +284,8 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
     }
     works[threadIdx.x] = work;
   }
-  for (uint32_t t = threadIdx.x / 32; first_bit == 0 && t < tiles; t += write_threads / 32) {
-    part.item = first_tile + t;
-    write_entries(to, part);
+  for (uint32_t t = threadIdx.x / 32; first_bit == 0 && t < batch_tiles; t += write_threads / 32) {
+    if (to.rows_of(segment, first_tile + t) > 0) write_entries(to, segment, first_tile + t);
   }
   if (__syncthreads_or(has_work ? 1 : 0) == 0) return;
   for (uint32_t i = threadIdx.x; i < cut.tile_rows; i += write_threads) {
@@ -315,13 +300,13 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
     }
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
-      const bool steady = cut.line > 1 && (masks[t] & Neighbours::steady_bit) != 0;
+      const bool steady = cut.line > 1 && (masks[t] & steady_bit) != 0;
       masks[t] = cut.mask(masks[t]) >> first_bit & ((1U << to.taps) - 1);
       // Taps behind one whose input is the one before theirs.
       if (steady) masks[t] |= (masks[t] & masks[t] << 1 & ~to.line_starts) << 16;
     }
     for (uint32_t tap = 0; tap < to.taps; ++tap) {
-      const int32_t* table = to.neighbours.data + (first_tap + tap) * to.neighbours.stride;
+      const int32_t* table = cut.neighbours + (first_tap + tap) * cut.stride;
 #pragma unroll
       for (uint32_t t = 0; t < batch_tiles; ++t) {
         ++in[t];
@@ -363,11 +348,12 @@ ScheduleParts build_schedule(const Context& ctx,
   parts.masks = make_matrix(ctx, to.count, to.pieces, Dtype::i32);
   // Without rows nothing is launched.
   if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
-  const SortedRows sorted = sort_rows(ctx, cut, to.neighbours, parts.order.as<uint32_t>());
-  const int64_t slabs = cut.items(to.slab);
-  const auto memory = make_room(ctx, Room{&to.notes, to.count},
-                                Room{&to.piece_masks, int64_t{to.count} * to.pieces},
-                                Room{&to.counts, slabs * to.bins + slabs + 1 + scan_run});
+  const SortedRows sorted = sort_rows(ctx, cut, parts.order.as<uint32_t>());
+  const int64_t tiles = cut.segments() * to.tiles_each;
+  const int64_t slabs = cut.segments() * to.slabs_each;
+  const auto memory =
+      make_room(ctx, Room{&to.notes, tiles}, Room{&to.piece_masks, tiles * to.pieces},
+                Room{&to.counts, slabs * to.bins + slabs + 1});
   to.ranks = sorted.ranks;
   to.done = sorted.done;
   to.slab_blocks = to.counts + slabs * to.bins;
@@ -385,7 +371,7 @@ ScheduleParts build_schedule(const Context& ctx,
   to.indices = parts.indices.as<int32_t>();
   // Three lines at once read a row's mask once, but their rows of the table stay in the L2 cache
   // for one chunk only.
-  const int64_t batches = cut.chunks() * to.batch.whole;  // of one line of taps
+  const int64_t batches = cut.chunks() * ceil_div(to.tiles_each, batch_tiles);  // of a line of taps
   const int64_t thirds = batches * (cut.taps / cut.line) / 3;
   const bool together = cut.chunks() > 1 && cut.taps % (3 * cut.line * cut.groups) == 0 &&
                         3 * cut.line <= 16 && thirds >= 2 * multiprocessors(ctx);

@@ -3,10 +3,6 @@
 // The index of a coordinate set, in four kernels without a wait: measure (16 bytes a row), insert
 // (16 bytes a row, an atomic for every block that a warp's rows lie in), rank (a bit a slot, 16
 // bytes a block), rows (16 bytes and one atomic a row).
-// Lost in rows: two rows of a thread at once, 14 us instead of 13 for a shell of 1.03 M rows on an
-// H200 (it waits for its atomics). Lost: all four by one cluster of 16 blocks, 27 us instead of 18
-// (64160 rows); a table sized by the rows that lie in another block than the row before: 44 us
-// instead of 49 at 1.03 M rows, but 18 instead of 15 at 15192 and 176 instead of 174 at 4.1 M.
 // Which slot a block takes and which rank it gets depend on timing; what a look-up answers does
 // not.
 #include "cuda/voxel_index.cuh"
@@ -28,8 +24,7 @@ __device__ int64_t from_ordered_bits(uint32_t bits) {
 __device__ void set_frame(const BlockSet& set, const Reach& reach) {
   Frame& frame = set.head->frame;
   Status status = Status::fine;
-  uint64_t cells = 1;
-  uint64_t steps = 1;
+  uint64_t bricks = 1;
   uint32_t largest[8];
   for (int i = 0; i < 8; ++i) largest[i] = __ldcg(&set.head->counters.largest[i]);
 #pragma unroll
@@ -40,24 +35,19 @@ __device__ void set_frame(const BlockSet& set, const Reach& reach) {
       low = reach.axes[axis - 1].low(low);
       high = reach.axes[axis - 1].high(high);
     }
-    frame.low[axis] = low;
-    frame.high[axis] = high;
     if (low > high) status = Status::empty;
-    if (status != Status::fine) continue;
     // A batch item is never shared by bricks: its axis is counted in ones, the others in eights.
     const int shift = axis == 0 ? 0 : 3;
+    const int64_t first = max(low, int64_t{INT32_MIN}) >> shift << shift;
+    const int64_t last = min(high | ((1 << shift) - 1), int64_t{INT32_MAX});
     const auto extent = static_cast<uint64_t>((high >> shift) - (low >> shift) + 1);
-    if (__umul64hi(cells, extent) != 0 || cells * extent > uint64_t{1} << 63) {
-      status = Status::too_wide;
-    }
-    cells *= extent;
-    const int64_t first = min(max(low, int64_t{INT32_MIN}), int64_t{INT32_MAX}) >> shift;
-    const int64_t last = min(max(high, int64_t{INT32_MIN}), int64_t{INT32_MAX}) >> shift;
-    frame.origin[axis] = static_cast<int32_t>(first << shift);
-    frame.extent[axis] = static_cast<uint64_t>(last - first + 1);
-    frame.last[axis] = static_cast<uint32_t>((frame.extent[axis] << shift) - 1);
-    frame.step[axis] = steps;
-    steps *= frame.extent[axis];
+    frame.origin[axis] = static_cast<int32_t>(min(first, int64_t{INT32_MAX}));
+    frame.last[axis] = static_cast<uint32_t>(last - first);
+    frame.extent[axis] = extent;
+    frame.step[axis] = bricks;
+    const bool fits = __umul64hi(bricks, extent) == 0 && bricks * extent <= uint64_t{1} << 63;
+    if (!fits && status == Status::fine) status = Status::too_wide;
+    bricks *= extent;
   }
   if (status != Status::fine) report(set, status);
 }
@@ -233,14 +223,10 @@ SetHead read_head(const Context& ctx, const BlockSet& set) {
   check(status != Status::not_int32, "row ", ~head.counters.outside,
         " of the coordinates reaches an output voxel that 32-bit coordinates cannot hold");
   if (status >= Status::not_made) fail(ErrorCode::invalid_argument, true, not_made(status));
-  const Frame& frame = head.frame;
-  const auto bricks = [&](int axis) {
-    return (frame.high[axis] >> 3) - (frame.low[axis] >> 3) + 1;
-  };
+  const uint64_t(&extent)[4] = head.frame.extent;
   fail(ErrorCode::invalid_argument, true,
-       join("the coordinates span ", frame.high[0] - frame.low[0] + 1, " batches of ", bricks(1),
-            " x ", bricks(2), " x ", bricks(3),
-            " bricks of 8^3 voxels, expected at most 2^63 bricks in all"));
+       join("the coordinates span ", extent[0], " batches of ", extent[1], " x ", extent[2], " x ",
+            extent[3], " bricks of 8^3 voxels, expected at most 2^63 bricks in all"));
 }
 
 void measure(const Context& ctx,

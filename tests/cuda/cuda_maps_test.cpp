@@ -30,7 +30,7 @@ void expect_same_map(const KernelMap& map, const KernelMap& expected) {
   ASSERT_EQ(fetched<int32_t>(ctx, map.neighbours), fetched<int32_t>(ctx, expected.neighbours));
   ASSERT_EQ(fetched<int64_t>(ctx, map.pairs_per_tap),
             fetched<int64_t>(ctx, expected.pairs_per_tap));
-  ASSERT_EQ(cuda::count_pairs(ctx, map), expected.pairs(context()));
+  ASSERT_EQ(map.pairs(ctx), expected.pairs(context()));
   ASSERT_EQ(fetched<int32_t>(ctx, map.in_first),
             all_first_rows(ctx, expected.in_first, expected.n_in));
   ASSERT_EQ(fetched<int32_t>(ctx, map.out_first),
@@ -303,7 +303,7 @@ TEST_F(Coords, TooWideABoxIsAnError) {
   EXPECT_EQ(message_of([&] { cuda::make_index(*gpu(), coords)->find(0, 0, 0, 0); }), expected);
   expect_outputs(voxels, {.size = {1, 1, 1}});
   const KernelMap map = submanifold_on_device(coords, Geometry::submanifold({3, 3, 3}));
-  EXPECT_EQ(message_of([&] { cuda::count_pairs(*gpu(), map); }),
+  EXPECT_EQ(message_of([&] { map.pairs(*gpu()); }),
             "the input coordinates span more than 2^63 bricks of 8^3 voxels");
   for (const int32_t row : fetched<int32_t>(*gpu(), map.neighbours)) ASSERT_EQ(row, -1);
 }
