@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <numeric>
+#include <vector>
 
 #include "core/dispatch.h"
 #include "cuda/aligned.h"
@@ -21,8 +24,9 @@ using grad_weight_sm90::Config;
 using grad_weight_sm90::Params;
 using sm80::Math;
 
-// A team needs this many rows of a group to be worth its partial sums.
+// A team needs this many rows of a tap, or batches, to be worth its partial sums.
 constexpr int64_t rows_per_team = 512;
+constexpr int64_t batches_per_team = 4;
 
 struct Size {
   int taps = 0;
@@ -30,72 +34,72 @@ struct Size {
   int c_out = 0;
 };
 
-// The same with a schedule.
-constexpr int64_t batches_per_team = 4;
-
-// How the CTAs share channel blocks and work.
-struct Division {
-  int parts = 1;    // of the channel blocks
-  int members = 1;  // of a team: blocks of a part
-  int teams = 1;
-};
-
-// Large teams read the same rows at the same time; but all multiprocessors should be busy.
-Division divide(int blocks, int multiprocessors) {
-  Division best;
+// Into how many parts the channel blocks are cut: large teams read the same rows at the same time,
+// but all multiprocessors should be busy.
+int parts_of(int blocks, int multiprocessors) {
+  int best = 1;
   double most = 0;
-  for (int parts = 1; parts <= blocks; ++parts) {
-    const int members = static_cast<int>(ceil_div(blocks, parts));
-    const int teams = multiprocessors / members;
-    if (teams == 0) continue;
-    const double busy =
-        static_cast<double>(teams) * blocks / (static_cast<double>(multiprocessors) * parts);
-    if (busy <= most) continue;
-    best = {parts, members, teams};
-    most = busy;
-    if (most > 0.95) break;
+  for (int parts = 1; parts <= blocks && most <= 0.95; ++parts) {
+    const auto teams = static_cast<double>(multiprocessors / ceil_div(blocks, parts));
+    const double busy = teams * blocks / (static_cast<double>(multiprocessors) * parts);
+    if (busy > most) best = parts;
+    most = std::max(most, busy);
   }
   return best;
 }
 
+// Deals taps to groups so that these are alike: those nearer to the kernel's centre, which more
+// rows have, one to each, the others in turn forth and back.
+void deal_taps(const Geometry& geometry, int taps_of_group, Params* p) {
+  const auto distance = [&](int tap) {
+    const auto [x, y, z] = geometry.size;
+    const auto from_centre = [](int at, int size) { return std::abs(2 * at - size + 1); };
+    return from_centre(tap / (y * z), x) + from_centre(tap / z % y, y) + from_centre(tap % z, z);
+  };
+  std::vector<int> taps(p->taps);
+  std::iota(taps.begin(), taps.end(), 0);
+  std::ranges::stable_sort(taps, {}, distance);
+  std::ranges::fill(p->group_taps, int8_t{-1});
+  for (int i = 0; i < p->taps; ++i) {
+    const int round = i / p->groups;
+    const int turn = i % p->groups;
+    const int group = round % 2 == 0 ? turn : p->groups - 1 - turn;
+    p->group_taps[group * taps_of_group + round] = static_cast<int8_t>(taps[i]);
+  }
+}
+
 // x, dy: as the kernel reads them.
-Params params_of(const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) {
+template <class C>
+void run(const Context& ctx, const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) {
   Params p = {PassArgs(args)};
   p.pairs_per_tap = args.map->pairs_per_tap.as<long long>();
   p.x_rows = x.data;
   p.x_row_bytes = static_cast<uint32_t>(2 * x.stride);
   p.dy_rows = dy.data;
   p.dy_row_bytes = static_cast<uint32_t>(2 * dy.stride);
-  return p;
-}
-
-template <class C>
-void run(const Context& ctx, Params p) {
   p.groups = static_cast<int>(ceil_div(p.taps, C::taps));
   p.out_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
   p.blocks = static_cast<int>(ceil_div(p.c_in, C::ins)) * p.out_blocks;
   Grid adding = {.blocks = C::piece_size / 1024, .threads = add_threads, .overlaps = true};
-  int pieces = 2;  // of a team
+  int pieces = 1;  // of a team
   if (C::scheduled) {
+    deal_taps(args.map->geometry, C::taps, &p);
     p.members = p.groups * p.blocks;
     const int64_t useful_teams = ceil_div(p.batches(true), batches_per_team);
     p.teams = static_cast<int>(std::clamp<int64_t>(multiprocessors(ctx) / p.members, 1,
                                                    std::max<int64_t>(useful_teams, 1)));
-    pieces = 1;
     adding.columns = p.teams == 1 ? 0 : p.members;
-    adding.shared_bytes = sizeof(int) * p.groups * C::taps;
   } else {
-    const Division division = divide(p.blocks, multiprocessors(ctx));
-    p.parts = division.parts;
-    p.members = division.members;
+    p.parts = parts_of(p.blocks, multiprocessors(ctx));
+    p.members = static_cast<int>(ceil_div(p.blocks, p.parts));
     const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
-    p.teams = static_cast<int>(std::min<int64_t>(division.teams, useful_teams));
-    adding.columns = std::min(p.groups * p.parts, p.teams - 1) * int64_t{p.members};
-    adding.shared_bytes = sizeof(unsigned long long) * (p.groups + 1);
+    p.teams = static_cast<int>(std::min<int64_t>(multiprocessors(ctx) / p.members, useful_teams));
+    pieces = 2;
+    adding.columns = std::min(p.taps * p.parts, p.teams - 1) * int64_t{p.members};
+    adding.shared_bytes = sizeof(grad_weight_sm90::AxisPlace) * (p.taps + 1);
   }
   const std::shared_ptr<void> memory =
-      make_room(ctx, Room{&p.starts, p.groups + 1},
-                Room{&p.partials, int64_t{pieces} * p.teams * p.members * C::piece_size});
+      make_room(ctx, Room{&p.partials, int64_t{pieces} * p.teams * p.members * C::piece_size});
   launch(ctx,
          {.blocks = int64_t{p.teams} * p.members,
           .threads = C::threads,
@@ -133,9 +137,9 @@ template <class T, class Body>
 auto with_tile(const Size& size, const Body& body) {
   const int c_in = size.c_in;
   const int c_out = size.c_out;
-  if (size.taps == 1) return body(Type<Config<T, 1, 256, 128>>{});
-  if (size.taps > most_scheduled_taps || (c_out > 64 && c_in > 128) || c_out > 128) {
-    if (c_in > 64 || size.taps > most_scheduled_taps) return body(Type<Config<T, 1, 256, 128>>{});
+  const bool many_channels = c_in > 64 && (c_out > 128 || (c_out > 64 && c_in > 128));
+  if (many_channels || size.taps > most_scheduled_taps || size.taps == 1) {
+    return body(Type<Config<T, 1, 256, 128>>{});
   }
   if (c_out > 64) {
     if (c_in <= 64) return body(Type<Config<T, 4, 64, 128>>{});
@@ -171,12 +175,8 @@ Math math_of(const Kernel& kernel) { return *static_cast<const Math*>(kernel.fam
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   if (problem.pass != Pass::grad_weight) return "computes the weight gradient only";
-  std::string reason = sm80::why_not(math_of(kernel), problem);
+  std::string reason = sm90::why_not(math_of(kernel), problem);
   if (!reason.empty()) return reason;
-  if (problem.architecture / 10 != 9) {
-    return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
-                problem.architecture % 10);
-  }
   const int most_taps = with_tile(math_of(kernel), size_of_problem(problem),
                                   []<class C>(Type<C>) { return C::most_taps; });
   if (problem.geometry.taps() > most_taps) {
@@ -230,13 +230,13 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   const Size size = {args.w.taps, args.w.c_in, args.w.c_out};
   with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
     if constexpr (C::terms == 1) {
-      run<C>(ctx, params_of(args, x, dy));
+      run<C>(ctx, args, x, dy);
     } else {
       const sm90::SplitOperands split =
           sm90::split_operands(ctx, C::terms == 2 ? Math::bf16x3 : Math::bf16x6,
                                {sm90::as_weights(x), {C::width, C::terms * C::width}},
                                {sm90::as_weights(dy), {64, C::terms * 64}});
-      run<C>(ctx, params_of(args, split.x_rows(), split.w_rows()));
+      run<C>(ctx, args, sm90::as_rows(split.x), sm90::as_rows(split.w));
     }
   });
 }

@@ -5,19 +5,19 @@
 // operands or f32 ones in two or three terms of bf16 (split_sm90.h), f32 sums.
 //
 // Work. A CTA computes a tile of dw: `taps` taps (a group) x `ins` input channels x `columns`
-// output channels, over some batches of 64 output rows. It is limited by the reading of rows, so
-// where channels are few, several taps of a group share the rows of dy. There are two ways to
-// divide the work; nothing of either depends on timing, and what a CTA does not do alone is left as
-// f32 partial sums, which add_pieces() adds in the order of teams.
+// output channels, over some batches of 64 output rows. It is limited by the reading of rows: where
+// channels are few, several taps of a group share rows of dy.
 //   Several taps a group: batches are quarters of the tiles of a masked schedule, so that few of
 //     their rows lack a tap that others have. A team has a member for every group and channel
-//     block; team t takes batches t, t + teams, ..., and all CTAs walk over the rows together: rows
-//     of x and dy are read from the second-level cache. Taps are dealt to groups by their pairs.
+//     block; team t takes batches t, t + teams, .., and all CTAs walk over the rows together: rows
+//     of x and dy are read from the second-level cache.
 //   One tap a group (many channels: arithmetic is the limit): rows that have the tap are gathered
-//     from the map's table, 64 make a batch, and no absent row is read. All taps stand on one axis,
-//     each as long as its work; a team takes an equal piece of the axis, its members, which read
-//     the same rows, different channel blocks. A tap that is cut is divided by chunks of 64 rows,
-//     spread evenly: chunk c lies at the fraction of c * 0.618... within it.
+//     from the map's table, 64 make a batch, and no absent row is read. The teams take equal pieces
+//     of one axis of taps, each as long as its work; members of a team read the same rows,
+//     different channel blocks. A tap that is cut is divided by chunks of 64 rows, spread evenly:
+//     chunk c lies at the fraction of c * 0.618... within it.
+// Nothing of it depends on timing, and what a CTA does not do alone is left as f32 partial sums,
+// which add_pieces() adds in the order of teams.
 //
 // Roles. Warpgroup 1 indexes: with a schedule it fills a ring of slots, each the input rows of
 // every tap and the output rows of a batch (BatchIndexer); without one it appends rows to a queue
@@ -26,24 +26,23 @@
 // at a time.
 //
 // A batch lies in shared memory as blocks of 64 rows x 64 channels (128 bytes a row, 128-byte
-// swizzle: 16-byte piece p of row r lies at piece p ^ (r & 7)), each for every term:
-//   X  [taps, ins / 64] blocks: rows of x, gathered by cp.async, eight lanes a row, for the taps
-//      that the batch has; with 32 or 16 input channels 2 or 4 taps side by side in a block
-//   dY [columns / 64] blocks
-// Both operands have their channels contiguous ("MN-major") and the rows are the sum's index, so
-// nothing is transposed. With eight taps a batch has few or many of its blocks: they stand in
-// consecutive units of a ring, one for each. Else a unit is a batch, whole or not.
+// swizzle: 16-byte piece p of row r lies at piece p ^ (r & 7)), each for every term: X [taps,
+// ins / 64] for the taps that the batch has, with 32 or 16 input channels 2 or 4 taps side by side
+// in a block, and dY [columns / 64]; both with their channels contiguous ("MN-major"). With eight
+// taps blocks stand in consecutive units of a ring; else a unit is a batch, whole or not.
 //
-// Synchronisation: `full` of a batch gets one arrival from every producer thread when its copies
+// Synchronisation. `full` of a batch gets one arrival from every producer thread when its copies
 // have landed and one after the batch's note is written; `free` one from every consumer warp. A
 // batch's units are free when the batch so many before it is that its note says; a note of no taps
 // ends a piece. Slots, and the two rounds of the queue, have such a pair of barriers as well. A
-// consumer that skips a batch first drains what it multiplies, or the ring would stop in a run of
-// skips. What all lanes of a warp read, its first lane releases after a __syncwarp, of which
-// nothing is left in the code where the warp is seen to stand together; racecheck may then report
-// the next write. Of terms, which have room for few batches, the first lane reads notes alone.
+// barrier's answer comes behind the copies under way: with a schedule the producer asks for the
+// next slot and units before it copies, and waits only where they were not there. A consumer that
+// skips a batch first drains what it multiplies, or the ring would stop in a run of skips. What all
+// lanes of a warp read, its first lane releases after a __syncwarp, of which nothing is left in the
+// code where the warp is seen to stand together; racecheck may then report the next write. Of
+// terms, which have room for few batches, the first lane reads notes alone.
 //
-// Rows past the end of a batch are zeros on both sides. A row that lacks a tap of its batch is zero
+// Rows past the end of a batch are zeros on both sides. One that lacks a tap of its batch is zero
 // on the side of x alone, and zero times an infinite dy is NaN, which an absent pair must not make:
 // sums that are NaN when they are written are computed once more, over present pairs only.
 // What was tried and lost is in docs/performance.md.
@@ -111,9 +110,9 @@ struct Producer {
     int4 in[C::sets] = {};  // of its tap of each set
     int4 out = {};
   };
-  __device__ __forceinline__ Lists read_slot() {
+  __device__ __forceinline__ Lists read_slot(bool full) {
     Lists lists;
-    ptx::barrier_wait(shared.slot_full + 8 * slots.at, slots.parity);
+    if (!full) ptx::barrier_wait(shared.slot_full + 8 * slots.at, slots.parity);
     lists.note = shared.slot_notes[slots.at];
     const uint32_t from = shared.slots + slots.at * C::slot_bytes + threadIdx.x / 8 * 16;
     const int tap = threadIdx.x % 8 * 8 / C::width;
@@ -127,6 +126,7 @@ struct Producer {
     slots.next();
     return lists;
   }
+
   // The next batch of the queue.
   __device__ __forceinline__ Lists read_queue() {
     Lists lists;
@@ -137,32 +137,6 @@ struct Producer {
     lists.out = make_int4(first.y, first.w, second.y, second.w);
     head = head + batch_rows == C::queue_rows ? 0 : head + batch_rows;
     return lists;
-  }
-
-  __device__ __forceinline__ void run_piece(const Piece& piece) {
-    const int first_in = piece.block / p.out_blocks * C::ins;
-    const int first_out = piece.block % p.out_blocks * C::columns;
-    const Operand x = operand<C::terms, C::width>(p.x_rows, p.x_row_bytes, first_in, p.c_in);
-    const Operand dy = operand<C::terms, 64>(p.dy_rows, p.dy_row_bytes, first_out,
-                                             min(p.c_out, first_out + C::columns));
-    if constexpr (C::scheduled) {
-      Lists lists = read_slot();
-      while ((lists.note & note_sets) != 0) {
-        claim(lists.note);
-        const Lists now = lists;
-        copy_x(now, x);
-        // Loads wait behind the copies before them.
-        lists = read_slot();
-        copy_dy(now, dy);
-        finish(now.note);
-      }
-      claim(lists.note);
-      finish(lists.note);
-    } else {
-      copy_rounds(x, dy);
-      claim(0);
-      finish(0);
-    }
   }
 
   __device__ __forceinline__ void copy_rounds(const Operand& x, const Operand& dy) {
@@ -176,7 +150,7 @@ struct Producer {
       for (; left >= batch_rows; left -= batch_rows) {
         Lists lists = read_queue();
         lists.note = 1;
-        claim(lists.note);
+        claim(lists.note, false);
         copy_x(lists, x);
         copy_dy(lists, dy);
         finish(lists.note);
@@ -187,9 +161,43 @@ struct Producer {
     }
   }
 
-  __device__ __forceinline__ void claim(int note) const {
+  __device__ __forceinline__ void run_piece(const Piece& piece) {
+    const int first_in = piece.block / p.out_blocks * C::ins;
+    const int first_out = piece.block % p.out_blocks * C::columns;
+    const Operand x = operand<C::terms, C::width>(p.x_rows, p.x_row_bytes, first_in, p.c_in);
+    const Operand dy = operand<C::terms, 64>(p.dy_rows, p.dy_row_bytes, first_out,
+                                             min(p.c_out, first_out + C::columns));
+    if constexpr (!C::scheduled) {
+      copy_rounds(x, dy);
+      claim(0, false);
+      return finish(0);
+    }
+    Lists lists = read_slot(false);
+    claim(lists.note, false);
+    while ((lists.note & note_sets) != 0) {
+      const Lists now = lists;
+      const bool full = ptx::barrier_test(shared.slot_full + 8 * slots.at, slots.parity);
+      copy_x(now, x);
+      // Loads wait behind the copies before them.
+      lists = read_slot(full);
+      const bool free = is_free(lists.note);
+      copy_dy(now, dy);
+      finish(now.note);
+      claim(lists.note, free);
+    }
+    finish(lists.note);
+  }
+
+  // Whether the batch behind the one at hand has its units.
+  __device__ __forceinline__ bool is_free(int note) const {
+    ptx::Ring<C::batches> next = ring;
+    next.next();
+    const ptx::Ring<C::batches> before = next.before(C::packed ? distance(note) : C::batches);
+    return ptx::barrier_test(shared.free + 8 * before.at, before.parity);
+  }
+  __device__ __forceinline__ void claim(int note, bool free) const {
     const ptx::Ring<C::batches> before = ring.before(C::packed ? distance(note) : C::batches);
-    ptx::barrier_wait(shared.free + 8 * before.at, before.parity);
+    if (!free) ptx::barrier_wait(shared.free + 8 * before.at, before.parity);
   }
   __device__ __forceinline__ void finish(int note) {
     const uint32_t full = shared.full + 8 * ring.at;
@@ -201,42 +209,22 @@ struct Producer {
     ring.next();
   }
 
-  __device__ __forceinline__ uint32_t unit(int note, int number) const {
-    const int first = C::packed ? first_unit(note) : ring.at;
-    return unit_of<C>(shared, first, number) + threadIdx.x / 8 * 512;
+  __device__ __forceinline__ uint32_t blocks(int note, int set, int before) const {
+    return blocks_at<C>(shared, ring.at, note, set, before) + threadIdx.x / 8 * 512;
   }
   __device__ __forceinline__ void copy_x(const Lists& lists, const Operand& x) const {
-    int number = 0;
+    int before = 0;
 #pragma unroll
     for (int k = 0; k < C::sets; ++k) {
       if (C::scheduled && (lists.note >> k & 1) == 0) continue;
-      const uint32_t to = C::packed ? unit(lists.note, number++)
-                                    : unit(lists.note, 0) + k * C::in_blocks * C::terms * 8192;
-      copy_rows<C::in_blocks, C::width>(to, x, lists.in[k]);
+      copy_rows<C::in_blocks, C::width>(blocks(lists.note, k, before++), x, lists.in[k]);
     }
   }
   __device__ __forceinline__ void copy_dy(const Lists& lists, const Operand& dy) const {
-    const uint32_t to = C::packed ? unit(lists.note, __popc(lists.note & note_sets))
-                                  : unit(lists.note, 0) + C::x_bytes;
-    copy_rows<C::dy_blocks, 64>(to, dy, lists.out);
+    const int before = __popc(lists.note & note_sets);
+    copy_rows<C::dy_blocks, 64>(blocks(lists.note, C::sets, before), dy, lists.out);
   }
 };
-
-// Calls body(piece) for what this CTA does.
-template <class C, class Body>
-__device__ __forceinline__ void for_pieces(const Params& p,
-                                           const Shared& shared,
-                                           const Body& body) {
-  if constexpr (C::scheduled) {
-    body(piece_of_member<C>(p, shared.taps));
-  } else {
-    Pieces pieces({p, shared.starts});
-    Piece piece;
-    while (pieces.next(&piece)) {
-      if (piece.block < p.blocks) body(piece);
-    }
-  }
-}
 
 template <class C>
 struct Consumer {
@@ -244,6 +232,7 @@ struct Consumer {
   const Shared& shared;
   int first_block;
   ptx::Ring<C::batches> ring;
+  int multiplying = -1;  // the batch whose products may be unfinished
 
   // Where a batch's blocks lie that this one multiplies.
   struct Blocks {
@@ -252,18 +241,16 @@ struct Consumer {
     int wanted = 0;  // that are there, as bits
   };
   __device__ __forceinline__ Blocks blocks(int note) const {
-    const int sets = note & note_sets;
-    const int first = C::packed ? first_unit(note) : ring.at;
     Blocks at;
+    const int sets = note & note_sets;
 #pragma unroll
     for (int m = 0; m < C::own_blocks; ++m) {
       const int set = (first_block + m) / C::in_blocks;
-      at.x[m] = C::packed ? unit_of<C>(shared, first, __popc(sets & ((1 << set) - 1)))
-                          : unit_of<C>(shared, first, 0) + (first_block + m) * C::terms * 8192;
-      at.wanted |= (C::scheduled ? sets >> set & 1 : 1) << m;
+      at.x[m] = blocks_at<C>(shared, ring.at, note, set, __popc(sets & ((1 << set) - 1))) +
+                (first_block + m) % C::in_blocks * C::terms * 8192;
+      at.wanted |= (C::scheduled ? note >> set & 1 : 1) << m;
     }
-    at.dy = C::packed ? unit_of<C>(shared, first, __popc(sets))
-                      : unit_of<C>(shared, first, 0) + C::x_bytes;
+    at.dy = blocks_at<C>(shared, ring.at, note, C::sets, __popc(sets));
     return at;
   }
 
@@ -277,6 +264,7 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < C::columns / 2; ++i) d[m][i] = 0;
     }
+    if constexpr (C::terms == 1) pin(d);
   }
 
   // Adds the blocks of x that `chosen` names, transposed, times dy, as one group of products; of
@@ -344,65 +332,47 @@ struct Consumer {
     return __shfl_sync(0xffffffff, note, 0);
   }
 
-  __device__ __forceinline__ void add_batches(Sums<C>& d) {
-    int multiplying = -1;  // the batch whose products may be unfinished
-    const auto drain = [&] {
-      ptx::wgmma_wait<0>();
-      pin(d);
-      if (multiplying >= 0) release(multiplying);
-      multiplying = -1;
-    };
-    for (;;) {
-      const int note = wait();
-      if ((note & note_sets) == 0) break;
-      const Blocks at = blocks(note);
-      if (at.wanted != 0) {
-        multiply_batch(d, at);
-        ptx::wgmma_wait<1>();
-        pin(d);
-        if (multiplying >= 0) release(multiplying);
-        multiplying = ring.at;
-      } else {
-        drain();
-        release(ring.at);
-      }
-      ring.next();
-    }
-    drain();
+  __device__ __forceinline__ void release_multiplied(Sums<C>& d) {
+    pin(d);
+    if (multiplying >= 0) release(multiplying);
+    multiplying = -1;
   }
-
-  // The matrix instructions cut their sums off rather than round them, which thousands of batches
-  // would show: those of a batch are added to the others outside.
-  __device__ __forceinline__ void add_batches_exactly(Sums<C>& d) {
-    for (;; ring.next()) {
-      const int note = wait();
-      if ((note & note_sets) == 0) break;
-      const Blocks at = blocks(note);
-      if (at.wanted != 0) {
-        Sums<C> part;
-        clear(part);
-        multiply_batch(part, at);
-        ptx::wgmma_wait<0>();
-        pin(part);
-#pragma unroll
-        for (int m = 0; m < C::own_blocks; ++m) {
-#pragma unroll
-          for (int i = 0; i < C::columns / 2; ++i) d[m][i] += part[m][i];
-        }
-      }
-      release(ring.at);
-    }
+  __device__ __forceinline__ void drain(Sums<C>& d) {
+    ptx::wgmma_wait<0>();
+    release_multiplied(d);
   }
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
     Sums<C> d;
     clear(d);
-    if constexpr (C::terms == 1) {
-      pin(d);
-      add_batches(d);
-    } else {
-      add_batches_exactly(d);
+    for (;; ring.next()) {
+      const int note = wait();
+      if ((note & note_sets) == 0) break;
+      const Blocks at = blocks(note);
+      if (at.wanted == 0) {
+        drain(d);
+        release(ring.at);
+      } else if constexpr (C::terms == 1) {
+        multiply_batch(d, at);
+        ptx::wgmma_wait<1>();
+        release_multiplied(d);
+        multiplying = ring.at;
+      } else {
+        // The matrix instructions cut their sums off rather than round them, which thousands of
+        // batches would show: those of a batch are added to the others outside.
+        Sums<C> part;
+        clear(part);
+        multiply_batch(part, at);
+        drain(part);
+#pragma unroll
+        for (int m = 0; m < C::own_blocks; ++m) {
+#pragma unroll
+          for (int i = 0; i < C::columns / 2; ++i) d[m][i] += part[m][i];
+        }
+        release(ring.at);
+      }
     }
+    drain(d);
     release(ring.at);
     ring.next();
     finish_piece<C>(p, piece, d);
@@ -424,17 +394,12 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
   shared.slot_free = shared.slot_full + 8 * C::slots;
   behind += 16 * (C::batches + C::slots);
   shared.starts = reinterpret_cast<AxisPlace*>(behind);
-  shared.taps = reinterpret_cast<int*>(behind);
-  behind += C::scheduled ? 4 * p.groups * C::taps : 8 * (p.groups + 1);
+  if constexpr (!C::scheduled) behind += 8 * (p.taps + 1);
   shared.slot_notes = reinterpret_cast<int*>(behind);
   shared.notes = shared.slot_notes + C::slots;
   shared.counts = shared.notes + C::batches;
   if (threadIdx.x < 32) {
-    if constexpr (C::scheduled) {
-      deal_taps<C>(p, shared.taps);
-    } else {
-      place_groups(p, shared.starts);
-    }
+    if constexpr (!C::scheduled) place_taps(p, shared.starts);
   } else if (threadIdx.x == 32) {
     ptx::barriers_init(shared.full, C::batches, 128 + 1);  // producer threads, the note
     ptx::barriers_init(shared.free, C::batches, 8);        // consumer warps
@@ -447,21 +412,18 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
   ptx::let_next_launch_start();
   if (threadIdx.x < 128) {
     ptx::registers_down<C::producer_registers>();
-    Producer<C> producer{p, shared, {}, {}};
-    for_pieces<C>(p, shared, [&](const Piece& piece) { producer.run_piece(piece); });
+    Producer<C> producer{p, shared};
+    for_pieces<C>(p, shared.starts, [&](const Piece& piece) { producer.run_piece(piece); });
   } else if (threadIdx.x < 256) {
     ptx::registers_down<C::producer_registers>();
-    if (!C::scheduled && blockIdx.x == 0) {
-      for (int g = threadIdx.x - 128; g <= p.groups; g += 128) p.starts[g] = shared.starts[g];
-    }
     using Indexer = std::conditional_t<C::scheduled, BatchIndexer<C>, RowIndexer<C>>;
     Indexer indexer(p, shared);
-    for_pieces<C>(p, shared, [&](const Piece& piece) { indexer.run_piece(piece); });
+    for_pieces<C>(p, shared.starts, [&](const Piece& piece) { indexer.run_piece(piece); });
   } else {
     ptx::registers_up<C::consumer_registers>();
     const int first_block = (static_cast<int>(threadIdx.x) / 128 - 2) * C::own_blocks;
-    Consumer<C> consumer{p, shared, first_block, {}};
-    for_pieces<C>(p, shared, [&](const Piece& piece) { consumer.run_piece(piece); });
+    Consumer<C> consumer{p, shared, first_block};
+    for_pieces<C>(p, shared.starts, [&](const Piece& piece) { consumer.run_piece(piece); });
   }
 }
 

@@ -10,10 +10,10 @@
 
 namespace voxgemm::cuda::grad_weight_sm90 {
 
-// Rows of a stage, and output rows that stay together: a quarter of a tile where rows come from a
-// schedule.
+// Rows of a batch: a quarter of a tile, or those of a tap as the map's table has them.
 constexpr int batch_rows = 64;
 constexpr int tile_rows = 256;
+constexpr int quarters = tile_rows / batch_rows;
 
 // x and dy as they were given, which is what is read where sums are NaN.
 struct Params : PassArgs {
@@ -24,16 +24,21 @@ struct Params : PassArgs {
   const void* dy_rows = nullptr;  // [rows, c_out]
   uint32_t dy_row_bytes = 0;
   int groups = 0;
-  // Of channels, output channels fastest. Without a schedule they are cut into `parts` of `members`
+  // [groups, taps of a group], -1 behind the last; of one tap a group only the first is said.
+  int8_t group_taps[32] = {};
+  // Of channels, output channels fastest. Of one tap a group they are cut into `parts` of `members`
   // each.
   int out_blocks = 0;
   int blocks = 0;
   int members = 0;
   int parts = 0;
   int teams = 0;
-  unsigned long long* starts = nullptr;  // [groups + 1], for add_pieces()
-  float* partials = nullptr;             // [2 * teams, members, piece_size], see Sums
+  float* partials = nullptr;  // [teams or 2 * teams, members, piece_size], see Sums
 
+  template <class C>
+  __device__ int tap_of(int group, int j) const {
+    return C::taps == 1 ? group : group_taps[group * C::taps + j];
+  }
   // Of the schedule's tiles, or of the rows as they are.
   __host__ __device__ int batches(bool scheduled) const {
     const int64_t rows_of_unit = scheduled ? tile_rows : batch_rows;
@@ -60,7 +65,6 @@ struct Config {
   static constexpr int width = 64 / block_taps;
   static constexpr int x_blocks = taps / block_taps * in_blocks;
   static constexpr int own_blocks = x_blocks / 2;  // of a consumer
-  static constexpr int x_bytes = x_blocks * terms * 8192;
   static constexpr int dy_blocks = columns < 64 ? 1 : columns / 64;
   // A unit of shared memory holds a batch; or, where batches have few of many taps (on shells 4.8
   // of 9 blocks), a block of one.
@@ -69,8 +73,8 @@ struct Config {
   static constexpr int unit_blocks = packed ? 1 : x_blocks + dy_blocks;
   static constexpr int unit_bytes = unit_blocks * terms * 8192;
   static constexpr int piece_size = taps * ins * columns;
-  // With a schedule: a slot has the input rows of each tap of a batch, and its output rows. Loads
-  // behind the copies of 200 kB in flight take 4000 clocks.
+  // A slot has the input rows of each tap of a batch, and its output rows. Loads behind the copies
+  // of 200 kB in flight take 4000 clocks.
   static constexpr int slot_bytes = (taps + 1) * batch_rows * 4;
   // Without: batches that a warp of the indexers reads in a round; the queue has two rounds.
   static constexpr int chunks = 2;
@@ -91,52 +95,41 @@ struct Config {
       own_blocks * columns * (terms > 1 ? 3 : 1) > 128 ? 168 : 128;
   static constexpr int producer_registers = 256 - consumer_registers;
   static_assert(x_blocks % 2 == 0 && taps <= 16 && units >= (packed ? 2 * (sets + 1) : 3));
-  // The places of all groups on the work axis lie in shared memory behind the rest.
+  // The places of all taps on the work axis lie in shared memory behind the rest.
   static constexpr int most_taps = scheduled ? 32 : ((227 << 10) - fixed_bytes) / 8 - 2;
   static_assert(most_taps >= 32);
 };
 
-// ---- Without a schedule: the work axis
+// ---- One tap a group: the work axis
 
-// What a tap costs a CTA, in rows that it copies, or whose neighbours it reads where those are few:
-// never 0.
-__device__ __forceinline__ unsigned long long tap_work(const Params& p, int tap) {
-  const long long pairs = max(__ldg(p.pairs_per_tap + tap), 0LL);
-  return max(pairs, static_cast<long long>(p.rows) / 6 + 1);
-}
-
-// The axis is as long as the teams together, each 2^32.
-constexpr int team_bits = 32;
+// Where taps lie on an axis of rows to copy, each as long as its work for every part of the channel
+// blocks, one after the other; the teams cut it into equal pieces.
 using AxisPlace = unsigned long long;
 
-// starts[g]: where group g, a tap, begins. By one warp.
-__device__ __forceinline__ void place_groups(const Params& p, AxisPlace* starts) {
+// starts[t]: where tap t begins. By one warp.
+__device__ __forceinline__ void place_taps(const Params& p, AxisPlace* starts) {
   const int lane = threadIdx.x % 32;
-  unsigned long long all = 0;
-  for (int first = 0; first < p.groups; first += 32) {
-    const int group = first + lane;
-    unsigned long long sum = group < p.groups ? tap_work(p, group) : 0;
+  AxisPlace all = 0;
+  for (int first = 0; first < p.taps; first += 32) {
+    const int tap = first + lane;
+    AxisPlace sum = 0;
+    // In rows that are copied, or whose neighbours are read where those are few: never 0.
+    const int64_t least = p.rows / 6 + 1;
+    if (tap < p.taps) sum = max(int64_t{__ldg(p.pairs_per_tap + tap)}, least) * p.parts;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-      const unsigned long long other = __shfl_up_sync(0xffffffff, sum, step);
+      const AxisPlace other = __shfl_up_sync(0xffffffff, sum, step);
       if (lane >= step) sum += other;
     }
-    if (group < p.groups) starts[group + 1] = all + sum;
+    if (tap < p.taps) starts[tap + 1] = all + sum;
     all += __shfl_sync(0xffffffff, sum, 31);
   }
   if (lane == 0) starts[0] = 0;
-  const AxisPlace end = static_cast<AxisPlace>(p.teams) << team_bits;
-  const double scale = static_cast<double>(end) / static_cast<double>(all);
-  for (int group = lane + 1; group < p.groups; group += 32) {
-    starts[group] = static_cast<AxisPlace>(static_cast<double>(starts[group]) * scale);
-  }
-  __syncwarp();
-  if (lane == 0) starts[p.groups] = end;
 }
 
-// A group of one part, as a stretch of the axis.
+// A tap of one part, as a stretch of the axis.
 struct Entry {
-  int group;
+  int tap;
   int part;
   AxisPlace begin;
   AxisPlace end;
@@ -144,148 +137,86 @@ struct Entry {
 
 struct Axis {
   const Params& p;
-  const AxisPlace* starts;  // [groups + 1]
+  const AxisPlace* starts;  // [taps + 1]
 
-  __device__ __forceinline__ Entry entry(int group, int part) const {
-    const AxisPlace begin = starts[group];
-    const AxisPlace length = starts[group + 1] - begin;
-    if (p.parts == 1) return {group, 0, begin, begin + length};
-    return {group, part, begin + length * part / p.parts, begin + length * (part + 1) / p.parts};
+  __device__ __forceinline__ AxisPlace team_begin(int team) const {
+    return starts[p.taps] * team / p.teams;
+  }
+  __device__ __forceinline__ int team_of(AxisPlace place) const {
+    return static_cast<int>(((place + 1) * p.teams - 1) / starts[p.taps]);
+  }
+  __device__ __forceinline__ Entry entry(int tap, int part) const {
+    const AxisPlace length = (starts[tap + 1] - starts[tap]) / p.parts;
+    const AxisPlace begin = starts[tap] + part * length;
+    return {tap, part, begin, begin + length};
   }
   __device__ __forceinline__ Entry at(AxisPlace place) const {
     int low = 0;
-    int high = p.groups;
+    int high = p.taps;
     while (high - low > 1) {
       const int middle = (low + high) / 2;
       (starts[middle] <= place ? low : high) = middle;
     }
-    Entry found = entry(low, 0);
-    for (int part = 1; place >= found.end; ++part) found = entry(low, part);
-    return found;
+    const AxisPlace length = (starts[low + 1] - starts[low]) / p.parts;
+    return entry(low, static_cast<int>((place - starts[low]) / length));
   }
 };
 
-// What a team does of one group of taps: with a schedule, batches b = low modulo step; without, of
-// one entry of the axis, those whose place, b * 0.618... modulo 1 in units of 2^-32, is in
-// [low, low + span).
+// What a team does of a group of taps: batches first, first + step, ..; of one tap those whose
+// place, batch * 0.618... modulo 1 in units of 2^-32, is in [low, low + span).
 struct Piece {
   int group;
   int block;  // of channels; none is left for this CTA where it is >= Params::blocks
   bool whole;
-  uint32_t low;
-  uint32_t span;
-  int step;
-  int slot;         // among the partial sums, unless whole
-  const int* taps;  // of the group, -1 behind the last; null: the group is its tap
+  int slot;  // among the partial sums, unless whole
+  int first = 0;
+  int step = 1;
+  uint32_t low = 0;
+  uint32_t span = 0;
 
-  __device__ __forceinline__ bool has(uint32_t batch) const {
+  __device__ __forceinline__ bool has(int batch) const {
     return whole || batch * 2654435769u - low < span;
   }
-  __device__ __forceinline__ int tap(int j) const { return taps != nullptr ? taps[j] : group; }
 };
 
-// The pieces of this CTA's team on the axis, in order.
-class Pieces {
- public:
-  __device__ __forceinline__ explicit Pieces(const Axis& axis)
-      : axis_(axis),
-        team_(blockIdx.x / axis.p.members),
-        at_(static_cast<AxisPlace>(team_) << team_bits),
-        end_(static_cast<AxisPlace>(team_ + 1) << team_bits) {}
-  __device__ __forceinline__ bool next(Piece* piece) {
-    if (at_ >= end_) return false;
-    const Entry entry = axis_.at(at_);
-    const int members = axis_.p.members;
-    const AxisPlace end = min(end_, entry.end);
-    piece->group = entry.group;
-    piece->block = entry.part * members + static_cast<int>(blockIdx.x) % members;
-    piece->whole = at_ == entry.begin && end == entry.end;
-    piece->low = place_of(entry, at_);
-    piece->span = (end == entry.end ? 0 : place_of(entry, end)) - piece->low;
-    piece->slot = 2 * team_ + (at_ > entry.begin ? 0 : 1);
-    piece->taps = nullptr;
-    at_ = end;
-    return true;
-  }
-
- private:
-  // Exact enough: the piece that ends here and the one that begins here agree on it. Never 0 within
-  // an entry: a span of 0 stands for none, so the last piece must not begin there.
-  __device__ __forceinline__ static uint32_t place_of(const Entry& entry, AxisPlace at) {
-    if (at == entry.begin) return 0;
-    const double part =
-        static_cast<double>(at - entry.begin) / static_cast<double>(entry.end - entry.begin);
-    return static_cast<uint32_t>(max(min(part * 4294967296.0, 4294967295.0), 1.0));
-  }
-
-  Axis axis_;
-  int team_;
-  AxisPlace at_;
-  AxisPlace end_;
-};
-
-// ---- With a schedule: a member of a team for every group and block
-
-// The taps of all groups, -1 behind the last of one. Taps with many pairs and with few are dealt
-// out so that groups are alike. By one warp.
-template <class C>
-__device__ __forceinline__ void deal_taps(const Params& p, int* taps) {
-  const int lane = threadIdx.x % 32;
-  for (int i = lane; i < p.groups * C::taps; i += 32) taps[i] = -1;
-  __syncwarp();
-  const long long pairs = lane < p.taps ? __ldg(p.pairs_per_tap + lane) : -1;
-  int rank = 0;
-  for (int other = 0; other < p.taps; ++other) {
-    const long long theirs = __shfl_sync(0xffffffff, pairs, other);
-    rank += theirs > pairs || (theirs == pairs && other < lane) ? 1 : 0;
-  }
-  if (lane < p.taps) {
-    const int round = rank / p.groups;
-    const int turn = rank % p.groups;
-    taps[(round % 2 == 0 ? turn : p.groups - 1 - turn) * C::taps + round] = lane;
-  }
-  __syncwarp();
-}
-
-// Of this CTA.
-template <class C>
-__device__ __forceinline__ Piece piece_of_member(const Params& p, const int* taps) {
-  const int member = static_cast<int>(blockIdx.x) % p.members;
+// Calls body(piece) for what this CTA does.
+template <class C, class Body>
+__device__ __forceinline__ void for_pieces(const Params& p,
+                                           const AxisPlace* starts,
+                                           const Body& body) {
   const int team = static_cast<int>(blockIdx.x) / p.members;
-  const int group = member / p.blocks;
-  return {.group = group,
-          .block = member % p.blocks,
-          .whole = p.teams == 1,
-          .low = static_cast<uint32_t>(team),
-          .span = 0,
-          .step = p.teams,
-          .slot = team,
-          .taps = taps + group * C::taps};
-}
-
-// The batches of a piece in rising order. By a whole warp.
-class Batches {
- public:
-  __device__ __forceinline__ Batches(const Params& p, const Piece& piece)
-      : piece_(piece), count_(p.batches(false)) {}
-  // -1 after the last.
-  __device__ __forceinline__ int next() {
-    while (found_ == 0) {
-      if (base_ >= count_) return -1;
-      const int batch = base_ + static_cast<int>(threadIdx.x % 32);
-      found_ = __ballot_sync(0xffffffff, batch < count_ && piece_.has(batch));
-      base_ += 32;
-    }
-    const int bit = __ffs(found_) - 1;
-    found_ &= found_ - 1;
-    return base_ - 32 + bit;
+  const int member = static_cast<int>(blockIdx.x) % p.members;
+  if constexpr (C::scheduled) {
+    body(Piece{.group = member / p.blocks,
+               .block = member % p.blocks,
+               .whole = p.teams == 1,
+               .slot = team,
+               .first = team,
+               .step = p.teams});
+    return;
   }
-
- private:
-  const Piece& piece_;
-  int count_;
-  int base_ = 0;
-  uint32_t found_ = 0;
-};
+  const Axis axis = {p, starts};
+  const AxisPlace team_end = axis.team_begin(team + 1);
+  for (AxisPlace at = axis.team_begin(team); at < team_end;) {
+    const Entry entry = axis.at(at);
+    const AxisPlace end = min(team_end, entry.end);
+    // Exact enough: the piece that ends here and the one that begins here agree on it. Never 0
+    // within an entry: a span of 0 stands for none, so the last piece must not begin there.
+    const auto place_of = [&](AxisPlace place) {
+      const double part = static_cast<double>(place - entry.begin) /
+                          static_cast<double>(entry.end - entry.begin) * 4294967296.0;
+      return static_cast<uint32_t>(max(min(part, 4294967295.0), 1.0));
+    };
+    const uint32_t low = at == entry.begin ? 0 : place_of(at);
+    const Piece piece = {.group = entry.tap,
+                         .block = entry.part * p.members + member,
+                         .whole = at == entry.begin && end == entry.end,
+                         .slot = 2 * team + (at > entry.begin ? 0 : 1),
+                         .low = low,
+                         .span = (end == entry.end ? 0 : place_of(end)) - low};
+    if (piece.block < p.blocks) body(piece);
+    at = end;
+  }
+}
 
 }  // namespace voxgemm::cuda::grad_weight_sm90

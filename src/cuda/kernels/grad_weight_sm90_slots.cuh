@@ -2,7 +2,7 @@
 #pragma once
 
 // How the copying warps of a weight gradient on Hopper come by their rows: indexers fill slots with
-// batches; see grad_weight_sm90.cuh.
+// batches, or a queue; see grad_weight_sm90.cuh.
 
 #include "cuda/kernels/grad_weight_sm90_pieces.cuh"
 #include "cuda/ptx/barrier.cuh"
@@ -19,9 +19,8 @@ struct Shared {
   uint32_t slot_free;
   int* slot_notes;    // [slots], or the rows of a round
   int* notes;         // [batches]
-  int* counts;        // [2, 4 warps], without a schedule
-  AxisPlace* starts;  // [groups + 1], without a schedule
-  int* taps;          // [groups, taps of a group], with one
+  int* counts;        // [2, 4 warps], of one tap a group
+  AxisPlace* starts;  // [taps + 1], of one tap a group
 };
 
 // What the roles tell each other of a batch, in bits: the sets of taps that share blocks of which
@@ -64,7 +63,6 @@ class Placer {
 // The sets of taps that share blocks of which a batch has any, as bits, of the group's taps.
 template <class C>
 __device__ __forceinline__ int sets_of(int taps) {
-  if constexpr (C::block_taps == 1) return taps;
   int sets = 0;
 #pragma unroll
   for (int k = 0; k < C::sets; ++k) {
@@ -74,13 +72,21 @@ __device__ __forceinline__ int sets_of(int taps) {
   return sets;
 }
 
-// Address of unit `number` of a batch whose first one is `first`.
+// Where the blocks of a set of taps of a batch begin, which has so many before it, or those of dy
+// behind the last set's.
 template <class C>
-__device__ __forceinline__ uint32_t unit_of(const Shared& shared, int first, int number) {
-  int unit = first + number;
-  if (C::packed && unit >= C::units) unit -= C::units;
-  return shared.units + unit * C::unit_bytes;
+__device__ __forceinline__ uint32_t
+blocks_at(const Shared& shared, int place, int note, int set, int before) {
+  if constexpr (!C::packed) {
+    return shared.units + place * C::unit_bytes + set * C::in_blocks * C::terms * 8192;
+  }
+  const int unit = first_unit(note) + before;
+  return shared.units + (unit >= C::units ? unit - C::units : unit) * C::unit_bytes;
 }
+
+// Of the warpgroup that fills slots.
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+__device__ __forceinline__ int warp() { return threadIdx.x % 128 / 32; }
 
 // Fills slots with the batches of a schedule that have a tap of the group. All four warps look at
 // all batches; each serves the slots of its number.
@@ -92,23 +98,26 @@ class BatchIndexer {
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
     const int count = p_.batches(true);
-    int taps[C::taps];  // 31 behind the last, where no batch has one
+    // In masks, of this lane's tap of the group; of none one that no mask has.
+    const int tap = lane() < C::taps ? p_.tap_of<C>(piece.group, lane()) : -1;
+    const int bit = tap < 0 ? 31 : tap;
+    int bits[C::taps];
 #pragma unroll
-    for (int j = 0; j < C::taps; ++j) taps[j] = piece.taps[j] < 0 ? 31 : piece.taps[j];
+    for (int j = 0; j < C::taps; ++j) bits[j] = __shfl_sync(0xffffffff, bit, j);
     const int step = 32 * piece.step;
-    int batch = static_cast<int>(piece.low) + lane() * piece.step;
+    int batch = piece.first + lane() * piece.step;
     Look next = look(batch, count);
-    for (int base = static_cast<int>(piece.low); base < count; base += step, batch += step) {
+    for (int base = piece.first; base < count; base += step, batch += step) {
       Look now = next;
       next = look(batch + step, count);
 #pragma unroll
-      for (int j = 0; j < C::taps; ++j) now.taps |= (now.mask >> taps[j] & 1) << j;
+      for (int j = 0; j < C::taps; ++j) now.taps |= (now.mask >> bits[j] & 1) << j;
       const int sets = sets_of<C>(now.taps);
       for (uint32_t found = __ballot_sync(0xffffffff, sets != 0); found != 0; found &= found - 1) {
         const int from = __ffs(found) - 1;
         const int note = __shfl_sync(0xffffffff, sets, from);
         const int place = C::packed ? placer_.place(__popc(note) + 1) : 0;
-        if (ring_.at % 4 == warp()) fill(piece, now, batch, {from, note | place});
+        if (ring_.at % 4 == warp()) fill(now, {batch, bit, from, note | place});
         ring_.next();
       }
     }
@@ -129,13 +138,10 @@ class BatchIndexer {
     int taps = 0;
   };
 
-  __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
-  __device__ __forceinline__ static int warp() { return threadIdx.x % 128 / 32; }
-
   __device__ __forceinline__ Look look(int batch, int count) const {
     Look found;
     if (batch >= count) return found;
-    const int number = batch / (tile_rows / batch_rows);
+    const int number = batch / quarters;
     const uint4 masks = __ldg(reinterpret_cast<const uint4*>(p_.masks) + number);
     found.tile = __ldg(p_.tiles + number);
     found.mask = __ldg(p_.masks + batch);
@@ -145,25 +151,24 @@ class BatchIndexer {
 
   // What to fill a slot with: the batch that a lane looks at.
   struct Chosen {
+    int batch;  // this lane's
+    int bit;    // of its tap
     int lane;
     int note;
   };
-  __device__ __forceinline__ void fill(const Piece& piece,
-                                       const Look& looks,
-                                       int batch,
-                                       const Chosen& chosen) {
+  __device__ __forceinline__ void fill(const Look& looks, const Chosen& chosen) {
     const auto of = [&](auto value) { return __shfl_sync(0xffffffff, value, chosen.lane); };
     const int taps = of(looks.taps);
     const uint32_t mask = of(looks.tile_mask);
-    const int quarter = of(batch) % (tile_rows / batch_rows);
-    const int left = of(looks.tile.z) - quarter * batch_rows;
-    const int32_t* order = p_.order + of(looks.tile.x) + quarter * batch_rows;
+    const int first = of(chosen.batch) % quarters * batch_rows;  // in the tile
+    const int left = of(looks.tile.z) - first;
+    const int32_t* order = p_.order + of(looks.tile.x) + first;
     const int32_t* indices =
-        p_.indices + static_cast<int64_t>(of(looks.tile.y)) * tile_rows + quarter * batch_rows;
+        p_.indices + static_cast<int64_t>(of(looks.tile.y)) * tile_rows + first;
     // List number `lane`, null where it has no row or not all.
     const int32_t* own = nullptr;
     if (lane() < C::taps && (taps >> lane() & 1) != 0) {
-      own = indices + __popc(mask & ((1u << piece.taps[lane()]) - 1)) * tile_rows;
+      own = indices + __popc(mask & ((1u << chosen.bit) - 1)) * tile_rows;
     } else if (lane() == C::taps && left >= batch_rows) {
       own = order;
     }
@@ -171,8 +176,8 @@ class BatchIndexer {
     const uint32_t slot = shared_.slots + ring_.at * C::slot_bytes;
     const int at = lane() % 16 * 4;  // four rows of a list
 #pragma unroll
-    for (int first = 0; first < C::taps + 1; first += 2) {
-      const int j = first + lane() / 16;
+    for (int first_list = 0; first_list < C::taps + 1; first_list += 2) {
+      const int j = first_list + lane() / 16;
       const auto* list = reinterpret_cast<const int32_t*>(
           __shfl_sync(0xffffffff, reinterpret_cast<unsigned long long>(own), j));
       const uint32_t to = slot + (j * batch_rows + at) * 4;
@@ -218,11 +223,12 @@ class RowIndexer {
       : p_(p), shared_(shared) {}
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
-    Batches batches(p_, piece);
+    base_ = 0;
+    found_ = 0;
     Neighbours rounds[rounds_ahead];
     bool more[rounds_ahead];
 #pragma unroll
-    for (int i = 0; i < rounds_ahead; ++i) more[i] = read(piece, &batches, &rounds[i]);
+    for (int i = 0; i < rounds_ahead; ++i) more[i] = read(piece, &rounds[i]);
     for (bool last = false; !last;) {
       // Unrolled, so that no neighbours on their way are waited for to change registers.
 #pragma unroll
@@ -230,7 +236,7 @@ class RowIndexer {
         if (last) break;
         last = !more[(i + 1) % rounds_ahead];
         append(rounds[i], last);
-        more[i] = read(piece, &batches, &rounds[i]);
+        more[i] = read(piece, &rounds[i]);
       }
     }
   }
@@ -244,24 +250,36 @@ class RowIndexer {
   // Loads behind the copies take 4000 clocks, in which a round or two are copied.
   static constexpr int rounds_ahead = 4;
 
+  // The piece's next batch, -1 after the last: the same in all warps.
+  __device__ __forceinline__ int next_batch(const Piece& piece) {
+    const int count = p_.batches(false);
+    while (found_ == 0) {
+      if (base_ >= count) return -1;
+      const int batch = base_ + lane();
+      found_ = __ballot_sync(0xffffffff, batch < count && piece.has(batch));
+      base_ += 32;
+    }
+    const int bit = __ffs(found_) - 1;
+    found_ &= found_ - 1;
+    return base_ - 32 + bit;
+  }
+
   // Whether there was a batch left; else all are absent.
-  __device__ __forceinline__ bool read(const Piece& piece, Batches* batches, Neighbours* to) const {
-    const int warp = threadIdx.x % 128 / 32;
-    const int lane = threadIdx.x % 32;
+  __device__ __forceinline__ bool read(const Piece& piece, Neighbours* to) {
     bool any = false;
 #pragma unroll
     for (int chunk = 0; chunk < C::chunks; ++chunk) {
       int mine = -1;
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        const int batch = batches->next();
+        const int batch = next_batch(piece);
         any = any || batch >= 0;
-        if (w == warp) mine = batch;
+        if (w == warp()) mine = batch;
       }
-      to->out[chunk] = mine * batch_rows + lane;
+      to->out[chunk] = mine * batch_rows + lane();
 #pragma unroll
       for (int i = 0; i < batch_rows / 32; ++i) {
-        const int64_t row = static_cast<int64_t>(mine) * batch_rows + i * 32 + lane;
+        const int64_t row = static_cast<int64_t>(mine) * batch_rows + i * 32 + lane();
         const bool there = mine >= 0 && row < p_.rows;
         to->in[chunk * (batch_rows / 32) + i] =
             there ? __ldg(p_.neighbours + piece.group * p_.rows + row) : -1;
@@ -272,24 +290,23 @@ class RowIndexer {
 
   __device__ __forceinline__ void append(const Neighbours& rows, bool last) {
     const int thread = threadIdx.x % 128;
-    const int warp = thread / 32;
     int own = 0;          // rows of this warp
     int place[C::reads];  // of this lane's, among them
 #pragma unroll
     for (int i = 0; i < C::reads; ++i) {
       const uint32_t votes = __ballot_sync(0xffffffff, rows.in[i] >= 0);
-      place[i] = own + __popc(votes & ((1u << thread % 32) - 1));
+      place[i] = own + __popc(votes & ((1u << lane()) - 1));
       own += __popc(votes);
     }
     int* counts = shared_.counts + 4 * ring_.at;
-    if (thread % 32 == 0) counts[warp] = own;
+    if (lane() == 0) counts[warp()] = own;
     ptx::named_barrier(1, 128);
     int begin = end_;
     int all = 0;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const int count = counts[w];
-      if (w < warp) begin += count;
+      if (w < warp()) begin += count;
       all += count;
     }
     ptx::barrier_wait(shared_.slot_free + 8 * ring_.at, ring_.parity ^ 1);
@@ -318,7 +335,9 @@ class RowIndexer {
   const Params& p_;
   const Shared& shared_;
   ptx::Ring<2> ring_;
-  int end_ = 0;  // of the rows in the queue
+  int end_ = 0;   // of the rows in the queue
+  int base_ = 0;  // of the batches: found_ are of the 32 before
+  uint32_t found_ = 0;
 };
 
 }  // namespace voxgemm::cuda::grad_weight_sm90

@@ -16,7 +16,6 @@ using sm90::Math;
 using sm90::most_groups;
 using sm90::Shape;
 using sm90::shapes;
-using sm90::Slicing;
 
 // A row of the registry.
 struct Row {
@@ -73,7 +72,7 @@ struct Sizes {
 // of a second wave. Not asked of the device: results depend on it.
 constexpr int sms = 132;
 int slices_of(const Row& row, const Sizes& sizes) {
-  if (!row.split) return 1;
+  if (!row.split) return 0;
   const Shape& shape = shapes[row.shape];
   const int64_t items = ceil_div(sizes.rows, shape.rows) * groups_of(row, sizes.taps) *
                         ceil_div(sizes.c_out, shape.columns);
@@ -91,25 +90,23 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   ConvArgs aligned = args;
   aligned.y = y;
   aligned.residual = residual;
+  sm90::Operands operands;
   std::shared_ptr<void> memory;
   if (sm90::is_split(row.math)) {
     const sm90::SplitBlock block = sm90::split_block(row.math);
     const sm90::SplitOperands split =
         sm90::split_operands(ctx, row.math, {sm90::as_weights(x), block}, {args.w, block});
-    aligned.x = split.x_rows();
-    aligned.w = split.w;
+    operands = {sm90::as_rows(split.x), split.w};
     memory = split.memory;
   } else {
     const AlignedWeights w = aligned_weights(ctx, args.w);
-    aligned.x = x;
-    aligned.w = w;
+    operands = {x, w};
     memory = w.memory;
   }
-  const Slicing slicing = {
-      row.split, slices_of(row, {args.y.rows, args.w.taps, aligned.w.c_in, args.w.c_out})};
+  const int slices = slices_of(row, {args.y.rows, args.w.taps, operands.w.c_in, args.w.c_out});
   sm80::dispatch(row.math, [&]<Math math>() {
     if constexpr (math != Math::ieee) {
-      sm90::convolve<math>(ctx, aligned, args, row.shape, slicing);
+      sm90::convolve<math>(ctx, aligned, operands, row.shape, slices);
     }
   });
   write_back(ctx, y, args.y);
@@ -117,13 +114,9 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   const Row& row = row_of(kernel);
-  std::string reason = sm80::why_not(row.math, problem);
+  std::string reason = sm90::why_not(row.math, problem);
   if (!reason.empty()) return reason;
   if (problem.pass == Pass::grad_weight) return "has no weight gradient";
-  if (problem.architecture / 10 != 9) {
-    return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
-                problem.architecture % 10);
-  }
   const int taps = problem.geometry.taps();
   if (row.groups < most_groups && taps > most_taps * row.groups) {
     return join("takes at most ", most_taps * row.groups, " taps, the kernel has ", taps);
@@ -153,7 +146,7 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const Shape& shape = shapes[row.shape];
   const Sizes sizes = sizes_of(row.math, problem);
   const int groups = groups_of(row, sizes.taps);
-  const int slices = slices_of(row, sizes);
+  const int slices = std::max(slices_of(row, sizes), 1);
   const auto rows = static_cast<double>(std::max<int64_t>(sizes.rows, 1));
   const auto k_blocks = static_cast<double>(ceil_div(sizes.c_in, shape.depth));
   const auto column_blocks = static_cast<double>(ceil_div(sizes.c_out, shape.columns));
@@ -189,6 +182,13 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
 }
 
 }  // namespace
+
+std::string sm90::why_not(Math math, const Problem& problem) {
+  std::string reason = sm80::why_not(math, problem);
+  if (!reason.empty() || problem.architecture / 10 == 9) return reason;
+  return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
+              problem.architecture % 10);
+}
 
 std::vector<Kernel> implicit_gemm_sm90_kernels() {
   static const std::vector<Row> family = family_rows();

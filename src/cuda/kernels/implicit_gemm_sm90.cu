@@ -48,25 +48,18 @@ CUtensorMap weight_map(const WeightsRef& w) {
   return map;
 }
 
-inline ConvParams params_of(const ConvArgs& args, const ConvArgs& given) {
-  ConvParams p = {PassArgs(given)};
-  p.y = args.y;
-  p.residual = args.residual;
-  p.operand = args.x.data;
-  p.operand_bytes = static_cast<uint32_t>(2 * args.x.stride);
-  p.units = args.w.c_in;
+template <class C>
+void run(const Context& ctx, const ConvArgs& args, const Operands& operands, int slices) {
+  const CUtensorMap map = weight_map<C>(operands.w);
+  ConvParams p = {PassArgs(args)};
+  p.operand = operands.x.data;
+  p.operand_bytes = static_cast<uint32_t>(2 * operands.x.stride);
+  p.units = operands.w.c_in;
   p.groups = args.schedule->options().groups;
   p.partial_stride = ceil_div(p.c_out, 8) * 8;
-  return p;
-}
-
-template <class C>
-void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const Slicing& slicing) {
-  const CUtensorMap map = weight_map<C>(args.w);
-  ConvParams p = params_of(args, given);
   p.column_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
-  p.slices = slicing.slices;
-  p.split = slicing.split && p.groups * p.slices > 1;
+  p.slices = std::max(slices, 1);
+  p.split = p.groups * slices > 1;
   // Every group has every row, so its tiles are as many as any other's.
   p.group_tiles = static_cast<int>(args.schedule->parts().tiles.rows / p.groups);
   p.chunk_tiles = std::min(args.schedule->options().chunk_rows / C::rows, p.group_tiles);
@@ -97,21 +90,18 @@ void run(const Context& ctx, const ConvArgs& args, const ConvArgs& given, const 
 }
 
 template <Math math>
-void convolve(const Context& ctx,
-              const ConvArgs& args,
-              const ConvArgs& given,
-              int shape,
-              const Slicing& slicing) {
+void convolve(
+    const Context& ctx, const ConvArgs& args, const Operands& operands, int shape, int slices) {
   const auto run_if = [&]<size_t i>() {
     if constexpr (is_for(math, shapes[i])) {
       if (shape != static_cast<int>(i)) return;
       // Split weights are contiguous along the input channels.
       if constexpr (!is_split(math)) {
-        if (args.w.in_stride != 1) {
-          return run<Config<math, shapes[i], false>>(ctx, args, given, slicing);
+        if (operands.w.in_stride != 1) {
+          return run<Config<math, shapes[i], false>>(ctx, args, operands, slices);
         }
       }
-      run<Config<math, shapes[i], true>>(ctx, args, given, slicing);
+      run<Config<math, shapes[i], true>>(ctx, args, operands, slices);
     }
   };
   const auto run_one = [&]<size_t... i>(std::index_sequence<i...>) {
@@ -121,7 +111,7 @@ void convolve(const Context& ctx,
 }
 
 template void convolve<Math::VOXGEMM_MATH>(
-    const Context&, const ConvArgs&, const ConvArgs&, int, const Slicing&);
+    const Context&, const ConvArgs&, const Operands&, int, int);
 
 template <Math math>
 void load_convolve() {

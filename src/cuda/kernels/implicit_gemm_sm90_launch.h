@@ -39,24 +39,23 @@ constexpr bool is_for(Math math, const Shape& shape) {
 // one. Rows of a mask lie all over a chunk; of many the second-level cache holds too few.
 constexpr int chunk_rows(int64_t rows) { return rows > 1 << 19 ? 1 << 16 : one_chunk; }
 
-// Into how many slices the reduction of a tile is cut, and whether all sums are partial then, to be
-// added by a pass of its own.
-struct Slicing {
-  bool split = false;
-  int slices = 1;
-};
+// As sm80::why_not(), and on which devices.
+std::string why_not(Math math, const Problem& problem);
 
 // Up to so many groups have sums of their own; more of them take turns.
 constexpr int most_groups = 3;
 
-// The convolution `given`, with operands as the kernels take them: rows of 16 bytes whole, f32
-// split. One source for each arithmetic.
+// As the kernels take them: rows of 16 bytes whole, f32 split.
+struct Operands {
+  MatrixRef x;
+  WeightsRef w;
+};
+// The convolution `args`, of which y and the residual are aligned (aligned.h). With slices, into
+// which the reduction of a tile is cut, all sums are partial, for a pass of its own to add; 0:
+// none. One source for each arithmetic.
 template <Math math>
-void convolve(const Context& ctx,
-              const ConvArgs& args,
-              const ConvArgs& given,
-              int shape,
-              const Slicing& slicing);
+void convolve(
+    const Context& ctx, const ConvArgs& args, const Operands& operands, int shape, int slices);
 
 // See load() of launch.cuh.
 template <Math math>

@@ -34,26 +34,16 @@ struct SplitOperands {
   WeightsRef x;
   WeightsRef w;
   std::shared_ptr<void> memory;
-
-  MatrixRef x_rows() const { return rows(x); }
-  MatrixRef w_rows() const { return rows(w); }
-
- private:
-  static MatrixRef rows(const WeightsRef& w) {
-    return {w.data, w.c_out, w.c_in, w.out_stride, w.dtype, w.device};
-  }
 };
 
+inline MatrixRef as_rows(const WeightsRef& w) {
+  return {w.data, w.c_out, w.c_in, w.out_stride, w.dtype, w.device};
+}
 // An aligned matrix (aligned.h) as weights.
 inline WeightsRef as_weights(const MatrixRef& m) {
-  return {.data = m.data,
-          .taps = 1,
-          .c_in = static_cast<int>(ceil_div(m.cols, 4) * 4),
-          .c_out = static_cast<int>(m.rows),
-          .in_stride = 1,
-          .out_stride = m.stride,
-          .dtype = m.dtype,
-          .device = m.device};
+  WeightsRef w = one_tap(m);
+  w.c_in = static_cast<int>(ceil_div(m.cols, 4) * 4);
+  return w;
 }
 
 struct SplitSource {
