@@ -175,20 +175,37 @@ class Sums {
     }
   }
 
-  // Two columns at a time, as the sums lie: to read 16 bytes and exchange them, as partial sums
-  // are, takes more registers than there are.
+  // 16-bit ones as store_row() leaves them: a quarter of the loads, and whole sectors. f32 ones two
+  // columns at a time, as the sums lie: 16 bytes and exchanges take more registers than there are.
   __device__ __forceinline__ void add_residual(int b, int h) {
-    if (row_[b][h] < 0) return;
+    const bool exists = row_[b][h] >= 0;
     const T* from = static_cast<const T*>(p_.residual.data) + row_[b][h] * p_.residual.stride;
+    const int c = threadIdx.x % 4;
+    struct alignas(2 * sizeof(T)) Two {
+      T x, y;
+    };
+    if constexpr (sizeof(T) == 2) {
 #pragma unroll
-    for (int j = 0; j < C::columns / 8; ++j) {
-      const int n = column_ + j * 8 + threadIdx.x % 4 * 2;
-      if (n >= p_.c_out) break;
-      struct alignas(2 * sizeof(T)) Two {
-        T x, y;
-      };
-      const Two two = *reinterpret_cast<const Two*>(from + n);
-      add_two(b, h, j, make_float2(widen(two.x), widen(two.y)));
+      for (int j4 = 0; j4 < C::columns / 32; ++j4) {
+        const int n = column_ + j4 * 32 + c * 8;
+        const uint4 v =
+            exists && n < p_.c_out ? __ldcg(reinterpret_cast<const uint4*>(from + n)) : uint4{};
+        uint32_t word[4] = {v.x, v.y, v.z, v.w};
+        transpose_quad(word, c);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          const Two two = reinterpret_cast<const Two&>(word[q]);
+          add_two(b, h, j4 * 4 + q, make_float2(widen(two.x), widen(two.y)));
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < C::columns / 8; ++j) {
+        const int n = column_ + j * 8 + c * 2;
+        if (!exists || n >= p_.c_out) break;
+        const Two two = *reinterpret_cast<const Two*>(from + n);
+        add_two(b, h, j, make_float2(widen(two.x), widen(two.y)));
+      }
     }
   }
   __device__ __forceinline__ void rectify(int b, int h) {
