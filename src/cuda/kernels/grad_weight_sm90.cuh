@@ -417,7 +417,7 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
   } else if (threadIdx.x < 256) {
     ptx::registers_down<C::producer_registers>();
     using Indexer = std::conditional_t<C::scheduled, BatchIndexer<C>, RowIndexer<C>>;
-    Indexer indexer(p, shared);
+    Indexer indexer{p, shared};
     for_pieces<C>(p, shared.starts, [&](const Piece& piece) { indexer.run_piece(piece); });
   } else {
     ptx::registers_up<C::consumer_registers>();

@@ -91,15 +91,16 @@ __device__ __forceinline__ int warp() { return threadIdx.x % 128 / 32; }
 // Fills slots with the batches of a schedule that have a tap of the group. All four warps look at
 // all batches; each serves the slots of its number.
 template <class C>
-class BatchIndexer {
- public:
-  __device__ __forceinline__ BatchIndexer(const Params& p, const Shared& shared)
-      : p_(p), shared_(shared) {}
+struct BatchIndexer {
+  const Params& p;
+  const Shared& shared;
+  ptx::Ring<C::slots> ring = {};
+  Placer<C> placer = {};
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
-    const int count = p_.batches(true);
+    const int count = p.batches(true);
     // In masks, of this lane's tap of the group; of none one that no mask has.
-    const int tap = lane() < C::taps ? p_.tap_of<C>(piece.group, lane()) : -1;
+    const int tap = lane() < C::taps ? p.tap_of<C>(piece.group, lane()) : -1;
     const int bit = tap < 0 ? 31 : tap;
     int bits[C::taps];
 #pragma unroll
@@ -116,20 +117,19 @@ class BatchIndexer {
       for (uint32_t found = __ballot_sync(0xffffffff, sets != 0); found != 0; found &= found - 1) {
         const int from = __ffs(found) - 1;
         const int note = __shfl_sync(0xffffffff, sets, from);
-        const int place = C::packed ? placer_.place(__popc(note) + 1) : 0;
-        if (ring_.at % 4 == warp()) fill(now, {batch, bit, from, note | place});
-        ring_.next();
+        const int place = C::packed ? placer.place(__popc(note) + 1) : 0;
+        if (ring.at % 4 == warp()) fill(now, {batch, bit, from, note | place});
+        ring.next();
       }
     }
-    const int place = C::packed ? placer_.place(0) : 0;
-    if (ring_.at % 4 == warp()) {
+    const int place = C::packed ? placer.place(0) : 0;
+    if (ring.at % 4 == warp()) {
       claim();
       finish(place);
     }
-    ring_.next();
+    ring.next();
   }
 
- private:
   // A batch as this lane sees it.
   struct Look {
     uint32_t mask = 0;
@@ -142,9 +142,9 @@ class BatchIndexer {
     Look found;
     if (batch >= count) return found;
     const int number = batch / quarters;
-    const uint4 masks = __ldg(reinterpret_cast<const uint4*>(p_.masks) + number);
-    found.tile = __ldg(p_.tiles + number);
-    found.mask = __ldg(p_.masks + batch);
+    const uint4 masks = __ldg(reinterpret_cast<const uint4*>(p.masks) + number);
+    found.tile = __ldg(p.tiles + number);
+    found.mask = __ldg(p.masks + batch);
     found.tile_mask = masks.x | masks.y | masks.z | masks.w;
     return found;
   }
@@ -162,9 +162,8 @@ class BatchIndexer {
     const uint32_t mask = of(looks.tile_mask);
     const int first = of(chosen.batch) % quarters * batch_rows;  // in the tile
     const int left = of(looks.tile.z) - first;
-    const int32_t* order = p_.order + of(looks.tile.x) + first;
-    const int32_t* indices =
-        p_.indices + static_cast<int64_t>(of(looks.tile.y)) * tile_rows + first;
+    const int32_t* order = p.order + of(looks.tile.x) + first;
+    const int32_t* indices = p.indices + static_cast<int64_t>(of(looks.tile.y)) * tile_rows + first;
     // List number `lane`, null where it has no row or not all.
     const int32_t* own = nullptr;
     if (lane() < C::taps && (taps >> lane() & 1) != 0) {
@@ -173,7 +172,7 @@ class BatchIndexer {
       own = order;
     }
     claim();
-    const uint32_t slot = shared_.slots + ring_.at * C::slot_bytes;
+    const uint32_t slot = shared.slots + ring.at * C::slot_bytes;
     const int at = lane() % 16 * 4;  // four rows of a list
 #pragma unroll
     for (int first_list = 0; first_list < C::taps + 1; first_list += 2) {
@@ -196,35 +195,33 @@ class BatchIndexer {
   }
 
   __device__ __forceinline__ void claim() const {
-    ptx::barrier_wait(shared_.slot_free + 8 * ring_.at, ring_.parity ^ 1);
+    ptx::barrier_wait(shared.slot_free + 8 * ring.at, ring.parity ^ 1);
   }
 
   __device__ __forceinline__ void finish(int note) const {
-    const uint32_t full = shared_.slot_full + 8 * ring_.at;
+    const uint32_t full = shared.slot_full + 8 * ring.at;
     ptx::copies_arrive(full);
     __syncwarp();
     if (lane() == 0) {
-      shared_.slot_notes[ring_.at] = note;
+      shared.slot_notes[ring.at] = note;
       ptx::barrier_arrive(full);
     }
   }
-
-  const Params& p_;
-  const Shared& shared_;
-  ptx::Ring<C::slots> ring_;
-  Placer<C> placer_;
 };
 
 // Appends the rows that have the group's only tap to the queue, in rounds of which two stand in it.
 template <class C>
-class RowIndexer {
- public:
-  __device__ __forceinline__ RowIndexer(const Params& p, const Shared& shared)
-      : p_(p), shared_(shared) {}
+struct RowIndexer {
+  const Params& p;
+  const Shared& shared;
+  ptx::Ring<2> ring = {};
+  int end = 0;   // of the rows in the queue
+  int base = 0;  // of the batches: found are of the 32 before
+  uint32_t found = 0;
 
   __device__ __forceinline__ void run_piece(const Piece& piece) {
-    base_ = 0;
-    found_ = 0;
+    base = 0;
+    found = 0;
     Neighbours rounds[rounds_ahead];
     bool more[rounds_ahead];
 #pragma unroll
@@ -241,7 +238,6 @@ class RowIndexer {
     }
   }
 
- private:
   // Of row i % 2 * 32 + lane of the warp's batch i / 2.
   struct Neighbours {
     int in[C::reads];
@@ -252,16 +248,16 @@ class RowIndexer {
 
   // The piece's next batch, -1 after the last: the same in all warps.
   __device__ __forceinline__ int next_batch(const Piece& piece) {
-    const int count = p_.batches(false);
-    while (found_ == 0) {
-      if (base_ >= count) return -1;
-      const int batch = base_ + lane();
-      found_ = __ballot_sync(0xffffffff, batch < count && piece.has(batch));
-      base_ += 32;
+    const int count = p.batches(false);
+    while (found == 0) {
+      if (base >= count) return -1;
+      const int batch = base + lane();
+      found = __ballot_sync(0xffffffff, batch < count && piece.has(batch));
+      base += 32;
     }
-    const int bit = __ffs(found_) - 1;
-    found_ &= found_ - 1;
-    return base_ - 32 + bit;
+    const int bit = __ffs(found) - 1;
+    found &= found - 1;
+    return base - 32 + bit;
   }
 
   // Whether there was a batch left; else all are absent.
@@ -280,9 +276,9 @@ class RowIndexer {
 #pragma unroll
       for (int i = 0; i < batch_rows / 32; ++i) {
         const int64_t row = static_cast<int64_t>(mine) * batch_rows + i * 32 + lane();
-        const bool there = mine >= 0 && row < p_.rows;
+        const bool there = mine >= 0 && row < p.rows;
         to->in[chunk * (batch_rows / 32) + i] =
-            there ? __ldg(p_.neighbours + piece.group * p_.rows + row) : -1;
+            there ? __ldg(p.neighbours + piece.group * p.rows + row) : -1;
       }
     }
     return any;
@@ -298,10 +294,10 @@ class RowIndexer {
       place[i] = own + __popc(votes & ((1u << lane()) - 1));
       own += __popc(votes);
     }
-    int* counts = shared_.counts + 4 * ring_.at;
+    int* counts = shared.counts + 4 * ring.at;
     if (lane() == 0) counts[warp()] = own;
     ptx::named_barrier(1, 128);
-    int begin = end_;
+    int begin = end;
     int all = 0;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
@@ -309,35 +305,28 @@ class RowIndexer {
       if (w < warp()) begin += count;
       all += count;
     }
-    ptx::barrier_wait(shared_.slot_free + 8 * ring_.at, ring_.parity ^ 1);
+    ptx::barrier_wait(shared.slot_free + 8 * ring.at, ring.parity ^ 1);
 #pragma unroll
     for (int i = 0; i < C::reads; ++i) {
       if (rows.in[i] >= 0) store(begin + place[i], rows.in[i], rows.out[i / 2] + i % 2 * 32);
     }
-    end_ += all;
-    if (end_ >= C::queue_rows) end_ -= C::queue_rows;
+    end += all;
+    if (end >= C::queue_rows) end -= C::queue_rows;
     if (last) {
       // Absent rows behind the last ones.
-      const int missing = -end_ & (batch_rows - 1);
-      if (thread < missing) store(end_ + thread, -1, -1);
-      end_ = end_ + missing == C::queue_rows ? 0 : end_ + missing;
+      const int missing = -end & (batch_rows - 1);
+      if (thread < missing) store(end + thread, -1, -1);
+      end = end + missing == C::queue_rows ? 0 : end + missing;
     }
-    if (thread == 0) shared_.slot_notes[ring_.at] = last ? all | round_last : all;
-    ptx::barrier_arrive(shared_.slot_full + 8 * ring_.at);
-    ring_.next();
+    if (thread == 0) shared.slot_notes[ring.at] = last ? all | round_last : all;
+    ptx::barrier_arrive(shared.slot_full + 8 * ring.at);
+    ring.next();
   }
 
   __device__ __forceinline__ void store(int at, int in, int out) const {
     if (at >= C::queue_rows) at -= C::queue_rows;
-    ptx::store_shared_8(shared_.slots + at * 8, make_int2(in, out));
+    ptx::store_shared_8(shared.slots + at * 8, make_int2(in, out));
   }
-
-  const Params& p_;
-  const Shared& shared_;
-  ptx::Ring<2> ring_;
-  int end_ = 0;   // of the rows in the queue
-  int base_ = 0;  // of the batches: found_ are of the 32 before
-  uint32_t found_ = 0;
 };
 
 }  // namespace voxgemm::cuda::grad_weight_sm90
