@@ -49,6 +49,7 @@ __global__ __launch_bounds__(gather_threads) void reduce_pieces(ListView lists,
   bool came_in = begin > 0 && lists.rows[begin - 1] == row;
   typename Op::State state = {};
   const auto put = [&](bool leaves) {
+    if (row == lists.count) return;
     if (came_in) {
       end_states[0] = state;
     } else if (leaves) {
@@ -63,23 +64,23 @@ __global__ __launch_bounds__(gather_threads) void reduce_pieces(ListView lists,
     Pack<typename Op::Element, Op::width> values[at_once];
 #pragma unroll
     for (int k = 0; k < at_once; ++k) {
-      rows[k] = p + k < length ? lists.rows[p + k] : lists.count;
-      if (rows[k] == lists.count) continue;
-      steps[k] = arguments.step(lists.places[p + k]);
+      const uint32_t at = min(p + k, length - 1);
+      rows[k] = p + k < length ? lists.rows[at] : lists.count;
+      steps[k] = arguments.step(lists.places[at]);
       values[k] = load_pack<typename Op::Element, Op::width>(arguments.x.at(steps[k].in, op.col));
     }
 #pragma unroll
     for (int k = 0; k < at_once; ++k) {
       if (rows[k] != row) {
-        if (row != lists.count) put(false);
+        put(false);
         came_in = false;
         row = rows[k];
         state = {};
       }
-      if (row != lists.count) op.add(&state, values[k], 0, steps[k]);
+      op.add(&state, values[k], 0, steps[k]);
     }
   }
-  if (row != lists.count) put(end < length && lists.rows[end] == row);
+  put(end < length && lists.rows[end] == row);
 }
 
 // The lists that begin in one piece and end in another. A warp owns a pack of columns of a piece.

@@ -6,10 +6,9 @@
 // Forward: a thread has one column of 4 rows, for which it reads a weight once; its neighbours have
 // the next columns; the bias comes last, then one rounding.
 //
-// Weight gradient: a thread has one output channel and 4 input channels of one tap and one slice of
-// the rows, and adds the pairs of its rows in rising order; its neighbours have the next output
-// channels, and so the same rows. add_slices() adds the slices in order. Slices depend on the
-// problem alone, so the bits do too.
+// Weight gradient: a warp owns 4 input channels and 32 output channels of one tap and one slice of
+// the rows, and adds the pairs of its rows in rising order; add_slices() adds the slices in order.
+// Slices depend on the problem alone, so the bits do too.
 #include <algorithm>
 
 #include "cuda/kernels/families.h"
@@ -18,7 +17,8 @@
 namespace voxgemm::cuda {
 namespace {
 
-constexpr int at_once = 4;  // rows of a thread, or input channels
+constexpr int at_once = 4;  // rows of a thread; input channels of a warp
+constexpr int warps = 8;
 
 template <class T>
 void forward(const Context& ctx, const PassArgs& p) {
@@ -31,6 +31,41 @@ void forward(const Context& ctx, const PassArgs& p) {
   });
 }
 
+// partial: [slices, taps, c_in, c_out].
+template <class T>
+__global__ void __launch_bounds__(32 * warps)
+    naive_grad_weight(PassArgs p, int slices, Sum<T>* partial) {
+  const int lane = threadIdx.x % 32;
+  const int blocks_in = (p.c_in + warps * at_once - 1) / (warps * at_once);
+  const int64_t block = blockIdx.x / blocks_in;
+  const int tap = static_cast<int>(block % p.taps);
+  const int64_t slice = block / p.taps;
+  const int k0 = (blockIdx.x % blocks_in * warps + threadIdx.x / 32) * at_once;
+  const int column = blockIdx.y * 32 + lane;
+  if (k0 >= p.c_in) return;
+  const int64_t end = (slice + 1) * p.rows / slices;
+  const int32_t* neighbours = p.neighbours + tap * p.rows;
+  Sum<T> sums[at_once] = {};
+  for (int64_t first = slice * p.rows / slices; first < end; first += 32) {
+    const int32_t mine = first + lane < end ? neighbours[first + lane] : -1;
+    unsigned present = __ballot_sync(0xffffffff, mine >= 0);
+    for (; present != 0; present &= present - 1) {
+      const int r = __ffs(present) - 1;
+      const int32_t in = __shfl_sync(0xffffffff, mine, r);
+      const T* x = static_cast<const T*>(p.x.data) + in * p.x.stride + k0;
+      const T* of_row = static_cast<const T*>(p.y.data) + (first + r) * p.y.stride;
+      const Sum<T> dy = column < p.c_out ? widen(of_row[column]) : Sum<T>(0);
+      for (int k = 0; k < at_once; ++k) {
+        if (k0 + k < p.c_in) sums[k] = fma(static_cast<Sum<T>>(widen(x[k])), dy, sums[k]);
+      }
+    }
+  }
+  Sum<T>* to = partial + ((slice * p.taps + tap) * p.c_in + k0) * p.c_out + column;
+  for (int k = 0; k < at_once && k0 + k < p.c_in && column < p.c_out; ++k, to += p.c_out) {
+    *to = sums[k];
+  }
+}
+
 template <class T>
 void grad_weight(const Context& ctx, const PassArgs& p) {
   // Shorter slices do not pay for their partial sums, and those must not take more memory than
@@ -41,20 +76,12 @@ void grad_weight(const Context& ctx, const PassArgs& p) {
   const auto slices = static_cast<int>(std::max<int64_t>(
       1, std::min({p.rows / rows_per_slice, int64_t{64}, most_bytes / slice_bytes})));
   const std::shared_ptr<void> memory = ctx.allocate(slice_bytes * slices);
-  auto* partial = static_cast<Sum<T>*>(memory.get());  // [slices, taps, c_in, c_out]
-  const int64_t in_blocks = ceil_div(p.c_in, at_once);
-  for_each(ctx, slices * p.taps * in_blocks * p.c_out, [=] __device__(int64_t i) {
-    const int64_t block = i / p.c_out;
-    const int64_t tap_of_slice = block / in_blocks;
-    const int64_t slice = tap_of_slice / p.taps;
-    const WeightPlace at = {static_cast<int>(tap_of_slice % p.taps),
-                            static_cast<int>(block % in_blocks) * at_once,
-                            static_cast<int>(i % p.c_out)};
-    Sum<T> sums[at_once] = {};
-    p.add_pairs<T>(at, slice * p.rows / slices, (slice + 1) * p.rows / slices, sums);
-    Sum<T>* to = partial + (tap_of_slice * p.c_in + at.in) * p.c_out + at.out;
-    for (int k = 0; k < at_once && at.in + k < p.c_in; ++k) to[k * p.c_out] = sums[k];
-  });
+  auto* partial = static_cast<Sum<T>*>(memory.get());
+  launch(ctx,
+         {.blocks = int64_t{slices} * p.taps * ceil_div(p.c_in, warps * at_once),
+          .columns = ceil_div(p.c_out, 32),
+          .threads = 32 * warps},
+         naive_grad_weight<T>, p, slices, partial);
   launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, partial, slices, false);
 }
 

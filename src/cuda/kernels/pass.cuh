@@ -100,34 +100,22 @@ struct PassArgs : ConvArgs {
     finish<T>(row, n, sum[0]);
   }
 
-  // Adds what rows [first, end) give to dw there and at the input channels behind.
-  template <class T, int count>
-  __device__ void add_pairs(const WeightPlace& at,
-                            int64_t first,
-                            int64_t end,
-                            Sum<T> (&sums)[count]) const {
+  // dw there.
+  template <class T>
+  __device__ Sum<T> gradient_again(const WeightPlace& at) const {
     constexpr int batch = 8;  // of rows whose loads are under way at a time
     const T* from = static_cast<const T*>(x.data) + at.in;
     const T* dy = static_cast<const T*>(y.data) + at.out;
-    for (; first < end; first += batch) {
+    Sum<T> sum = 0;
+    for (int64_t first = 0; first < rows && !isnan(sum); first += batch) {
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
         const int64_t row = first + i;
-        const int32_t in = row < end ? neighbours[at.tap * rows + row] : -1;
-        if (in < 0) continue;
-        const Sum<T> factor = widen(dy[row * y.stride]);
-        for (int k = 0; k < count && at.in + k < c_in; ++k) {
-          sums[k] = fma(Sum<T>(widen(from[in * x.stride + k])), factor, sums[k]);
-        }
+        const int32_t in = row < rows ? neighbours[at.tap * rows + row] : -1;
+        if (in >= 0) sum += Sum<T>(widen(from[in * x.stride])) * Sum<T>(widen(dy[row * y.stride]));
       }
-      if (count == 1 && isnan(sums[0])) break;
     }
-  }
-  template <class T>
-  __device__ Sum<T> gradient_again(const WeightPlace& at) const {
-    Sum<T> sum[1] = {};
-    add_pairs<T>(at, 0, rows, sum);
-    return sum[0];
+    return sum;
   }
   // Writes it, rounded.
   template <class T>
