@@ -19,10 +19,6 @@
 // `present`: 16 rows of gathered operand that a step lacks altogether are neither copied nor
 // multiplied, so the waste of a tile is that of 16 rows. A word per 64 rows of a panel has a byte
 // for each 16 rows and a bit for each piece.
-//
-// Lost on an H200: fragments of 16 bits that are not loaded a step ahead (9 to 15 %), producers
-// that say whether they have another stage instead of being asked by its number (10 %), a loop
-// instead of division and comparison where a place moves on (3 to 10 %).
 
 #include <type_traits>
 
