@@ -128,8 +128,8 @@ class Producer {
   }
 
   __device__ __forceinline__ void run() {
-    Items<C> items(p_, shared_);
-    Dealer<C> dealer(p_, shared_);
+    Items<C> items{p_, shared_};
+    Dealer<C> dealer{p_, shared_};
     dealer.load();
     dealer.hand_out();
     Item item = items.next();
@@ -286,7 +286,7 @@ class Consumer {
       : shared_(shared),
         consumer_(threadIdx.x / 128 - 1),
         k_blocks_((p.units + C::depth - 1) / C::depth),
-        items_(p, shared),
+        items_{p, shared},
         sums_(p) {}
 
   __device__ __forceinline__ void run() {

@@ -102,19 +102,20 @@ struct Shared {
 
 // The items of a CTA in turn, as every warp sees them.
 template <class C>
-class Items {
- public:
-  __device__ __forceinline__ Items(const ConvParams& p, const Shared& shared)
-      : p_(p), shared_(shared) {}
+struct Items {
+  const ConvParams& p;
+  const Shared& shared;
+  ptx::Ring<item_slots> ring = {};
+
   __device__ __forceinline__ Item next() {
-    ptx::barrier_wait(shared_.item_full + 8 * ring_.at, ring_.parity);
-    const uint32_t slot = shared_.items + item_bytes * ring_.at;
+    ptx::barrier_wait(shared.item_full + 8 * ring.at, ring.parity);
+    const uint32_t slot = shared.items + item_bytes * ring.at;
     int4 tile = {};
     int4 rest = {};
     if (threadIdx.x % 32 == 0) {
       tile = ptx::load_shared_16(slot);
       rest = ptx::load_shared_16(slot + 16);
-      ptx::barrier_arrive(shared_.item_free + 8 * ring_.at);
+      ptx::barrier_arrive(shared.item_free + 8 * ring.at);
     }
     Item item;
     item.first = uniform(tile.x);
@@ -125,80 +126,71 @@ class Items {
     item.slice = uniform(rest.y);
     item.mask_0 = uniform(rest.z);
     item.mask_1 = uniform(rest.w);
-    ring_.next();
+    ring.next();
     item.valid = item.column >= 0;
-    const int all = __popc(item.mask()) * ((p_.units + C::depth - 1) / C::depth);
-    item.first_step = item.slice * all / p_.slices;
-    item.steps = (item.slice + 1) * all / p_.slices - item.first_step;
+    const int all = __popc(item.mask()) * ((p.units + C::depth - 1) / C::depth);
+    item.first_step = item.slice * all / p.slices;
+    item.steps = (item.slice + 1) * all / p.slices - item.first_step;
     return item;
   }
-
- private:
-  const ConvParams& p_;
-  const Shared& shared_;
-  ptx::Ring<item_slots> ring_;
 };
 
 // The producer's part: thread 0 loads the next item and, when that has arrived, hands it out and
 // draws the number of the one behind it.
 template <class C>
-class Dealer {
- public:
-  __device__ __forceinline__ Dealer(const ConvParams& p, const Shared& shared)
-      : p_(p), shared_(shared) {}
+struct Dealer {
+  const ConvParams& p;
+  const Shared& shared;
+  ptx::Ring<item_slots> ring = {};
+  int turn = 0;
+  int number = static_cast<int>(blockIdx.x);
+  int4 tile = {};
+  int4 rest = {};
+
   __device__ __forceinline__ void load() {
     if (threadIdx.x != 0) return;
-    rest_ = make_int4(-1, 0, 0, 0);
-    const int tiles = p_.tile_count();
-    if (number_ >= tiles * p_.column_blocks * p_.slices) return;
+    rest = make_int4(-1, 0, 0, 0);
+    const int tiles = p.tile_count();
+    if (number >= tiles * p.column_blocks * p.slices) return;
     // Neighbours share what costs more: rows, or the weights where tiles are few.
     int t;
-    if (p_.split) {
-      t = number_ % tiles;
-      rest_.x = number_ / tiles % p_.column_blocks * C::columns;
-      rest_.y = number_ / tiles / p_.column_blocks;
+    if (p.split) {
+      t = number % tiles;
+      rest.x = number / tiles % p.column_blocks * C::columns;
+      rest.y = number / tiles / p.column_blocks;
     } else {
-      t = number_ / p_.column_blocks;
-      rest_.x = number_ % p_.column_blocks * C::columns;
+      t = number / p.column_blocks;
+      rest.x = number % p.column_blocks * C::columns;
       // Tiles lie chunk by chunk, in a chunk group by group.
-      const int before = t / p_.chunk_tiles * p_.chunk_tiles;  // of a group
-      t += before * (p_.groups - 1) + p_.group * min(p_.chunk_tiles, p_.group_tiles - before);
+      const int before = t / p.chunk_tiles * p.chunk_tiles;  // of a group
+      t += before * (p.groups - 1) + p.group * min(p.chunk_tiles, p.group_tiles - before);
     }
-    tile_ = __ldg(p_.tiles + t);
+    tile = __ldg(p.tiles + t);
     if constexpr (C::rows == 128) {
-      const int2 masks = __ldg(reinterpret_cast<const int2*>(p_.masks) + t);
-      rest_.z = masks.x;
-      rest_.w = masks.y;
+      const int2 masks = __ldg(reinterpret_cast<const int2*>(p.masks) + t);
+      rest.z = masks.x;
+      rest.w = masks.y;
     } else {
-      const int4 masks = __ldg(reinterpret_cast<const int4*>(p_.masks) + t);
-      rest_.z = masks.x | masks.y;
-      rest_.w = masks.z | masks.w;
+      const int4 masks = __ldg(reinterpret_cast<const int4*>(p.masks) + t);
+      rest.z = masks.x | masks.y;
+      rest.w = masks.z | masks.w;
     }
   }
   __device__ __forceinline__ void hand_out() {
-    ptx::barrier_wait(shared_.item_free + 8 * ring_.at, ring_.parity ^ 1);
+    ptx::barrier_wait(shared.item_free + 8 * ring.at, ring.parity ^ 1);
     if (threadIdx.x == 0) {
-      ptx::store_shared_16(shared_.items + item_bytes * ring_.at, tile_);
-      ptx::store_shared_16(shared_.items + item_bytes * ring_.at + 16, rest_);
-      ptx::barrier_arrive(shared_.item_full + 8 * ring_.at);
+      ptx::store_shared_16(shared.items + item_bytes * ring.at, tile);
+      ptx::store_shared_16(shared.items + item_bytes * ring.at + 16, rest);
+      ptx::barrier_arrive(shared.item_full + 8 * ring.at);
       const auto ctas = static_cast<int>(gridDim.x);
       const auto cta = static_cast<int>(blockIdx.x);
-      ++turn_;
-      number_ = turn_ > 1 && p_.next_item != nullptr
-                    ? 2 * ctas + atomicAdd(p_.next_item, 1)
-                    : turn_ * ctas + (turn_ % 2 == 0 ? cta : ctas - 1 - cta);
+      ++turn;
+      number = turn > 1 && p.next_item != nullptr
+                   ? 2 * ctas + atomicAdd(p.next_item, 1)
+                   : turn * ctas + (turn % 2 == 0 ? cta : ctas - 1 - cta);
     }
-    ring_.next();
+    ring.next();
   }
-
- private:
-  const ConvParams& p_;
-  const Shared& shared_;
-  ptx::Ring<item_slots> ring_;
-  int turn_ = 0;
-  int number_ = static_cast<int>(blockIdx.x);
-  int4 tile_ = {};
-  int4 rest_ = {};
 };
 
 }  // namespace voxgemm::cuda::sm90
