@@ -307,13 +307,17 @@ class Contender:
         return (time.perf_counter() - start) / self.calls
 
     def warm_up(self) -> None:
-        """The first call pays for pages and choices. The second says how many to time, and so does
-        each block of these: the first calls after a rest take a host several times as long.
+        """The first call pays for pages and choices. The second says how many to time, and blocks of
+        these again: the first calls after a rest take a host several times as long.
         """
         self.calls = 1
         self.seconds()
         for _ in range(3):
-            self.calls = max(1, min(1000, round(_BLOCK_SECONDS / max(self.seconds(), 1e-9))))
+            calls = max(1, min(1000, round(_BLOCK_SECONDS / max(self.seconds(), 1e-9))))
+            settled = calls < 2 * self.calls
+            self.calls = calls
+            if settled:
+                return
 
 
 def same_work(problem: Problem, pairs: int, device: torch.device) -> Contender:
