@@ -307,8 +307,8 @@ class Contender:
         return (time.perf_counter() - start) / self.calls
 
     def warm_up(self) -> None:
-        """The first call pays for pages and choices. The second says how many to time, and blocks of
-        these again: the first calls after a rest take a host several times as long.
+        """The first call pays for pages and choices. The second says how many to time, and blocks
+        of these again: the first calls after a rest take a host several times as long.
         """
         self.calls = 1
         self.seconds()
