@@ -162,8 +162,15 @@ class KernelMap:
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
     _masks: Tensor | None = dataclasses.field(default=None, repr=False)
     # With addresses: views of schedules by options, of the map by (); what passes.py keeps.
-    _numbers: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict)
-    _lists: dict[object, Lists] = dataclasses.field(default_factory=dict)
+    _numbers: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict, init=False)
+    _lists: dict[object, Lists] = dataclasses.field(default_factory=dict, init=False)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """An address goes with its tensor."""
+        super().__setattr__(name, value)
+        if name in _TENSORS and "_lists" in vars(self):
+            self._numbers.pop((), None)
+            self._lists.clear()
 
     def __getstate__(self) -> dict[str, object]:
         """For pickle and copy: what is on its way from a device is waited for, as a copy would
@@ -319,8 +326,6 @@ class KernelMap:
             self.in_first = self.in_first[:0]
         if repeats[1] == 0:
             self.out_first = self.out_first[:0]
-        self._numbers.pop((), None)
-        self._lists.clear()
         if self._transposed is not None:
             self._transposed.settle(wait)
 
@@ -341,7 +346,7 @@ class KernelMap:
                 operation=(0, 2, 1)[self.operation],
                 symmetric=self.symmetric,
                 is_transposed=not self.is_transposed,
-                _transposed=dataclasses.replace(self, **views, _numbers={}, _lists={}),
+                _transposed=dataclasses.replace(self, **views),
                 _status=self._status,
             )
         return self._transposed

@@ -203,3 +203,13 @@ def test_groups_must_fit(clouds, device):
         with pytest.raises(vg.ArgumentError, match=message):
             grouped_conv3d(x, weight, None, map, groups)
     assert grouped_conv3d(x, weight, None, map, 2).shape == (20, 4)
+
+
+def test_a_table_may_be_exchanged(clouds, device):
+    """What calls before have kept of a map is not read any more."""
+    coords = clouds.random(50)
+    map = vg.build_map(coords, 3)
+    x, weight = torch.randn(50, 8, device=device), torch.randn(27, 8, device=device)
+    assert depthwise_conv3d(x, weight, None, map).any()
+    map.neighbours = torch.full_like(map.neighbours, -1)
+    assert not depthwise_conv3d(x, weight, None, map).any()
