@@ -3,7 +3,8 @@
 
 Every figure is wall time of a burst of calls between two waits for the device, operands in whatever
 cache the call before left them in. Before a burst the device rests: under lasting load its clock
-falls by a tenth or two, and the peers' figures are of bursts. `sustained_ms` is the last half of a
+falls by a tenth or two, and the peers' figures are of bursts. A quarter of the burst goes ahead of
+it, untimed, since a host that rested is slow at first. `sustained_ms` is the last half of a
 long burst, of eager or graph, whichever is faster.
 
 `ms` is eager: a step is conv3d and its backward through autograd, a pass its operator, a map the
