@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import voxgemm as vg
+from voxgemm import passes
 
 ROUNDS = 15
 # Long enough for the clock, short enough for the queue of a GPU (1,024 kernels) to take them all.
@@ -97,6 +98,19 @@ def cloud(device: torch.device) -> torch.Tensor:
     return F.pad(every, (1, 0)).int().to(device)
 
 
+class Empty(torch.autograd.Function):
+    """What autograd takes for a layer of two operands that computes nothing."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return tuple(map(torch.empty_like, ctx.saved_tensors))
+
+
 def step(function: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> Callable[[], object]:
     """Forward and backward; the incoming gradient is made once."""
     dy = torch.ones_like(function())
@@ -120,6 +134,14 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "linear, no gradient", lambda: F.linear(x, *frozen[:2])
     yield "linear, forward", lambda: F.linear(leaf, *plain)
     yield "linear, forward and backward", step(lambda: F.linear(leaf, *plain), [leaf, *plain])
+    yield (
+        "empty Function, forward and backward",
+        step(lambda: Empty.apply(leaf, own[0]), [leaf, own[0]]),
+    )
+    how = passes.How(vg.functional.filters_of(None), vg.functional.precision_of(None, x))
+    given = x, frozen[2]
+    yield "operator, forward", lambda: passes.run_forward(*given, None, map, how)
+    yield "operator, gradient of the input", lambda: passes.grad_input(*given, map, how)
     conv3d = vg.functional.conv3d
     yield "conv3d, no gradient", lambda: conv3d(x, *frozen[2:], map)
     yield "conv3d, forward", lambda: conv3d(leaf, *own, map)

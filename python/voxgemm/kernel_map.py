@@ -161,8 +161,8 @@ class KernelMap:
     _status: _Status | None = None
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
     _masks: Tensor | None = dataclasses.field(default=None, repr=False)
-    # With addresses: views of schedules by options, of the map by (); what passes.py keeps.
-    _numbers: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict, init=False)
+    # Views of schedules by options, of the map by (), and "layer"; what passes.py keeps of them.
+    _numbers: dict[object, Tensor] = dataclasses.field(default_factory=dict, init=False)
     _lists: dict[object, Lists] = dataclasses.field(default_factory=dict, init=False)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -235,13 +235,13 @@ class KernelMap:
                 self._measure_once(asked, problem)
             numbers = call(ops._choice.default, self.tensors(), layer, problem)
             layer = numbers.tolist()
-            parts = self._walked(asked.number).schedule(_schedule_of(layer))
+            parts = self._walked(asked.number == 1).schedule(_schedule_of(layer))
             self._choices[asked] = Choice(parts, layer, numbers)
         return self._choices[asked]
 
-    def _walked(self, of_pass: int) -> KernelMap:
+    def _walked(self, back: bool) -> KernelMap:
         """The map whose schedule a pass takes."""
-        return self.transposed() if of_pass == 1 and not self.symmetric else self
+        return self.transposed() if back and not self.symmetric else self
 
     def lists(self, choice: Choice | None = None, *, back: bool = False) -> Lists:
         """What an operator takes of the map and, where `back`, of the transposed one.
@@ -249,7 +249,7 @@ class KernelMap:
         The lists of their tensors, a schedule among them, and of the layer's numbers; or where no
         graph is traced host tensors that say the same (struct Maps in torch/convert.h).
         """
-        walked = self._walked(int(back))
+        walked = self._walked(back)
         schedule = [] if choice is None else choice.schedule
         has_addresses = type(self.neighbours) is Tensor and not self.neighbours.is_meta
         if torch.compiler.is_compiling() or not has_addresses:
@@ -257,9 +257,9 @@ class KernelMap:
             if back:
                 return *self.backward_tensors(schedule), layer
             return self.tensors(schedule), layer
-        numbers = None if choice is None else choice.numbers
+        numbers = self._numbers.get("layer") if choice is None else choice.numbers
         if numbers is None:
-            numbers = torch.tensor(self.layer(), device="cpu")
+            numbers = self._numbers["layer"] = torch.tensor(self.layer(), device="cpu")
         transposed = _NO_NUMBERS if walked is self else walked._views()
         options = _schedule_of(choice.layer) if choice is not None else ()
         of_schedule = walked._views(options) if schedule else _NO_NUMBERS

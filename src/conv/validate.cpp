@@ -87,7 +87,8 @@ Dtype integer_dtype(const MatrixRef& matrix, const char* what) {
 }
 
 void validate_sortable(int64_t rows) {
-  constexpr int64_t most = (int64_t{1} << 32) - 2;
+  // Numbers of places have 32 bits, also those behind a piece of 256 of them.
+  constexpr int64_t most = (int64_t{1} << 32) - 512;
   check(rows <= most, ErrorCode::unsupported, "there are ", rows,
         " rows to sort, expected at most ", most);
 }
