@@ -5,13 +5,13 @@
 // By mask every segment (one group of one chunk) has all rows of its chunk, so the places of its
 // positions and tiles are formulas and nothing is read back. The steps:
 //   sort_rows      schedule_sort.cu: the order of the rows, and their Gray ranks in that order.
-//   measure_tiles  a block of threads a slab, which is 32 consecutive tiles of one segment:
-//                  masks, where each tile goes among those of its segment, and where its index
-//                  blocks start. What depends on other slabs are two prefix sums over slabs, one
-//                  behind the other, which the last block of threads to end computes:
-//                    counts [segment][index blocks, falling][slab] of tiles: sums are the numbers
+//   measure_tiles  a block of threads 32 consecutive tiles of one segment: masks, and for each tile
+//   and
+//                  number of index blocks whether the tile has so many. Two prefix sums over them,
+//                  one behind the other, say where things go:
+//                    counts [segment][index blocks, falling][tile] of tiles: sums are the numbers
 //                    of the sorted tiles.
-//                    index blocks [slab]: sums are the numbers of the first.
+//                    index blocks [segment][tile]: sums are the numbers of the first.
 //   write_tiles    a block of threads 8 tiles and a line of taps along z: the line's index blocks,
 //                  gathered from the table (a single tap where groups do not have whole lines). In
 //                  a chunk all blocks of threads of one line come before those of the next, so
@@ -27,45 +27,32 @@
 // instead of 32 for 64160 rows in chunks of 16384.
 #include "conv/schedule.h"
 
-#include <cub/block/block_load.cuh>
-#include <cub/block/block_scan.cuh>
-#include <cub/block/block_store.cuh>
 #include <cub/warp/warp_reduce.cuh>
-#include <cub/warp/warp_scan.cuh>
 #include <cuda/std/functional>
 #include <limits>
 
 #include "cuda/schedule_cut.cuh"
+#include "cuda/sorting.h"
 
 namespace voxgemm::cuda {
 namespace {
 
-constexpr unsigned all_lanes = 0xffffffff;
-constexpr uint32_t slab_tiles = 32;
+constexpr uint32_t measured_tiles = 32;  // by a block of threads, a lane each
 constexpr uint32_t batch_tiles = 8;
 constexpr uint32_t piece_rows = 64;  // of a tile, with a mask of their own
 
-struct alignas(16) TileNote {
-  uint32_t mask;
-  uint32_t place;        // among the tiles of its slab with as many index blocks
-  uint32_t first_block;  // from the slab's first
-};
-
-// A schedule on its way. Tiles and slabs of all segments are numbered as if all were the longest.
+// A schedule on its way. Tiles of all segments are numbered as if all were the longest.
 struct Building {
   Cut cut;
-  uint32_t tiles_each;  // of the longest segment
-  uint32_t slabs_each;
+  uint32_t tiles_each;    // of the longest segment
   uint32_t pieces;        // of a tile
   uint32_t bins;          // numbers of index blocks that a tile may have
   uint32_t count;         // of tiles, none empty
   const uint32_t* ranks;  // [positions]
-  uint32_t* done;         // blocks of threads that have ended; zero before
   // What measure_tiles finds out, for write_tiles.
-  TileNote* notes;        // [segments][tiles]
   uint32_t* piece_masks;  // [segments][tiles][pieces]
-  uint32_t* counts;       // [segments][bins][slabs]: tiles
-  uint32_t* slab_blocks;  // [segments * slabs + 1], behind `counts`, of which they are sums too
+  uint32_t* counts;       // [segments][bins][tiles]: whether the tile has so many index blocks
+  uint32_t* tile_blocks;  // [segments * tiles + 1], behind `counts`, of which they are sums too
   // ScheduleParts.
   const int32_t* order;
   int64_t* chunk_tiles;
@@ -81,7 +68,6 @@ struct Building {
   Building(const KernelMap& map, const ScheduleOptions& options)
       : cut(map, options),
         tiles_each(cut.items(cut.tile_rows)),
-        slabs_each(static_cast<uint32_t>(ceil_div(tiles_each, slab_tiles))),
         pieces(cut.tile_rows / piece_rows),
         bins(cut.bits() + 1) {
     const int64_t before = std::max<int64_t>(cut.chunks() - 1, 0);  // whole chunks
@@ -89,9 +75,16 @@ struct Building {
     count = static_cast<uint32_t>((before * tiles_each + in_last) * cut.groups);
   }
 
+  // Blocks of threads of measure_tiles.
+  __host__ __device__ uint32_t measured_each() const {
+    return (tiles_each - 1) / measured_tiles + 1;
+  }
   // The number of an entry of `counts`.
-  __device__ uint32_t count_at(uint32_t segment, uint32_t slab, uint32_t blocks) const {
-    return (segment * bins + bins - 1 - blocks) * slabs_each + slab;
+  __device__ uint32_t count_at(uint32_t segment, uint32_t tile, uint32_t blocks) const {
+    return (segment * bins + bins - 1 - blocks) * tiles_each + tile;
+  }
+  __device__ uint32_t* masks_of(uint32_t segment, uint32_t tile) const {
+    return piece_masks + (segment * int64_t{tiles_each} + tile) * pieces;
   }
   // Rows of a segment from a tile's first on, of at most one tile.
   __device__ uint32_t rows_of(const Part& segment, uint32_t tile) const {
@@ -102,52 +95,27 @@ struct Building {
 
 constexpr int measure_threads = 512;
 
-// Exclusive sums in place of the first `count` numbers, and the sum of all, by the threads of a
-// block together.
-__device__ uint32_t scan_in_block(uint32_t* list, uint32_t count) {
-  constexpr int run = 16;  // numbers of a thread
-  constexpr int threads = measure_threads;
-  using Load = cub::BlockLoad<uint32_t, threads, run, cub::BLOCK_LOAD_WARP_TRANSPOSE>;
-  using Store = cub::BlockStore<uint32_t, threads, run, cub::BLOCK_STORE_WARP_TRANSPOSE>;
-  using Scan = cub::BlockScan<uint32_t, threads, cub::BLOCK_SCAN_WARP_SCANS>;
-  __shared__ union {
-    typename Load::TempStorage load;
-    typename Store::TempStorage store;
-    typename Scan::TempStorage scan;
-  } shared;
-  uint32_t carry = 0;
-  for (uint32_t first = 0; first < count; first += threads * run) {
-    uint32_t values[run];
-    uint32_t sum;
-    Load(shared.load).Load(list + first, values, static_cast<int>(count - first), 0U);
-    __syncthreads();
-    Scan(shared.scan).ExclusiveSum(values, values, sum);
-    for (uint32_t& value : values) value += carry;
-    carry += sum;
-    __syncthreads();
-    Store(shared.store).Store(list + first, values, static_cast<int>(count - first));
-    __syncthreads();
-  }
-  return carry;
-}
-
-// Masks of a slab's tiles, zero before; a warp takes several pieces of 64 rows at once.
-__device__ void find_masks(const Building& to, const Part& slab, uint32_t* tile_masks) {
+// A warp takes several pieces of 64 rows at once, then all tiles for some numbers of index blocks.
+__global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to) {
   using Reduce = cub::WarpReduce<uint32_t>;
   __shared__ typename Reduce::TempStorage storage;  // empty
+  __shared__ uint32_t tile_masks[measured_tiles];
   const Cut& cut = to.cut;
-  const int64_t first_tile = int64_t{slab.item} * slab_tiles;
-  const int64_t first_row = first_tile * cut.tile_rows;
-  const auto rows = static_cast<uint32_t>(
-      min(max(slab.rows - first_row, int64_t{0}), int64_t{slab_tiles} * cut.tile_rows));
+  const Part part = cut.part_of(blockIdx.x, to.measured_each());
+  const uint32_t first_tile = part.item * measured_tiles;
+  const uint32_t first_row = first_tile * cut.tile_rows;
+  const auto rows = static_cast<uint32_t>(min(max(part.rows - int64_t{first_row}, int64_t{0}),
+                                              measured_tiles * int64_t{cut.tile_rows}));
   const uint32_t pieces = (rows + cut.tile_rows - 1) / cut.tile_rows * to.pieces;
-  uint32_t* masks =
-      to.piece_masks + (slab.segment * int64_t{to.tiles_each} + first_tile) * to.pieces;
-  const uint32_t* ranks = to.ranks + slab.position + first_row;
+  uint32_t* masks = to.masks_of(part.segment, first_tile);
+  const uint32_t* ranks = to.ranks + part.position + first_row;
   constexpr uint32_t at_once = 4;  // all pieces of tiles of 128 rows
   constexpr uint32_t warps = measure_threads / 32;
+  const uint32_t warp = threadIdx.x / 32;
   const uint32_t lane = threadIdx.x % 32;
-  for (uint32_t first = threadIdx.x / 32; first < pieces; first += at_once * warps) {
+  if (warp == 0) tile_masks[lane] = 0;
+  __syncthreads();
+  for (uint32_t first = warp; first < pieces; first += at_once * warps) {
     uint32_t mask[at_once];
 #pragma unroll
     for (uint32_t i = 0; i < at_once; ++i) {
@@ -164,90 +132,54 @@ __device__ void find_masks(const Building& to, const Part& slab, uint32_t* tile_
       atomicOr(&tile_masks[piece / to.pieces], mask[i]);
     }
   }
-}
-
-// The slab's tiles among themselves, a lane each.
-__device__ void rank_tiles(const Building& to, const Part& slab, uint32_t mask) {
-  using Scan = cub::WarpScan<uint32_t>;
-  __shared__ typename Scan::TempStorage storage;
-  __shared__ uint32_t histogram[slab_tiles + 1];  // of index blocks
-  const uint32_t lane = threadIdx.x;
-  const uint32_t tile = slab.item * slab_tiles + lane;
-  const bool used = to.rows_of(slab, tile) > 0;
-  TileNote note = {.mask = mask, .place = 0, .first_block = 0};
-  const uint32_t blocks = __popc(mask);
-  for (uint32_t bin = lane; bin < to.bins; bin += slab_tiles) histogram[bin] = 0;
-  Scan(storage).ExclusiveSum(blocks, note.first_block);
-  const unsigned peers = __match_any_sync(all_lanes, blocks) & __ballot_sync(all_lanes, used);
-  note.place = __popc(peers & ((1U << lane) - 1));
-  if (used && note.place == 0) histogram[blocks] = __popc(peers);
-  __syncwarp();
-  for (uint32_t bin = lane; bin < to.bins; bin += slab_tiles) {
-    to.counts[to.count_at(slab.segment, slab.item, bin)] = histogram[bin];
+  __syncthreads();
+  const uint32_t blocks = __popc(tile_masks[lane]);
+  const uint32_t tile = first_tile + lane;
+  for (uint32_t bin = warp; tile < to.tiles_each && bin < to.bins; bin += warps) {
+    const bool has_so_many = bin == blocks && lane * to.pieces < pieces;
+    to.counts[to.count_at(part.segment, tile, bin)] = has_so_many ? 1 : 0;
   }
-  if (used) to.notes[slab.segment * int64_t{to.tiles_each} + tile] = note;
-  if (lane == slab_tiles - 1) to.slab_blocks[blockIdx.x] = note.first_block + blocks;
-}
-
-__global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to) {
-  __shared__ uint32_t masks[slab_tiles];
-  __shared__ bool is_last;
-  const Part slab = to.cut.part_of(blockIdx.x, to.slabs_each);
-  if (threadIdx.x < slab_tiles) masks[threadIdx.x] = 0;
-  __syncthreads();
-  find_masks(to, slab, masks);
-  __syncthreads();
-  if (threadIdx.x < slab_tiles) {
-    rank_tiles(to, slab, masks[threadIdx.x]);
-    __threadfence();
-    __syncwarp();
-    if (threadIdx.x == 0) is_last = atomicAdd(to.done, 1U) == gridDim.x - 1;
+  if (warp == 0 && tile < to.tiles_each) {
+    to.tile_blocks[part.segment * to.tiles_each + tile] = blocks;
   }
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-  const int64_t each = to.cut.groups * int64_t{to.tiles_each};
-  for (int64_t chunk = threadIdx.x; (chunk - 1) * each < to.count; chunk += measure_threads) {
+  const int64_t each = cut.groups * int64_t{to.tiles_each};
+  for (int64_t chunk = thread_index(); (chunk - 1) * each < to.count; chunk += thread_count()) {
     to.chunk_tiles[chunk] = min(chunk * each, int64_t{to.count});
   }
-  const auto end = static_cast<uint32_t>(to.slab_blocks - to.counts) + gridDim.x;
-  to.counts[end] = scan_in_block(to.counts, end);
 }
 
 constexpr int write_threads = 128;
 
 struct FoundTile {
   uint32_t mask;
-  uint32_t number;  // in the schedule
-  uint32_t first;
-  uint32_t rows;
+  uint32_t first;  // position
+  uint32_t rows;   // none where there is no such tile
   uint32_t first_block;
-
-  __device__ FoundTile(const Building& to, const Part& segment, uint32_t tile) {
-    const TileNote note = to.notes[segment.segment * int64_t{to.tiles_each} + tile];
-    const uint32_t slab = tile / slab_tiles;
-    mask = note.mask;
-    number = note.place + to.counts[to.count_at(segment.segment, slab, __popc(mask))];
-    first = segment.position + tile * to.cut.tile_rows;
-    rows = to.rows_of(segment, tile);
-    first_block =
-        to.slab_blocks[segment.segment * to.slabs_each + slab] - to.count + note.first_block;
-  }
 };
+__device__ FoundTile find_tile(const Building& to, const Part& segment, uint32_t number) {
+  FoundTile tile = {};
+  tile.rows = to.rows_of(segment, number);
+  if (tile.rows == 0) return tile;
+  const uint32_t* masks = to.masks_of(segment.segment, number);
+  for (uint32_t piece = 0; piece < to.pieces; ++piece) tile.mask |= masks[piece];
+  tile.first = segment.position + number * to.cut.tile_rows;
+  tile.first_block = to.tile_blocks[segment.segment * to.tiles_each + number] - to.count;
+  return tile;
+}
 
 // A tile but its index blocks, by one warp.
 __device__ void write_entries(const Building& to, const Part& segment, uint32_t unsorted) {
-  const FoundTile tile(to, segment, unsorted);
+  const FoundTile tile = find_tile(to, segment, unsorted);
+  if (tile.rows == 0) return;
+  const uint32_t number = to.counts[to.count_at(segment.segment, unsorted, __popc(tile.mask))];
   const uint32_t lane = threadIdx.x % 32;
   if (lane == 0) {
-    to.tiles[tile.number] =
-        make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
-                  static_cast<int>(tile.rows), static_cast<int>(segment.group));
+    to.tiles[number] = make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
+                                 static_cast<int>(tile.rows), static_cast<int>(segment.group));
   }
-  const uint32_t* masks =
-      to.piece_masks + (segment.segment * int64_t{to.tiles_each} + unsorted) * to.pieces;
+  const uint32_t* masks = to.masks_of(segment.segment, unsorted);
   for (uint32_t piece = lane; piece < to.pieces; piece += 32) {
-    to.masks[tile.number * int64_t{to.pieces} + piece] = masks[piece];
+    to.masks[number * int64_t{to.pieces} + piece] = masks[piece];
   }
   if ((tile.mask >> lane & 1) != 0) {
     const int before = __popc(tile.mask & ((1U << lane) - 1));
@@ -259,33 +191,25 @@ __device__ void write_entries(const Building& to, const Part& segment, uint32_t 
 // Blocks of threads: for all chunks and their lines of taps the batches of tiles of a group.
 __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
   const Cut& cut = to.cut;
-  // First position, rows, the block's taps that the tile has, the index block of the first of them.
-  __shared__ uint4 works[batch_tiles];
+  __shared__ FoundTile tiles[batch_tiles];  // without rows where they have none of the taps
   const uint32_t batches_each = (to.tiles_each + batch_tiles - 1) / batch_tiles;
   const uint32_t lines = blockIdx.x / batches_each;  // before, of all chunks
   const uint32_t chunk = lines / (cut.taps / to.taps);
   const uint32_t first_tap = lines * to.taps - chunk * cut.taps;
   const uint32_t group = cut.group_of(first_tap);
   const uint32_t first_bit = first_tap - cut.group_begin(group);
+  const uint32_t taps = (1U << to.taps) - 1;
   const Part segment = cut.part(chunk, group);
   const uint32_t first_tile = (blockIdx.x - lines * batches_each) * batch_tiles;
   bool has_work = false;
   if (threadIdx.x < batch_tiles) {
-    uint4 work = make_uint4(0, 0, 0, 0);
-    if (to.rows_of(segment, first_tile + threadIdx.x) > 0) {
-      const FoundTile tile(to, segment, first_tile + threadIdx.x);
-      work.z = tile.mask >> first_bit & ((1U << to.taps) - 1);
-      has_work = work.z != 0;
-      if (has_work) {
-        work.x = tile.first;
-        work.y = tile.rows;
-        work.w = tile.first_block + __popc(tile.mask & ((1U << first_bit) - 1));
-      }
-    }
-    works[threadIdx.x] = work;
+    FoundTile tile = find_tile(to, segment, first_tile + threadIdx.x);
+    has_work = (tile.mask >> first_bit & taps) != 0;
+    if (!has_work) tile.rows = 0;
+    tiles[threadIdx.x] = tile;
   }
   for (uint32_t t = threadIdx.x / 32; first_bit == 0 && t < batch_tiles; t += write_threads / 32) {
-    if (to.rows_of(segment, first_tile + t) > 0) write_entries(to, segment, first_tile + t);
+    write_entries(to, segment, first_tile + t);
   }
   if (__syncthreads_or(has_work ? 1 : 0) == 0) return;
   for (uint32_t i = threadIdx.x; i < cut.tile_rows; i += write_threads) {
@@ -294,14 +218,14 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
     int32_t in[batch_tiles] = {};
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
-      const bool used = i < works[t].y;
-      rows[t] = used ? to.order[works[t].x + i] : 0;
-      masks[t] = used ? to.ranks[works[t].x + i] : 0;
+      const bool used = i < tiles[t].rows;
+      rows[t] = used ? to.order[tiles[t].first + i] : 0;
+      masks[t] = used ? to.ranks[tiles[t].first + i] : 0;
     }
 #pragma unroll
     for (uint32_t t = 0; t < batch_tiles; ++t) {
       const bool steady = cut.line > 1 && (masks[t] & steady_bit) != 0;
-      masks[t] = cut.mask(masks[t]) >> first_bit & ((1U << to.taps) - 1);
+      masks[t] = cut.mask(masks[t]) >> first_bit & taps;
       // Taps behind one whose input is the one before theirs.
       if (steady) masks[t] |= (masks[t] & masks[t] << 1 & ~to.line_starts) << 16;
     }
@@ -314,9 +238,9 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
       }
 #pragma unroll
       for (uint32_t t = 0; t < batch_tiles; ++t) {
-        const uint32_t taps = works[t].z;
-        if ((taps >> tap & 1) == 0) continue;
-        const uint32_t block = works[t].w + __popc(taps & ((1U << tap) - 1));
+        const uint32_t bit = 1U << (first_bit + tap);
+        if ((tiles[t].mask & bit) == 0) continue;
+        const uint32_t block = tiles[t].first_block + __popc(tiles[t].mask & (bit - 1));
         to.indices[block * int64_t{cut.tile_rows} + i] = (masks[t] >> tap & 1) != 0 ? in[t] : -1;
       }
     }
@@ -350,20 +274,20 @@ ScheduleParts build_schedule(const Context& ctx,
   if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
   const SortedRows sorted = sort_rows(ctx, cut, parts.order.as<uint32_t>());
   const int64_t tiles = cut.segments() * to.tiles_each;
-  const int64_t slabs = cut.segments() * to.slabs_each;
+  const int64_t counts = tiles * to.bins + tiles + 1;
   const auto memory =
-      make_room(ctx, Room{&to.notes, tiles}, Room{&to.piece_masks, tiles * to.pieces},
-                Room{&to.counts, slabs * to.bins + slabs + 1});
+      make_room(ctx, Room{&to.piece_masks, tiles * to.pieces}, Room{&to.counts, counts});
   to.ranks = sorted.ranks;
-  to.done = sorted.done;
-  to.slab_blocks = to.counts + slabs * to.bins;
+  to.tile_blocks = to.counts + tiles * to.bins;
   to.order = parts.order.as<int32_t>();
   to.chunk_tiles = parts.chunk_tiles.as<int64_t>();
   to.tiles = parts.tiles.as<int4>();
   to.masks = parts.masks.as<uint32_t>();
-  launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
+  launch(ctx, {.blocks = cut.segments() * to.measured_each(), .threads = measure_threads},
+         measure_tiles, to);
+  exclusive_sums(ctx, to.counts, to.counts, counts);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
-    blocks = read_back(ctx, to.slab_blocks + slabs) - to.count;
+    blocks = read_back(ctx, to.tile_blocks + tiles) - to.count;
   }
   parts.block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
   parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);

@@ -99,7 +99,6 @@ struct Cut {
 struct SortedRows {
   std::shared_ptr<void> memory;
   const uint32_t* ranks = nullptr;  // [positions]
-  uint32_t* done = nullptr;         // a zero, for the next kernel to count with
 };
 // rows: [positions], written.
 SortedRows sort_rows(const Context& ctx, const Cut& cut, uint32_t* rows);

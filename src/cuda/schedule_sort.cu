@@ -233,7 +233,7 @@ SortedRows sort_rows(const Context& ctx, const Cut& cut, uint32_t* rows) {
   uint32_t* ranks[2] = {};
   uint32_t* spare = nullptr;
   result.memory =
-      make_room(ctx, Room{&tickets, most_digits + 1}, Room{&counts, segments * digits * bins},
+      make_room(ctx, Room{&tickets, most_digits}, Room{&counts, segments * digits * bins},
                 Room{&words, blocks * digits * bins}, Room{&ranks[0], positions},
                 Room{&ranks[1], positions}, Room{&spare, digits > 1 ? positions : 0});
   fill_bytes(ctx, tickets, 0, sizeof(uint32_t) * (ranks[0] - tickets));
@@ -259,7 +259,6 @@ SortedRows sort_rows(const Context& ctx, const Cut& cut, uint32_t* rows) {
     sorted = to;
   }
   result.ranks = ranks[digits % 2];
-  result.done = tickets + most_digits;
   return result;
 }
 
