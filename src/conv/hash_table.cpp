@@ -3,10 +3,11 @@
 
 #include <algorithm>
 
-#include "conv/backend.h"
 #include "conv/coords.h"
+#include "conv/items.h"
 #include "conv/operators.h"
 #include "conv/validate.h"
+#include "core/dispatch_key.h"
 #include "voxgemm/coords.h"
 #include "voxgemm/error.h"
 
@@ -62,7 +63,12 @@ void hash_lookup(const Context& ctx,
   validate_column(ctx, keys, {"keys", keys.rows, 1, table.keys.dtype});
   validate_column(ctx, values, {"values", keys.rows, 1, table.values.dtype});
   validate_apart(memory_of(values, "values"), memory_of(keys, "keys"));
-  run(ctx, cuda::hash_lookup, cpu::hash_lookup, table, keys, values);
+  dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
+    dispatch_key(values.dtype, [&]<class V>(Type<V>) {
+      for_items(ctx, keys.rows,
+                HashLookup<K, V>{HashSlots<K, V>(table), keys.as<K>(), values.as<V>()});
+    });
+  });
 }
 
 void voxel_keys(const Context& ctx,
@@ -73,7 +79,9 @@ void voxel_keys(const Context& ctx,
   validate_column(ctx, keys, {"keys", coords.rows, 1, integer_dtype(keys, "keys")});
   check(shape[0] >= 0 && shape[1] >= 0 && shape[2] >= 0, "the spatial shape is (", shape[0], ", ",
         shape[1], ", ", shape[2], "), expected extents >= 0");
-  run(ctx, cuda::voxel_keys, cpu::voxel_keys, coords, shape, keys);
+  dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
+    for_items(ctx, coords.rows, VoxelNumbers<K>(coords, shape, keys));
+  });
 }
 
 }  // namespace voxgemm

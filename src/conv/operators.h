@@ -13,17 +13,14 @@
 namespace voxgemm {
 namespace cpu {
 
-decltype(voxgemm::curve_encode) curve_encode;
-decltype(voxgemm::curve_decode) curve_decode;
 decltype(voxgemm::sort_codes) sort_codes;
 decltype(voxgemm::hash_insert) hash_insert;
-decltype(voxgemm::hash_lookup) hash_lookup;
-decltype(voxgemm::voxel_keys) voxel_keys;
-SampleMap sample_map(const Context& ctx,
+// Fills in a map that has its shape.
+void fill_sample_map(const Context& ctx,
                      const VoxelIndex::State& index,
                      const PointsRef& points,
-                     const SampleOptions& options);
-decltype(voxgemm::sample_map_grad) sample_map_grad;
+                     const SampleOptions& options,
+                     const SampleMap& map);
 decltype(voxgemm::weighted_sum) weighted_sum;
 decltype(voxgemm::weighted_sum_grad_input) weighted_sum_grad_input;
 decltype(voxgemm::weighted_sum_grad_weights) weighted_sum_grad_weights;
@@ -39,14 +36,9 @@ decltype(voxgemm::depthwise_grad_weight) depthwise_grad_weight;
 }  // namespace cpu
 namespace cuda {
 
-decltype(cpu::curve_encode) curve_encode;
-decltype(cpu::curve_decode) curve_decode;
 decltype(cpu::sort_codes) sort_codes;
 decltype(cpu::hash_insert) hash_insert;
-decltype(cpu::hash_lookup) hash_lookup;
-decltype(cpu::voxel_keys) voxel_keys;
-decltype(cpu::sample_map) sample_map;
-decltype(cpu::sample_map_grad) sample_map_grad;
+decltype(cpu::fill_sample_map) fill_sample_map;
 decltype(cpu::weighted_sum) weighted_sum;
 decltype(cpu::weighted_sum_grad_input) weighted_sum_grad_input;
 decltype(cpu::weighted_sum_grad_weights) weighted_sum_grad_weights;

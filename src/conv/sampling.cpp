@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "voxgemm/sampling.h"
 
-#include "conv/backend.h"
+#include "conv/items.h"
 #include "conv/operators.h"
 #include "conv/validate.h"
 #include "voxgemm/error.h"
@@ -41,7 +41,11 @@ SampleMap sample_map(const Context& ctx,
   if (points.batch) validate_column(ctx, *points.batch, {"batch", p.rows, 1, Dtype::i32});
   check(points.points_per_batch >= 0, "there are ", points.points_per_batch,
         " points per batch, expected 0 or more");
-  return run(ctx, cuda::sample_map, cpu::sample_map, index.state(), points, options);
+  const int taps = sample_taps(options.mode);
+  SampleMap map{make_matrix(ctx, p.rows, taps, Dtype::i32),
+                make_matrix(ctx, p.rows, taps, p.dtype)};
+  run(ctx, cuda::fill_sample_map, cpu::fill_sample_map, index.state(), points, options, map);
+  return map;
 }
 
 void sample_map_grad(const Context& ctx,
@@ -53,7 +57,11 @@ void sample_map_grad(const Context& ctx,
   validate_column(ctx, map.rows, {"rows", points.rows, 8, Dtype::i32});
   validate_column(ctx, dweights, {"dweights", points.rows, 8, points.dtype});
   validate_column(ctx, dpoints, {"dpoints", points.rows, 3, points.dtype});
-  run(ctx, cuda::sample_map_grad, cpu::sample_map_grad, points, map, dweights, dpoints);
+  dispatch_points(points.dtype, [&]<class T>(Type<T>) {
+    for_items(ctx, points.rows,
+              PointGradients<T>{points.as<T>(), map.rows.as<int32_t>(), dweights.as<T>(),
+                                dpoints.as<T>()});
+  });
 }
 
 void weighted_sum(const Context& ctx,

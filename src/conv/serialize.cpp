@@ -3,9 +3,10 @@
 
 #include <algorithm>
 
-#include "conv/backend.h"
+#include "conv/items.h"
 #include "conv/operators.h"
 #include "conv/validate.h"
+#include "core/dispatch_key.h"
 #include "voxgemm/coords.h"
 #include "voxgemm/error.h"
 
@@ -32,7 +33,10 @@ void curve_encode(const Context& ctx,
   validate_column(ctx, codes, {"codes", coords.rows, 1, integer_dtype(codes, "codes")});
   validate_curve(options, codes.dtype);
   validate_apart(memory_of(codes, "codes"), memory_of(coords, "coords"));
-  run(ctx, cuda::curve_encode, cpu::curve_encode, coords, options, codes);
+  dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
+    for_items(ctx, coords.rows,
+              CurveEncoder<Key>{coords.as<int32_t>(), CurveRule(options), codes.as<Key>()});
+  });
 }
 
 void curve_decode(const Context& ctx,
@@ -43,7 +47,10 @@ void curve_decode(const Context& ctx,
   validate_column(ctx, codes, {"codes", coords.rows, 1, integer_dtype(codes, "codes")});
   validate_curve(options, codes.dtype);
   validate_apart(memory_of(coords, "coords"), memory_of(codes, "codes"));
-  run(ctx, cuda::curve_decode, cpu::curve_decode, codes, options, coords);
+  dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
+    for_items(ctx, codes.rows,
+              CurveDecoder<Key>{codes.as<Key>(), CurveRule(options), coords.as<int32_t>()});
+  });
 }
 
 SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {

@@ -89,25 +89,4 @@ Matrix hash_insert(const Context& ctx, const HashTableRef& table, const HashInse
   return status;
 }
 
-void hash_lookup(const Context& ctx,
-                 const HashTableRef& table,
-                 const MatrixRef& keys,
-                 const MatrixRef& values) {
-  dispatch_key(table.keys.dtype, [&]<class K>(Type<K>) {
-    dispatch_key(table.values.dtype, [&]<class V>(Type<V>) {
-      for_each(ctx, keys.rows,
-               HashLookup<K, V>{HashSlots<K, V>(table), keys.as<K>(), values.as<V>()});
-    });
-  });
-}
-
-void voxel_keys(const Context& ctx,
-                const MatrixRef& coords,
-                const Int3& shape,
-                const MatrixRef& keys) {
-  dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
-    for_each(ctx, coords.rows, VoxelNumbers<K>(coords, shape, keys));
-  });
-}
-
 }  // namespace voxgemm::cpu

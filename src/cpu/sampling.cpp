@@ -17,39 +17,22 @@ constexpr int64_t piece = 1024;
 
 }  // namespace
 
-SampleMap sample_map(const Context& ctx,
+void fill_sample_map(const Context& ctx,
                      const VoxelIndex::State& index,
                      const PointsRef& points,
-                     const SampleOptions& options) {
+                     const SampleOptions& options,
+                     const SampleMap& map) {
   const SampleRule rule(options);
   const auto find = [&](int32_t batch, int32_t x, int32_t y, int32_t z) {
     return index.find(batch, x, y, z);
   };
-  const int taps = sample_taps(options.mode);
-  const int64_t count = points.points.rows;
-  SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
-                make_matrix(ctx, count, taps, points.points.dtype)};
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
     const Points<T> all(points, map);
     const auto sample = options.mode == SampleMode::nearest
                             ? sample_point<SampleMode::nearest, T, decltype(find)>
                             : sample_point<SampleMode::trilinear, T, decltype(find)>;
     for_each(
-        ctx, count, [&](int64_t p) { sample(rule, all, p, find); }, piece);
-  });
-  return map;
-}
-
-void sample_map_grad(const Context& ctx,
-                     const MatrixRef& points,
-                     const SampleMap& map,
-                     const MatrixRef& dweights,
-                     const MatrixRef& dpoints) {
-  dispatch_points(points.dtype, [&]<class T>(Type<T>) {
-    for_each(ctx, points.rows,
-             PointGradients<T>{points.as<T>(), map.rows.as<int32_t>(), dweights.as<T>(),
-                               dpoints.as<T>()},
-             piece);
+        ctx, all.count, [&](int64_t p) { sample(rule, all, p, find); }, piece);
   });
 }
 

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "conv/curve.h"
 #include "conv/operators.h"
 #include "core/dispatch_key.h"
 #include "cpu/brick_set.h"
@@ -7,26 +6,6 @@
 #include "cpu/voxel_index.h"
 
 namespace voxgemm::cpu {
-
-void curve_encode(const Context& ctx,
-                  const MatrixRef& coords,
-                  const CurveOptions& options,
-                  const MatrixRef& codes) {
-  dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
-    for_each(ctx, coords.rows,
-             CurveEncoder<Key>{coords.as<int32_t>(), CurveRule(options), codes.as<Key>()});
-  });
-}
-
-void curve_decode(const Context& ctx,
-                  const MatrixRef& codes,
-                  const CurveOptions& options,
-                  const MatrixRef& coords) {
-  dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
-    for_each(ctx, coords.rows,
-             CurveDecoder<Key>{codes.as<Key>(), CurveRule(options), coords.as<int32_t>()});
-  });
-}
 
 SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
   std::shared_ptr<KeyedRow[]> rows = make_keyed_rows(ctx, codes.rows);

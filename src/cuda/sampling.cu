@@ -102,32 +102,16 @@ __global__ void write_dots(Dots<T> d) {
 
 }  // namespace
 
-SampleMap sample_map(const Context& ctx,
+void fill_sample_map(const Context& ctx,
                      const VoxelIndex::State& index,
                      const PointsRef& points,
-                     const SampleOptions& options) {
-  const int taps = sample_taps(options.mode);
-  const int64_t count = points.points.rows;
-  SampleMap map{make_matrix(ctx, count, taps, Dtype::i32),
-                make_matrix(ctx, count, taps, points.points.dtype)};
+                     const SampleOptions& options,
+                     const SampleMap& map) {
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
     const auto write = options.mode == SampleMode::nearest ? write_map<SampleMode::nearest, T>
                                                            : write_map<SampleMode::trilinear, T>;
     write(ctx, static_cast<const BlockIndex&>(index).view(), SampleRule(options),
           Points<T>(points, map));
-  });
-  return map;
-}
-
-void sample_map_grad(const Context& ctx,
-                     const MatrixRef& points,
-                     const SampleMap& map,
-                     const MatrixRef& dweights,
-                     const MatrixRef& dpoints) {
-  dispatch_points(points.dtype, [&]<class T>(Type<T>) {
-    for_each(ctx, points.rows,
-             PointGradients<T>{points.as<T>(), map.rows.as<int32_t>(), dweights.as<T>(),
-                               dpoints.as<T>()});
   });
 }
 

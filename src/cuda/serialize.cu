@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "conv/curve.h"
 
 #include "conv/operators.h"
 #include "core/dispatch_key.h"
@@ -7,26 +6,6 @@
 #include "cuda/sorting.h"
 
 namespace voxgemm::cuda {
-void curve_encode(const Context& ctx,
-                  const MatrixRef& coords,
-                  const CurveOptions& options,
-                  const MatrixRef& codes) {
-  dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
-    for_each(ctx, coords.rows,
-             CurveEncoder<Key>{coords.as<int32_t>(), CurveRule(options), codes.as<Key>()});
-  });
-}
-
-void curve_decode(const Context& ctx,
-                  const MatrixRef& codes,
-                  const CurveOptions& options,
-                  const MatrixRef& coords) {
-  dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
-    for_each(ctx, codes.rows,
-             CurveDecoder<Key>{codes.as<Key>(), CurveRule(options), coords.as<int32_t>()});
-  });
-}
-
 SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
   const int64_t n = codes.rows;
   SortedCodes result;

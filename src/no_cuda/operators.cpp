@@ -2,6 +2,7 @@
 // Stands for src/cuda's part of conv/operators.h in builds without it.
 #include "conv/operators.h"
 
+#include "conv/items.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm::cuda {
@@ -14,27 +15,14 @@ namespace {
 
 }  // namespace
 
-void curve_encode(const Context&, const MatrixRef&, const CurveOptions&, const MatrixRef&) {
-  absent();
-}
-void curve_decode(const Context&, const MatrixRef&, const CurveOptions&, const MatrixRef&) {
-  absent();
-}
+void for_items(const Context&, int64_t, const Item&) { absent(); }
 SortedCodes sort_codes(const Context&, const MatrixRef&) { absent(); }
 Matrix hash_insert(const Context&, const HashTableRef&, const HashInsert&) { absent(); }
-void hash_lookup(const Context&, const HashTableRef&, const MatrixRef&, const MatrixRef&) {
-  absent();
-}
-void voxel_keys(const Context&, const MatrixRef&, const Int3&, const MatrixRef&) { absent(); }
-
-SampleMap sample_map(const Context&,
+void fill_sample_map(const Context&,
                      const VoxelIndex::State&,
                      const PointsRef&,
-                     const SampleOptions&) {
-  absent();
-}
-void sample_map_grad(
-    const Context&, const MatrixRef&, const SampleMap&, const MatrixRef&, const MatrixRef&) {
+                     const SampleOptions&,
+                     const SampleMap&) {
   absent();
 }
 void weighted_sum(const Context&, const MatrixRef&, const RowWeights&, const MatrixRef&) {
