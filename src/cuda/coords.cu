@@ -168,7 +168,7 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& matrix) {
   for_each(ctx, coords.rows, [=] __device__(int64_t row) {
     numbers[row] = first[row] == row && !is_padding(coords[row]) ? 1 : 0;
   });
-  exclusive_sums(ctx, numbers, numbers, coords.rows);
+  exclusive_sums(ctx, numbers, coords.rows);
   const int64_t distinct = index.unique_voxels();
   UniqueCoords result;
   result.coords = make_matrix(ctx, distinct, 4, Dtype::i32);

@@ -27,10 +27,10 @@ void insert_into(const Context& ctx,
   V* values = nullptr;
   int64_t* distinct = nullptr;  // keys, `empty` too
   const std::shared_ptr<void> memory = make_room(
-      ctx, Room{&sort.keys, count}, Room{&sort.sorted_keys, count}, Room{&sort.values, count},
-      Room{&sort.sorted_values, count}, Room{&values, count}, Room{&distinct, 1});
+      ctx, Room{&sort.keys, count}, Room{&sort.sorted_keys, count}, Room{&sort.numbers, count},
+      Room{&sort.sorted_numbers, count}, Room{&values, count}, Room{&distinct, 1});
   K* const keys = sort.keys;
-  uint32_t* const numbers = sort.values;
+  uint32_t* const numbers = sort.numbers;
   const auto* new_keys = insert.keys.as<K>();
   const auto* new_values = insert.values ? insert.values->as<V>() : nullptr;
   const bool skip_empty = insert.skip_empty;
@@ -43,7 +43,7 @@ void insert_into(const Context& ctx,
               static_cast<unsigned long long>(i));
   });
   sort_by_key(ctx, sort, count, 8 * sizeof(K));
-  first_by_key<K>(ctx, {sort.sorted_keys, keys, sort.sorted_values, numbers}, count, distinct);
+  first_by_key<K>(ctx, {sort.sorted_keys, keys, sort.sorted_numbers, numbers}, count, distinct);
   for_each(ctx, count, [=] __device__(int64_t i) {
     if (i >= *distinct) return;
     // Empty slots are one key, the last.

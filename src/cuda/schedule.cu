@@ -285,7 +285,7 @@ ScheduleParts build_schedule(const Context& ctx,
   to.masks = parts.masks.as<uint32_t>();
   launch(ctx, {.blocks = cut.segments() * to.measured_each(), .threads = measure_threads},
          measure_tiles, to);
-  exclusive_sums(ctx, to.counts, to.counts, counts);
+  exclusive_sums(ctx, to.counts, counts);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
     blocks = read_back(ctx, to.tile_blocks + tiles) - to.count;
   }
