@@ -9,45 +9,6 @@
 namespace voxgemm::cpu {
 namespace {
 
-// Division by a stride, rounded down; strides are powers of two nearly always.
-class Divisor {
- public:
-  explicit Divisor(int64_t value)
-      : value_(value),
-        shift_(std::has_single_bit(static_cast<uint64_t>(value))
-                   ? std::countr_zero(static_cast<uint64_t>(value))
-                   : -1) {}
-  int64_t floor(int64_t dividend) const {
-    if (shift_ >= 0) return dividend >> shift_;
-    const int64_t quotient = dividend / value_;
-    return quotient - (dividend % value_ < 0 ? 1 : 0);
-  }
-  int64_t value() const { return value_; }
-
- private:
-  int64_t value_;
-  int shift_;
-};
-
-// Emits the outputs in [low, high] that an input reaches on one axis.
-template <bool single>
-struct AxisOutputs {
-  AxisReach axis;
-  Divisor stride;
-  int64_t low;
-  int64_t high;
-
-  template <class Emit>
-  void operator()(int64_t in, const Emit& emit) const {
-    int64_t scaled = in + axis.padding;
-    for (int tap = 0; tap < (single ? 1 : axis.taps); ++tap, scaled -= axis.dilation) {
-      const int64_t out = stride.floor(scaled);
-      const bool whole = single || out * stride.value() == scaled;
-      if (whole && out >= low && out <= high) emit(out);
-    }
-  }
-};
-
 using PlacedBrick = BrickSet::PlacedBrick;
 
 // The voxels of a slab, the bricks with the same batch item and the same x, in ascending order.
@@ -109,28 +70,6 @@ Matrix ascending(const Context& ctx, const BrickSet& set) {
   return coords;
 }
 
-// What all axes emit, combined, as a set inside the box.
-template <bool single>
-Matrix reached_voxels(const Context& ctx,
-                      const MatrixRef& coords,
-                      const Box& box,
-                      const Reach& reach) {
-  const auto on_axis = [&](int i) {
-    const AxisReach& axis = reach.axes[i];
-    return AxisOutputs<single>{axis, Divisor(axis.stride), box.low[i + 1], box.high[i + 1]};
-  };
-  const std::array axes = {on_axis(0), on_axis(1), on_axis(2)};
-  const auto* data = coords.as<int32_t>();
-  const BrickSet set(ctx, box, coords.rows, [&](int64_t row, const auto& emit) {
-    const int32_t* c = data + 4 * row;
-    if (c[0] == padding_batch) return;
-    axes[0](c[1], [&](int64_t x) {
-      axes[1](c[2], [&](int64_t y) { axes[2](c[3], [&](int64_t z) { emit(c[0], x, y, z); }); });
-    });
-  });
-  return ascending(ctx, set);
-}
-
 }  // namespace
 
 Matrix output_coords(const Context& ctx,
@@ -146,8 +85,17 @@ Matrix output_coords(const Context& ctx,
     empty = box.low[axis + 1] > box.high[axis + 1];
   }
   if (empty) return make_matrix(ctx, 0, 4, Dtype::i32);
-  return reach.single ? reached_voxels<true>(ctx, coords, box, reach)
-                      : reached_voxels<false>(ctx, coords, box, reach);
+  const auto* data = coords.as<int32_t>();
+  const auto reached = [&]<bool single>(std::bool_constant<single>) {
+    const BrickSet set(ctx, box, coords.rows, [&](int64_t row, const auto& emit) {
+      const int32_t* c = data + 4 * row;
+      if (c[0] == padding_batch) return;
+      const auto add = [&](int64_t x, int64_t y, int64_t z) { emit(c[0], x, y, z); };
+      reach.walk<single>(add, c[1], c[2], c[3]);
+    });
+    return ascending(ctx, set);
+  };
+  return reach.single ? reached(std::true_type{}) : reached(std::false_type{});
 }
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {

@@ -11,39 +11,8 @@
 namespace voxgemm::cuda {
 namespace {
 
-// The outputs of an input on one axis.
-struct AxisWalk {
-  const AxisReach& axis;
-  int taps;
-  int64_t out;   // of the first tap
-  int64_t rest;  // of the division by the stride
-
-  // A division of 64 bits, which is long: once a row, not where axes are combined.
-  __device__ AxisWalk(const Reach& reach, int number, int32_t in)
-      : axis(reach.axes[number]),
-        taps(reach.single ? 1 : axis.taps),
-        out(floor_div(in + axis.padding, axis.stride)),
-        rest(reach.single ? 0 : in + axis.padding - out * axis.stride) {}
-  // Calls emit(output).
-  template <class Emit>
-  __device__ void operator()(const Emit& emit) const {
-    AxisWalk at = *this;
-    for (int tap = 0; tap < taps; ++tap) {
-      if (at.rest == 0 && at.out >= axis.least && at.out <= axis.most) emit(at.out);
-      at.out -= axis.whole_step;
-      at.rest -= axis.rest_of_step;
-      if (at.rest >= 0) continue;
-      at.rest += axis.stride;
-      --at.out;
-    }
-  }
-};
-
 __device__ void add_row(
     const Reach& reach, const Frame& frame, const int4& c, uint32_t row, Collector& collector) {
-  const AxisWalk each_x(reach, 0, c.y);
-  const AxisWalk each_y(reach, 1, c.z);
-  const AxisWalk each_z(reach, 2, c.w);
   const auto add = [&](int64_t x, int64_t y, int64_t z) {
     const int4 out =
         make_int4(c.x, static_cast<int32_t>(x), static_cast<int32_t>(y), static_cast<int32_t>(z));
@@ -51,7 +20,8 @@ __device__ void add_row(
     report(collector.set, Status::not_int32);
     atomicMax(&collector.set.head->counters.outside, ~row);
   };
-  each_x([&](int64_t x) { each_y([&](int64_t y) { each_z([&](int64_t z) { add(x, y, z); }); }); });
+  if (reach.single) return reach.walk<true>(add, c.y, c.z, c.w);
+  reach.walk<false>(add, c.y, c.z, c.w);
 }
 
 // Where voxels stand in ascending (batch, x, y, z) order of their set's box.
