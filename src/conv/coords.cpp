@@ -77,7 +77,7 @@ VoxelIndex::~VoxelIndex() = default;
 VoxelIndex::VoxelIndex(VoxelIndex&&) noexcept = default;
 VoxelIndex& VoxelIndex::operator=(VoxelIndex&&) noexcept = default;
 
-int64_t VoxelIndex::rows() const { return state_->rows(); }
+int64_t VoxelIndex::rows() const { return state_->rows; }
 int64_t VoxelIndex::unique_voxels() const { return state_->unique_voxels(); }
 int32_t VoxelIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
   return state_->find(batch, x, y, z);

@@ -7,13 +7,14 @@ namespace voxgemm {
 
 // What an index of one backend answers; each backend derives its own.
 struct VoxelIndex::State {
-  State() = default;
+  explicit State(int64_t n) : rows(n) {}
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   virtual ~State() = default;
-  virtual int64_t rows() const = 0;
   virtual int64_t unique_voxels() const = 0;
   virtual int32_t find(int32_t batch, int32_t x, int32_t y, int32_t z) const = 0;
+
+  const int64_t rows;  // of the coordinates
 };
 
 // The public functions of coords.h and kernel_map.h without their argument checks. On a CUDA device

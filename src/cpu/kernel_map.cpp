@@ -267,7 +267,7 @@ class Walker {
 // Neighbours and pair counts of a map whose geometry is set.
 void fill(const Context& ctx, const BrickIndex& in, const MatrixRef& out_coords, KernelMap* map) {
   const int taps = map->taps();
-  map->n_in = in.rows();
+  map->n_in = in.rows;
   map->n_out = out_coords.rows;
   map->neighbours = make_matrix(ctx, taps, map->n_out, Dtype::i32);
   map->pairs_per_tap = make_matrix(ctx, 1, taps, Dtype::i64);

@@ -54,16 +54,16 @@ Box bounds(const Context& ctx, const MatrixRef& coords) {
 }
 
 BrickIndex::BrickIndex(const Context& ctx, const MatrixRef& coords)
-    : rows_(coords.rows),
+    : State(coords.rows),
       bricks_(ctx, bounds(ctx, coords), coords.rows, Rows{coords.as<int32_t>()}),
       row_of_rank_(ctx, bricks_.voxels() + 1) {
   const Rows voxels{coords.as<int32_t>()};
-  const bool distinct = unique_voxels() == rows_;
+  const bool distinct = unique_voxels() == rows;
   if (!distinct) {
     std::fill_n(row_of_rank_.data(), row_of_rank_.size(), std::numeric_limits<int32_t>::max());
   }
   row_of_rank_[0] = -1;
-  for_pieces(ctx, rows_, rows_per_task, [&](int64_t first, int64_t last) {
+  for_pieces(ctx, rows, rows_per_task, [&](int64_t first, int64_t last) {
     bricks_.for_voxels(first, last, voxels, [&](int64_t r, const Brick& brick, int word, int bit) {
       int32_t& lowest = row_of_rank_[brick.rank_of(word, bit) + 1];
       const auto row = static_cast<int32_t>(r);
@@ -100,17 +100,18 @@ void BrickIndex::first_rows(const MatrixRef& coords,
 }
 
 Matrix BrickIndex::first_rows(const Context& ctx, const MatrixRef& coords) const {
-  if (unique_voxels() == rows_) return {};
-  Matrix rows = make_matrix(ctx, rows_, 1, Dtype::i32);
-  for_pieces(ctx, rows_, rows_per_task, [&](int64_t first, int64_t last) {
+  if (unique_voxels() == rows) return {};
+  Matrix result = make_matrix(ctx, rows, 1, Dtype::i32);
+  for_pieces(ctx, rows, rows_per_task, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       const auto* c = coords.row<int32_t>(r);
       const bool padding = c[0] == padding_batch;
-      rows.as<int32_t>()[r] = padding ? static_cast<int32_t>(r) : find(c[0], c[1], c[2], c[3]);
-      check(rows.as<int32_t>()[r] >= 0, "row ", r, " of the coordinates is not in the voxel index");
+      result.as<int32_t>()[r] = padding ? static_cast<int32_t>(r) : find(c[0], c[1], c[2], c[3]);
+      check(result.as<int32_t>()[r] >= 0, "row ", r,
+            " of the coordinates is not in the voxel index");
     }
   });
-  return rows;
+  return result;
 }
 
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords) {

@@ -12,7 +12,6 @@ class BrickIndex final : public VoxelIndex::State {
  public:
   BrickIndex(const Context& ctx, const MatrixRef& coords);
 
-  int64_t rows() const override { return rows_; }
   int64_t unique_voxels() const override { return bricks_.voxels(); }
   int32_t find(int32_t batch, int32_t x, int32_t y, int32_t z) const override;
 
@@ -25,7 +24,6 @@ class BrickIndex final : public VoxelIndex::State {
   Matrix first_rows(const Context& ctx, const MatrixRef& coords) const;
 
  private:
-  int64_t rows_ = 0;
   BrickSet bricks_;
   Buffer<int32_t> row_of_rank_;
 };

@@ -60,6 +60,8 @@ struct BlockSet {
   uint32_t* ranks = nullptr;     // [8 * groups]: voxels of the set before the slot's
   uint32_t* occupied = nullptr;  // [groups / 4]: a bit a slot, set where it is in use
   uint32_t* list = nullptr;      // [8 * groups] or null: once ranked, the slots in use
+  // [rows] or null: complement of the lowest row of every rank; zeroed memory is above every row.
+  uint32_t* rows = nullptr;
   SetHead* head = nullptr;
   uint32_t groups = 0;  // a multiple of 4
 };
@@ -153,6 +155,18 @@ __device__ inline Block find_block(const BlockSet& set, const BlockKey& key) {
     if (slot.x == 0) break;
   }
   return {};
+}
+
+// The lowest row of a voxel that the block has.
+__device__ inline int32_t row_of(const BlockSet& set, const Block& block, int bit) {
+  return static_cast<int32_t>(~set.rows[set.ranks[block.slot] + block.before(bit)]);
+}
+// The lowest row with these coordinates, or -1.
+__device__ inline int32_t find_row(const BlockSet& set, const Frame& frame, const int4& c) {
+  if (!frame.holds(c)) return -1;
+  const Place place = place_of(frame, c);
+  const Block block = find_block(set, place.key);
+  return block.has(place.bit) ? row_of(set, block, place.bit) : -1;
 }
 
 // The slot of a block, which is added where it is not there yet; no_slot and the status where there

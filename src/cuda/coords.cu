@@ -113,9 +113,10 @@ int64_t first_row_outside(const Context& ctx,
     low[axis] = limits[axis] ? 0 : INT64_MIN;
     high[axis] = limits[axis].value_or(INT64_MAX);
   }
-  const Coords coords(matrix);
+  const Matrix aligned = aligned_input(ctx, matrix);
+  const Coords coords(aligned);
   for_each(ctx, coords.rows, [=] __device__(int64_t row) {
-    const int4 c = coords[row];
+    const int4 c = coords.data[row];
     const int32_t values[4] = {c.x, c.y, c.z, c.w};
     bool inside = true;
     for (int axis = 0; axis < 4; ++axis) {
@@ -128,15 +129,16 @@ int64_t first_row_outside(const Context& ctx,
 }
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& matrix) {
-  const Coords coords(matrix);
-  const BlockIndex index(ctx, matrix);
-  const Matrix first_rows = index.first_rows(ctx, matrix);
+  const Matrix aligned = aligned_input(ctx, matrix);
+  const Coords coords(aligned);
+  const BlockIndex index(ctx, aligned);
+  const Matrix first_rows = index.first_rows(ctx, aligned);
   const auto* first = first_rows.as<int32_t>();
   const std::shared_ptr<void> memory = ctx.allocate(sizeof(uint32_t) * coords.rows);
   // Distinct voxels before each row.
   auto* numbers = static_cast<uint32_t*>(memory.get());
   for_each(ctx, coords.rows, [=] __device__(int64_t row) {
-    numbers[row] = first[row] == row && !is_padding(coords[row]) ? 1 : 0;
+    numbers[row] = first[row] == row && !is_padding(coords.data[row]) ? 1 : 0;
   });
   exclusive_sums(ctx, numbers, coords.rows);
   const int64_t distinct = index.unique_voxels();
@@ -148,7 +150,7 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& matrix) {
   auto* first_row = result.first_row.as<int32_t>();
   auto* inverse = result.inverse.as<int32_t>();
   for_each(ctx, coords.rows, [=] __device__(int64_t row) {
-    const int4 c = coords[row];
+    const int4 c = coords.data[row];
     const int32_t lowest = first[row];
     const uint32_t number = numbers[lowest];
     inverse[row] = is_padding(c) ? -1 : static_cast<int32_t>(number);
@@ -163,7 +165,8 @@ Matrix output_coords(const Context& ctx,
                      const MatrixRef& matrix,
                      const Geometry& geometry,
                      const OutputOptions& options) {
-  const Coords coords(matrix);
+  const Matrix aligned = aligned_input(ctx, matrix);
+  const Coords coords(aligned);
   const bool bounded = options.max_voxels.has_value();
   if (coords.rows == 0 && !bounded) return make_matrix(ctx, 0, 4, Dtype::i32);
   const Reach reach(geometry, options);
@@ -181,16 +184,16 @@ Matrix output_coords(const Context& ctx,
   // A block has a voxel.
   if (bounded) room = std::max<int64_t>(1, std::min(worst, *options.max_voxels));
   while (true) {
-    const BlockSetMemory made = make_block_set(ctx, room, 0);
-    measure(ctx, coords, reach, made.set);
-    insert(ctx, coords, made.set,
+    const BlockSetMemory set = make_block_set(ctx, room, 0);
+    measure(ctx, coords, reach, set);
+    insert(ctx, coords, set,
            [reach] __device__(const Frame& frame, const int4& c, uint32_t row,
                               Collector& collector) { add_row(reach, frame, c, row, collector); });
-    rank_blocks(ctx, made.set);
+    rank_blocks(ctx, set);
     // Of a box that the host does not know 2^37 bricks of 8^3 voxels are the most.
     constexpr int most_bits = 37 + 9;
-    if (bounded) return ascending<uint64_t>(ctx, made.set, *options.max_voxels, most_bits);
-    const SetHead head = read_head(ctx, made.set);
+    if (bounded) return ascending<uint64_t>(ctx, set, *options.max_voxels, most_bits);
+    const SetHead head = read_head(ctx, set);
     const Status status = head.counters.status;
     if (status == Status::empty) return make_matrix(ctx, 0, 4, Dtype::i32);
     if (status == Status::fine) {
@@ -199,7 +202,7 @@ Matrix output_coords(const Context& ctx,
       const uint64_t bricks = head.frame.extent[0] * head.frame.step[0];
       const int bits = static_cast<int>(std::bit_width(bricks - 1)) + 9;
       const auto sorted = bits < 64 ? ascending<uint64_t> : ascending<unsigned __int128>;
-      return sorted(ctx, made.set, static_cast<int64_t>(head.counters.voxels), bits);
+      return sorted(ctx, set, static_cast<int64_t>(head.counters.voxels), bits);
     }
     check(room < worst, ErrorCode::device, "the table of ", room,
           " blocks of output voxels is full");

@@ -33,7 +33,7 @@ struct Table {
 
 // The input voxels of one output row.
 struct Window {
-  const IndexView& index;
+  const BlockSet& set;
   const Frame& frame;  // shared memory's
   int64_t corner[3];   // of tap (0, 0, 0), from the origin
   uint32_t batch;
@@ -41,8 +41,8 @@ struct Window {
   uint32_t at[3] = {no_slot, no_slot, no_slot};  // a voxel in `block`
   Block block = {};
 
-  __device__ Window(const IndexView& view, const Frame& of_set, const Reach& reach, const int4& c)
-      : index(view), frame(of_set) {
+  __device__ Window(const BlockSet& in, const Frame& of_set, const Reach& reach, const int4& c)
+      : set(in), frame(of_set) {
     const int32_t out[3] = {c.y, c.z, c.w};
     for (int axis = 0; axis < 3; ++axis) {
       corner[axis] =
@@ -63,10 +63,10 @@ struct Window {
       at[0] = x;
       at[1] = y;
       at[2] = z;
-      block = find_block(index.set, place_of(frame, batch, x, y, z).key);
+      block = find_block(set, place_of(frame, batch, x, y, z).key);
     }
     const int bit = place_of(frame, batch, x, y, z).bit;
-    return block.has(bit) ? index.row(block, bit) : -1;
+    return block.has(bit) ? row_of(set, block, bit) : -1;
   }
   // Calls put(row or -1) for every tap, and count(tap, mask) for every 32 of them and the
   // rest; the last mask.
@@ -94,7 +94,7 @@ struct Window {
 
 // Counts of pairs go to the map: where it could not be built, minus the status of the index or of
 // the output_coords that made no output.
-__device__ void add_pairs(const IndexView& index,
+__device__ void add_pairs(const BlockSet& set,
                           const Coords& out,
                           const uint32_t* pairs_of_block,
                           int taps,
@@ -102,8 +102,8 @@ __device__ void add_pairs(const IndexView& index,
   __syncthreads();
   Status failure = Status::fine;
   if (blockIdx.x == 0) {
-    const Status status = index.set.head->counters.status;
-    failure = status > Status::distinct ? status : failure_in(out[0]);
+    const Status status = set.head->counters.status;
+    failure = status > Status::distinct ? status : failure_in(out.data[0]);
   }
   for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
     if (pairs_of_block[tap] != 0) {
@@ -142,7 +142,7 @@ struct AxisStart {
 
 // The place of tap (0, 0, 0) in the first of the blocks, which are loaded.
 __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cube) {
-  const BlockSet& set = window.index.set;
+  const BlockSet& set = window.set;
   const Frame& frame = window.frame;
   const AxisStart x(window.corner[0], frame.last[1], sizes[0]);
   const AxisStart y(window.corner[1], frame.last[2], sizes[1]);
@@ -233,7 +233,7 @@ constexpr int any_kernel = -1;
 // one tap.
 template <int size>
 __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_here(cube_blocks))
-    fill_table(IndexView index, Reach reach, Coords out, Table table) {
+    fill_table(BlockSet set, Reach reach, Coords out, Table table) {
   extern __shared__ uint32_t pairs_of_block[];  // [taps]
   __shared__ Cube cube;
   __shared__ Frame frame;
@@ -242,8 +242,8 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
                         size > 0 ? size : reach.axes[2].taps};
   const int taps = sizes[0] * sizes[1] * sizes[2];
   for (int tap = threadIdx.x; tap < taps; tap += fill_threads) pairs_of_block[tap] = 0;
-  copy_frame(index.set, &frame);
-  const bool fine = is_fine(index.set);
+  copy_frame(set, &frame);
+  const bool fine = is_fine(set);
   const int lane = threadIdx.x % 32;
   // Numbers of rows fit 31 bits, and registers are short.
   const auto rows = static_cast<uint32_t>(out.rows);
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
        first += gridDim.x * fill_threads) {
     const uint32_t row = first + lane;
     const bool used = row < rows;
-    Window window(index, frame, reach, used ? out[row] : padding_row());
+    Window window(set, frame, reach, used ? out.data[row] : padding_row());
     window.in_batch &= used && fine;
     int32_t* neighbours = table.neighbours + row;
     uint32_t mask = 0;
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
           for (int z = 0; z < sizes[2]; ++z, ++tap) {
             if (place.z + z == 4) rank = line.next_rank;
             // Complements of rows: 0 stands for none.
-            const auto in = static_cast<int32_t>(~(line.bits >> z & 1 ? index.rows[rank++] : 0));
+            const auto in = static_cast<int32_t>(~(line.bits >> z & 1 ? set.rows[rank++] : 0));
             if (has_mask) {
               found[y * size + z] = in;
             } else {
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
     if (used && table.masks != nullptr) table.masks[row] = mask | steady;
     if (has_mask) count(0, mask);
   }
-  add_pairs(index, out, pairs_of_block, taps, table.pairs);
+  add_pairs(set, out, pairs_of_block, taps, table.pairs);
 }
 
 // All have the same parameters.
@@ -335,7 +335,7 @@ int own_tap(const Geometry& geometry) {
 
 // Where the map has in_first already, it is the rows that the own tap finds.
 void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords, KernelMap* map) {
-  map->n_in = in.rows();
+  map->n_in = in.rows;
   map->n_out = out_coords.rows;
   map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
   map->pairs_per_tap = make_matrix(ctx, 1, map->taps(), Dtype::i64);
@@ -345,11 +345,12 @@ void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords,
   // A block of threads has at most three rounds, so that the last blocks end together.
   grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
   grid.shared_bytes = sizeof(uint32_t) * map->taps();
+  const Matrix aligned = aligned_input(ctx, out_coords);
   const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
                        map->masks.as<uint32_t>(), map->in_first.as<int32_t>(),
                        own_tap(map->geometry)};
-  launch(ctx, grid, fill_kernel(map->geometry), in.view(), Reach(map->geometry, {}),
-         Coords(out_coords), table);
+  launch(ctx, grid, fill_kernel(map->geometry), in.set(), Reach(map->geometry, {}), Coords(aligned),
+         table);
 }
 
 }  // namespace

@@ -9,11 +9,11 @@ namespace {
 
 template <SampleMode mode, class T>
 void write_map(const Context& ctx,
-               const IndexView& index,
+               const BlockSet& set,
                const SampleRule& rule,
                const Points<T>& points) {
   const int taps = sample_taps(mode);
-  const SetHead* head = index.set.head;
+  const SetHead* head = set.head;
   for_each(ctx, points.count, [=] __device__(int64_t p) {
     const Status status = head == nullptr ? Status::empty : head->counters.status;
     // Where there are no rows but padding, nothing is found; a failure must show in what is
@@ -26,7 +26,7 @@ void write_map(const Context& ctx,
       return;
     }
     sample_point<mode>(rule, points, p, [&](int32_t batch, int32_t x, int32_t y, int32_t z) {
-      return status == Status::fine ? index.find(head->frame, make_int4(batch, x, y, z)) : -1;
+      return status == Status::fine ? find_row(set, head->frame, make_int4(batch, x, y, z)) : -1;
     });
   });
 }
@@ -110,7 +110,7 @@ void fill_sample_map(const Context& ctx,
   dispatch_points(points.points.dtype, [&]<class T>(Type<T>) {
     const auto write = options.mode == SampleMode::nearest ? write_map<SampleMode::nearest, T>
                                                            : write_map<SampleMode::trilinear, T>;
-    write(ctx, static_cast<const BlockIndex&>(index).view(), SampleRule(options),
+    write(ctx, static_cast<const BlockIndex&>(index).set(), SampleRule(options),
           Points<T>(points, map));
   });
 }

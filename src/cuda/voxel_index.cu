@@ -61,10 +61,7 @@ __device__ bool ascends(const int4& before, const int4& c) {
 
 constexpr int measure_batch = 4;  // rows of a thread at once
 
-// aligned: as the coordinates are, so that the loads of a batch have no branch between them.
-template <bool aligned>
 __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool distinct_will_do) {
-  coords.aligned = aligned;
   uint32_t largest[8] = {};
   for (int64_t first = thread_index(); first < coords.rows;
        first += measure_batch * thread_count()) {
@@ -72,13 +69,13 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
 #pragma unroll
     for (int i = 0; i < measure_batch; ++i) {
       const int64_t row = first + i * thread_count();
-      batch[i] = row < coords.rows ? coords[row] : padding_row();
+      batch[i] = row < coords.rows ? coords.data[row] : padding_row();
     }
 #pragma unroll
     for (int i = 0; i < measure_batch; ++i) {
       if (is_padding(batch[i])) continue;
       const int64_t row = first + i * thread_count();
-      if (distinct_will_do && row > 0 && !ascends(coords[row - 1], batch[i])) {
+      if (distinct_will_do && row > 0 && !ascends(coords.data[row - 1], batch[i])) {
         set.head->counters.unsorted = 1;
         __threadfence();
       }
@@ -110,7 +107,7 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
   if (threadIdx.x != 0) return;
   if (atomicAdd(&set.head->counters.done, 1U) != gridDim.x - 1) return;
   __threadfence();
-  const Status failure = failure_in(coords[0]);
+  const Status failure = failure_in(coords.data[0]);
   if (failure != Status::fine) return report(set, failure);
   if (distinct_will_do && __ldcg(&set.head->counters.unsorted) == 0) {
     return report(set, Status::distinct);
@@ -173,37 +170,35 @@ void insert_rows(const Context& ctx, const Coords& coords, const BlockSet& set) 
          });
 }
 
-__global__ void lowest_rows(Coords coords, IndexView index) {
-  if (!is_fine(index.set)) return;
-  const Frame frame = index.set.head->frame;
+__global__ void lowest_rows(Coords coords, BlockSet set) {
+  if (!is_fine(set)) return;
+  const Frame frame = set.head->frame;
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
-    const int4 c = coords[row];
+    const int4 c = coords.data[row];
     if (is_padding(c)) continue;
     const Place place = place_of(frame, c);
-    const Block block = find_block(index.set, place.key);
+    const Block block = find_block(set, place.key);
     if (block.slot == no_slot) return;
-    const uint32_t rank = index.set.ranks[block.slot] + block.before(place.bit);
-    atomicMax(&index.rows[rank], ~static_cast<uint32_t>(row));
+    const uint32_t rank = set.ranks[block.slot] + block.before(place.bit);
+    atomicMax(&set.rows[rank], ~static_cast<uint32_t>(row));
   }
 }
 
 }  // namespace
 
-BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t zeroed_words) {
+BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t rows) {
   // The eight classes of a small set fill unevenly.
   constexpr int64_t fewest_groups = 512;
-  BlockSetMemory result;
-  BlockSet& set = result.set;
+  BlockSetMemory set;
   const int64_t groups = std::max(fewest_groups, 4 * ceil_div(2 * most_blocks, 32));
   set.groups = static_cast<uint32_t>(groups);
-  result.memory =
-      make_room(ctx, Room{&set.head, 1}, Room{&set.slots, 8 * groups},
-                Room{&set.occupied, groups / 4}, Room{&result.words, zeroed_words},
-                Room{&set.ranks, 8 * groups}, Room{&set.list, zeroed_words == 0 ? 8 * groups : 0});
-  if (zeroed_words > 0) set.list = nullptr;
+  set.memory = make_room(ctx, Room{&set.head, 1}, Room{&set.slots, 8 * groups},
+                         Room{&set.occupied, groups / 4}, Room{&set.rows, rows},
+                         Room{&set.ranks, 8 * groups}, Room{&set.list, rows == 0 ? 8 * groups : 0});
+  if (rows > 0) set.list = nullptr;
   const auto* end_of_zeroed = reinterpret_cast<char*>(set.ranks);
-  fill_bytes(ctx, set.head, 0, end_of_zeroed - static_cast<char*>(result.memory.get()));
-  return result;
+  fill_bytes(ctx, set.head, 0, end_of_zeroed - static_cast<char*>(set.memory.get()));
+  return set;
 }
 
 std::string not_made(Status status) {
@@ -237,8 +232,7 @@ void measure(const Context& ctx,
   // Every block ends with global counts in the same few words.
   Grid grid = over(ctx, coords.rows);
   grid.blocks = std::min<int64_t>(grid.blocks, 2 * multiprocessors(ctx));
-  launch(ctx, grid, coords.aligned ? measure_rows<true> : measure_rows<false>, coords, reach, set,
-         distinct_will_do);
+  launch(ctx, grid, measure_rows, coords, reach, set, distinct_will_do);
 }
 
 void rank_blocks(const Context& ctx, const BlockSet& set) {
@@ -246,21 +240,19 @@ void rank_blocks(const Context& ctx, const BlockSet& set) {
 }
 
 BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinct_will_do)
-    : ctx_(ctx), rows_(matrix.rows) {
-  const Coords coords(matrix);
-  const BlockSetMemory made = make_block_set(ctx, rows_, rows_);
-  memory_ = made.memory;
-  view_ = {made.set, made.words};
-  measure(ctx, coords, {}, view_.set, distinct_will_do);
-  insert_rows(ctx, coords, view_.set);
-  rank_blocks(ctx, view_.set);
-  launch(ctx, over(ctx, rows_), lowest_rows, coords, view_);
+    : State(matrix.rows), ctx_(ctx), set_(make_block_set(ctx, matrix.rows, matrix.rows)) {
+  const Matrix aligned = aligned_input(ctx, matrix);
+  const Coords coords(aligned);
+  measure(ctx, coords, {}, set_, distinct_will_do);
+  insert_rows(ctx, coords, set_);
+  rank_blocks(ctx, set_);
+  launch(ctx, over(ctx, rows), lowest_rows, coords, set_);
 }
 
 int64_t BlockIndex::unique_voxels() const {
   const DeviceGuard guard(ctx_.device);
-  const Counters counters = read_head(ctx_, view_.set).counters;
-  check(counters.status != Status::full, ErrorCode::device, "the table of ", rows_,
+  const Counters counters = read_head(ctx_, set_).counters;
+  check(counters.status != Status::full, ErrorCode::device, "the table of ", rows,
         " rows is full: too many of its coordinates share a hash");
   return static_cast<int64_t>(counters.voxels);
 }
@@ -270,20 +262,21 @@ int32_t BlockIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
   const DeviceGuard guard(ctx_.device);
   const std::shared_ptr<void> result = ctx_.allocate(sizeof(int32_t));
   auto* row = static_cast<int32_t*>(result.get());
-  const IndexView index = view_;
+  const BlockSet set = set_;
   for_each(ctx_, 1, [=] __device__(int64_t) {
-    *row = index.find(index.set.head->frame, make_int4(batch, x, y, z));
+    *row = find_row(set, set.head->frame, make_int4(batch, x, y, z));
   });
   return read_back(ctx_, row);
 }
 
 Matrix BlockIndex::first_rows(const Context& ctx, const MatrixRef& matrix) const {
-  Matrix result = make_matrix(ctx, rows_, 1, Dtype::i32);
+  Matrix result = make_matrix(ctx, rows, 1, Dtype::i32);
   auto* first = result.as<int32_t>();
-  const Coords coords(matrix);
-  const IndexView index = view_;
-  for_each(ctx, rows_, [=] __device__(int64_t row) {
-    const int32_t lowest = is_fine(index.set) ? index.find(index.set.head->frame, coords[row]) : -1;
+  const Matrix aligned = aligned_input(ctx, matrix);
+  const Coords coords(aligned);
+  const BlockSet set = set_;
+  for_each(ctx, rows, [=] __device__(int64_t row) {
+    const int32_t lowest = is_fine(set) ? find_row(set, set.head->frame, coords.data[row]) : -1;
     first[row] = lowest < 0 ? static_cast<int32_t>(row) : lowest;
   });
   return result;

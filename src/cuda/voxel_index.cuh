@@ -3,27 +3,14 @@
 
 #include "conv/coords.h"
 #include "conv/reach.h"
+#include "cuda/aligned.h"
 #include "cuda/block_set.cuh"
 #include "cuda/launch.cuh"
 
 namespace voxgemm::cuda {
 
-// i32 [n, 4] coordinates for kernels.
-struct Coords {
-  const int32_t* data;
-  int64_t rows;
-  bool aligned;  // for 16-byte loads
-
-  explicit Coords(const MatrixRef& coords)
-      : data(coords.as<int32_t>()),
-        rows(coords.rows),
-        aligned(reinterpret_cast<uintptr_t>(coords.data) % 16 == 0) {}
-  __device__ int4 operator[](int64_t row) const {
-    if (aligned) return reinterpret_cast<const int4*>(data)[row];
-    const int32_t* c = data + 4 * row;
-    return make_int4(c[0], c[1], c[2], c[3]);
-  }
-};
+// i32 [n, 4] coordinates for kernels: data[row]. Made of what aligned_input() gives.
+using Coords = View<const int4>;
 
 __device__ inline int4 padding_row() { return make_int4(padding_batch, 0, 0, 0); }
 __device__ inline bool is_padding(const int4& c) { return c.x == padding_batch; }
@@ -42,14 +29,12 @@ __device__ inline Status failure_in(const int4& c) {
   return static_cast<Status>(static_cast<uint64_t>(c.w) << 32 | static_cast<uint32_t>(c.z));
 }
 
-// An empty set, at most half full with this many blocks, and some words beside it, or without words
-// a list of its blocks.
-struct BlockSetMemory {
-  BlockSet set;
-  uint32_t* words = nullptr;  // [zeroed_words]
+// An empty set, at most half full with this many blocks; for an index of so many rows, or without
+// rows with a list of its blocks.
+struct BlockSetMemory : BlockSet {
   std::shared_ptr<void> memory;
 };
-BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t zeroed_words);
+BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t rows);
 
 // Status, sizes and frame of a set whose voxels were added; throws what went wrong, a full table
 // excepted. Waits for the device.
@@ -77,7 +62,7 @@ __global__ void __launch_bounds__(Collector::threads, blocks_here(3))
   // Numbers of rows fit 31 bits, and registers are short.
   const auto rows = static_cast<uint32_t>(coords.rows);
   for (uint32_t row = thread_index(); row < rows; row += thread_count()) {
-    const int4 c = coords[row];
+    const int4 c = coords.data[row];
     if (is_padding(c)) continue;
     Collector collector{set};
     outputs(frame, c, row, collector);
@@ -92,44 +77,23 @@ void insert(const Context& ctx, const Coords& coords, const BlockSet& set, const
 // Ranks of the blocks once all voxels are in, their list if there is one, and the numbers of both.
 void rank_blocks(const Context& ctx, const BlockSet& set);
 
-// For look-ups by kernels.
-struct IndexView {
-  BlockSet set;
-  // [n]: complement of the lowest row of every rank, so that zeroed memory is above every row.
-  uint32_t* rows = nullptr;
-
-  __device__ int32_t row(const Block& block, int bit) const {
-    return static_cast<int32_t>(~rows[set.ranks[block.slot] + block.before(bit)]);
-  }
-  // The lowest row with these coordinates, or -1.
-  __device__ int32_t find(const Frame& frame, const int4& c) const {
-    if (!frame.holds(c)) return -1;
-    const Place place = place_of(frame, c);
-    const Block block = find_block(set, place.key);
-    return block.has(place.bit) ? row(block, place.bit) : -1;
-  }
-};
-
 // The set of a coordinate matrix and the lowest row of every voxel, about 45 bytes a row. Built
 // without waiting for the device: what goes wrong is found by the first read of a size.
 class BlockIndex final : public VoxelIndex::State {
  public:
   BlockIndex(const Context& ctx, const MatrixRef& coords, bool distinct_will_do = false);
 
-  int64_t rows() const override { return rows_; }
   // Wait for the device.
   int64_t unique_voxels() const override;
   int32_t find(int32_t batch, int32_t x, int32_t y, int32_t z) const override;
 
-  const IndexView& view() const { return view_; }
+  const BlockSet& set() const { return set_; }
   // i32 [n, 1]: the lowest row with the same coordinates, of every row.
   Matrix first_rows(const Context& ctx, const MatrixRef& coords) const;
 
  private:
   Context ctx_;
-  int64_t rows_ = 0;
-  std::shared_ptr<void> memory_;
-  IndexView view_;
+  BlockSetMemory set_;
 };
 
 // i32 [n, 1]: the lowest row with the same coordinates, of every row. Costs little where the rows

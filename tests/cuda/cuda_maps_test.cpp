@@ -73,7 +73,7 @@ void expect_unique(const Voxels& voxels) {
   ASSERT_EQ(fetched<int32_t>(ctx, actual.first_row), fetched<int32_t>(ctx, expected.first_row));
   ASSERT_EQ(fetched<int32_t>(ctx, actual.inverse), fetched<int32_t>(ctx, expected.inverse));
   const auto index = cuda::make_index(ctx, coords);
-  ASSERT_EQ(index->rows(), static_cast<int64_t>(voxels.size()));
+  ASSERT_EQ(index->rows, static_cast<int64_t>(voxels.size()));
   ASSERT_EQ(index->unique_voxels(), expected.coords.rows);
 }
 
