@@ -28,6 +28,17 @@ Matrix padded(const Context& ctx, const MatrixRef& coords, int64_t rows) {
   return result;
 }
 
+// A map without its tables' contents.
+KernelMap shaped_map(const Context& ctx, const Geometry& geometry, int64_t n_in, int64_t n_out) {
+  KernelMap map;
+  map.geometry = geometry;
+  map.n_in = n_in;
+  map.n_out = n_out;
+  map.neighbours = make_matrix(ctx, map.taps(), n_out, Dtype::i32);
+  map.pairs_per_tap = make_matrix(ctx, 1, map.taps(), Dtype::i64);
+  return map;
+}
+
 void validate_index(const VoxelIndex& index, const MatrixRef& coords) {
   check(index.rows() == coords.rows, "the voxel index has ", index.rows(),
         " rows, the coordinates have ", coords.rows);
@@ -49,8 +60,14 @@ void validate_coords(const Context& ctx,
   check(coords.rows == 0 || coords.data != nullptr, "coordinates have ", coords.rows,
         " rows but no data");
   if (!spatial_shape && !batch_size) return;
-  std::array<std::optional<int64_t>, 4> limits = {batch_size};
-  for (int axis = 0; spatial_shape && axis < 3; ++axis) limits[axis + 1] = (*spatial_shape)[axis];
+  // Negative numbers are large unsigned ones.
+  constexpr int64_t any = int64_t{1} << 32;
+  const auto limit = [](int64_t extent) { return std::clamp<int64_t>(extent, 0, any / 2); };
+  std::array<int64_t, 4> limits = {any, any, any, any};
+  if (batch_size) limits[0] = limit(*batch_size);
+  for (int axis = 0; spatial_shape && axis < 3; ++axis) {
+    limits[axis + 1] = limit((*spatial_shape)[axis]);
+  }
   const int64_t row = run(ctx, cuda::first_row_outside, cpu::first_row_outside, coords, limits);
   if (row == coords.rows) return;
   std::array<int32_t, 4> c{};
@@ -119,8 +136,10 @@ KernelMap build_submanifold_map(const Context& ctx,
         ", expected stride 1");
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
   validate_index(index, coords);
-  return run(ctx, cuda::build_submanifold_map, cpu::build_submanifold_map, index.state(), coords,
-             geometry);
+  KernelMap map = shaped_map(ctx, geometry, coords.rows, coords.rows);
+  map.symmetric = geometry.mirrors();
+  run(ctx, cuda::fill_submanifold_map, cpu::fill_submanifold_map, index.state(), coords, &map);
+  return map;
 }
 
 KernelMap build_kernel_map(const Context& ctx,
@@ -130,12 +149,20 @@ KernelMap build_kernel_map(const Context& ctx,
   geometry.validate();
   validate_coords(ctx, in_coords, std::nullopt, std::nullopt);
   validate_coords(ctx, out_coords, std::nullopt, std::nullopt);
-  return run(ctx, cuda::build_kernel_map, cpu::build_kernel_map, in_coords, out_coords, geometry);
+  KernelMap map = shaped_map(ctx, geometry, in_coords.rows, out_coords.rows);
+  run(ctx, cuda::fill_kernel_map, cpu::fill_kernel_map, in_coords, out_coords, &map);
+  return map;
 }
 
 KernelMap transpose(const Context& ctx, const KernelMap& map) {
   check(map.neighbours.device == ctx.device, "map and context are on different devices");
-  return run(ctx, cuda::transpose, cpu::transpose, map);
+  KernelMap result = shaped_map(ctx, map.geometry, map.n_out, map.n_in);
+  result.symmetric = map.symmetric;
+  result.is_transposed = !map.is_transposed;
+  result.in_first = map.out_first;
+  result.out_first = map.in_first;
+  run(ctx, cuda::fill_transposed, cpu::fill_transposed, map, &result);
+  return result;
 }
 
 int64_t KernelMap::pairs(const Context& ctx) const {

@@ -27,22 +27,23 @@ Matrix output_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const Geometry& geometry,
                      const OutputOptions& options);
-// The lowest row with a value outside [0, limit) of its column, where that has a limit, padding
+// The lowest row with a value that as an unsigned number is not below its column's limit, padding
 // excepted; n if there is none.
 int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& coords,
-                          const std::array<std::optional<int64_t>, 4>& limits);
+                          const std::array<int64_t, 4>& limits);
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords);
-KernelMap build_submanifold_map(const Context& ctx,
-                                const VoxelIndex::State& index,
-                                const MatrixRef& coords,
-                                const Geometry& geometry);
-KernelMap build_kernel_map(const Context& ctx,
-                           const MatrixRef& in_coords,
-                           const MatrixRef& out_coords,
-                           const Geometry& geometry);
-KernelMap transpose(const Context& ctx, const KernelMap& map);
+// These fill in a map that has its shape and its tables' memory.
+void fill_submanifold_map(const Context& ctx,
+                          const VoxelIndex::State& index,
+                          const MatrixRef& coords,
+                          KernelMap* map);
+void fill_kernel_map(const Context& ctx,
+                     const MatrixRef& in_coords,
+                     const MatrixRef& out_coords,
+                     KernelMap* map);
+void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result);
 
 }  // namespace cpu
 namespace cuda {
@@ -51,7 +52,7 @@ namespace cuda {
 void read_back(const Context& ctx, const void* device, void* host, size_t bytes);
 int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& coords,
-                          const std::array<std::optional<int64_t>, 4>& limits);
+                          const std::array<int64_t, 4>& limits);
 // Does not wait. unique_voxels() and find() of the index do, and throw what went wrong: a box that
 // is too large, or a full table.
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
@@ -64,15 +65,15 @@ Matrix output_coords(const Context& ctx,
                      const OutputOptions& options);
 // These do not wait. Where the index of the input side could not be built, all pairs are absent and
 // every entry of pairs_per_tap is negative; check_built() throws then.
-KernelMap build_submanifold_map(const Context& ctx,
-                                const VoxelIndex::State& index,
-                                const MatrixRef& coords,
-                                const Geometry& geometry);
-KernelMap build_kernel_map(const Context& ctx,
-                           const MatrixRef& in_coords,
-                           const MatrixRef& out_coords,
-                           const Geometry& geometry);
-KernelMap transpose(const Context& ctx, const KernelMap& map);
+void fill_submanifold_map(const Context& ctx,
+                          const VoxelIndex::State& index,
+                          const MatrixRef& coords,
+                          KernelMap* map);
+void fill_kernel_map(const Context& ctx,
+                     const MatrixRef& in_coords,
+                     const MatrixRef& out_coords,
+                     KernelMap* map);
+void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result);
 Matrix map_status(const Context& ctx, const KernelMap& map);
 // Throws where the pairs of its first tap say that the map could not be built.
 void check_built(const KernelMap& map, int64_t first_pairs);

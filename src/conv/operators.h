@@ -13,7 +13,8 @@
 namespace voxgemm {
 namespace cpu {
 
-decltype(voxgemm::sort_codes) sort_codes;
+// Fills in a permutation and its inverse.
+void sort_codes(const Context& ctx, const MatrixRef& codes, const SortedCodes& sorted);
 decltype(voxgemm::hash_insert) hash_insert;
 // Fills in a map that has its shape.
 void fill_sample_map(const Context& ctx,

@@ -19,13 +19,6 @@ using Order = ScheduleOptions::Order;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The place of a mask in the reflected Gray code.
-uint32_t gray_rank(uint32_t mask) {
-  for (int shift = 1; shift < 32; shift *= 2) mask ^= mask >> shift;
-  return mask;
-}
-uint32_t gray_mask(uint32_t rank) { return rank ^ (rank >> 1); }
-
 struct TilePart {
   Tile tile;          // first and first_block relative to the chunk
   size_t first_mask;  // among the chunk's

@@ -56,7 +56,10 @@ void curve_decode(const Context& ctx,
 SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
   validate_column(ctx, codes, {"codes", codes.rows, 1, integer_dtype(codes, "codes")});
   validate_sortable(codes.rows);
-  return run(ctx, cuda::sort_codes, cpu::sort_codes, codes);
+  SortedCodes sorted{make_matrix(ctx, codes.rows, 1, Dtype::i64),
+                     make_matrix(ctx, codes.rows, 1, Dtype::i64)};
+  run(ctx, cuda::sort_codes, cpu::sort_codes, codes, sorted);
+  return sorted;
 }
 
 }  // namespace voxgemm

@@ -143,15 +143,14 @@ UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
 
 int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& coords,
-                          const std::array<std::optional<int64_t>, 4>& limits) {
+                          const std::array<int64_t, 4>& limits) {
   std::atomic<int64_t> lowest = coords.rows;
   parallel_for(ctx, (coords.rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
     const int64_t last = std::min(coords.rows, (task + 1) * rows_per_task);
     for (int64_t r = task * rows_per_task; r < last; ++r) {
       if (coords.as<int32_t>()[4 * r] == padding_batch) continue;
       for (int axis = 0; axis < 4; ++axis) {
-        const int32_t value = coords.as<int32_t>()[4 * r + axis];
-        if (!limits[axis] || (value >= 0 && value < *limits[axis])) continue;
+        if (coords.as<uint32_t>()[4 * r + axis] < limits[axis]) continue;
         int64_t seen = lowest;
         while (r < seen && !lowest.compare_exchange_weak(seen, r)) {
         }

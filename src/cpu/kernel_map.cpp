@@ -267,10 +267,6 @@ class Walker {
 // Neighbours and pair counts of a map whose geometry is set.
 void fill(const Context& ctx, const BrickIndex& in, const MatrixRef& out_coords, KernelMap* map) {
   const int taps = map->taps();
-  map->n_in = in.rows;
-  map->n_out = out_coords.rows;
-  map->neighbours = make_matrix(ctx, taps, map->n_out, Dtype::i32);
-  map->pairs_per_tap = make_matrix(ctx, 1, taps, Dtype::i64);
   auto* pairs = map->pairs_per_tap.as<int64_t>();
   std::fill_n(pairs, taps, 0);
   const Geometry& g = map->geometry;
@@ -318,49 +314,36 @@ void count_pairs(KernelMap* map, int tap) {
 
 }  // namespace
 
-KernelMap build_submanifold_map(const Context& ctx,
-                                const VoxelIndex::State& index,
-                                const MatrixRef& coords,
-                                const Geometry& geometry) {
+void fill_submanifold_map(const Context& ctx,
+                          const VoxelIndex::State& index,
+                          const MatrixRef& coords,
+                          KernelMap* map) {
   const auto& bricks = static_cast<const BrickIndex&>(index);
-  KernelMap map;
-  map.geometry = geometry;
-  map.symmetric = geometry.mirrors();
-  fill(ctx, bricks, coords, &map);
-  map.in_first = map.out_first = bricks.first_rows(ctx, coords);
-  return map;
+  fill(ctx, bricks, coords, map);
+  map->in_first = map->out_first = bricks.first_rows(ctx, coords);
 }
 
-KernelMap build_kernel_map(const Context& ctx,
-                           const MatrixRef& in_coords,
-                           const MatrixRef& out_coords,
-                           const Geometry& geometry) {
+void fill_kernel_map(const Context& ctx,
+                     const MatrixRef& in_coords,
+                     const MatrixRef& out_coords,
+                     KernelMap* map) {
   const BrickIndex in(ctx, in_coords);
-  KernelMap map;
-  map.geometry = geometry;
-  fill(ctx, in, out_coords, &map);
-  map.in_first = in.first_rows(ctx, in_coords);
+  fill(ctx, in, out_coords, map);
+  map->in_first = in.first_rows(ctx, in_coords);
   if (!ascends(ctx, out_coords)) {
-    map.out_first = BrickIndex(ctx, out_coords).first_rows(ctx, out_coords);
+    map->out_first = BrickIndex(ctx, out_coords).first_rows(ctx, out_coords);
   }
-  return map;
 }
 
-KernelMap transpose(const Context& ctx, const KernelMap& map) {
-  KernelMap result = map;
-  result.is_transposed = !map.is_transposed;
-  std::swap(result.n_in, result.n_out);
-  std::swap(result.in_first, result.out_first);
-  result.neighbours = make_matrix(ctx, map.taps(), result.n_out, Dtype::i32);
-  result.pairs_per_tap = make_matrix(ctx, 1, map.taps(), Dtype::i64);
+void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result) {
   const auto* in_first = map.in_first.as<int32_t>();    // [n_in] or null
   const auto* out_first = map.out_first.as<int32_t>();  // [n_out] or null
   parallel_for(ctx, map.taps(), [&](int64_t task, int) {
     const int tap = static_cast<int>(task);
-    auto* column = result.neighbours.row<int32_t>(tap);
+    auto* column = result->neighbours.row<int32_t>(tap);
     if (map.symmetric) {
       std::copy_n(map.neighbours.row<int32_t>(map.geometry.mirrored(tap)), map.n_out, column);
-      result.pairs_per_tap.as<int64_t>()[tap] =
+      result->pairs_per_tap.as<int64_t>()[tap] =
           map.pairs_per_tap.as<int64_t>()[map.geometry.mirrored(tap)];
       return;
     }
@@ -373,9 +356,8 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
     for (int64_t in = 0; in_first != nullptr && in < map.n_in; ++in) {
       column[in] = column[in_first[in]];
     }
-    count_pairs(&result, tap);
+    count_pairs(result, tap);
   });
-  return result;
 }
 
 }  // namespace cpu

@@ -7,7 +7,7 @@
 
 namespace voxgemm::cpu {
 
-SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
+void sort_codes(const Context& ctx, const MatrixRef& codes, const SortedCodes& sorted) {
   std::shared_ptr<KeyedRow[]> rows = make_keyed_rows(ctx, codes.rows);
   dispatch_key(codes.dtype, [&]<class Key>(Type<Key>) {
     for_each(ctx, codes.rows, [&](int64_t r) {
@@ -15,14 +15,10 @@ SortedCodes sort_codes(const Context& ctx, const MatrixRef& codes) {
     });
   });
   sort_rows(ctx, &rows, codes.rows);
-  SortedCodes result;
-  result.permutation = make_matrix(ctx, codes.rows, 1, Dtype::i64);
-  result.inverse = make_matrix(ctx, codes.rows, 1, Dtype::i64);
   for_each(ctx, codes.rows, [&](int64_t i) {
-    result.permutation.as<int64_t>()[i] = rows[i].row;
-    result.inverse.as<int64_t>()[rows[i].row] = i;
+    sorted.permutation.as<int64_t>()[i] = rows[i].row;
+    sorted.inverse.as<int64_t>()[rows[i].row] = i;
   });
-  return result;
 }
 
 }  // namespace voxgemm::cpu

@@ -17,17 +17,6 @@ namespace voxgemm::cuda {
 // are output_coords without room: voxels that it found, from bit 31 on, and the room for them.
 enum class Status : uint64_t { fine, empty, distinct, too_wide, not_int32, full, not_made };
 
-// Numbers of a set that kernels count. Zero before the first.
-struct Counters {
-  Status status;
-  uint64_t voxels;
-  uint32_t blocks;
-  uint32_t done;        // blocks of threads that have measured their rows
-  uint32_t largest[8];  // ordered bits of the coordinates, then of their complements
-  uint32_t outside;     // complement of the lowest row with an output that int32 does not hold
-  uint32_t unsorted;    // whether the rows do not ascend
-};
-
 // The box of a set; axes batch, x, y, z. Written by one thread.
 struct Frame {
   int32_t origin[4];   // x, y, z are multiples of 8
@@ -45,8 +34,15 @@ struct Frame {
   }
 };
 
+// What kernels find out about a set. Zero before the first.
 struct SetHead {
-  Counters counters;
+  Status status;
+  uint64_t voxels;
+  uint32_t blocks;
+  uint32_t done;        // blocks of threads that have measured their rows
+  uint32_t largest[8];  // ordered bits of the coordinates, then of their complements
+  uint32_t outside;     // complement of the lowest row with an output that int32 does not hold
+  uint32_t unsorted;    // whether the rows do not ascend
   Frame frame;
 };
 
@@ -71,13 +67,11 @@ constexpr uint32_t no_slot = 0xffffffff;
 constexpr uint32_t most_looks = 1024;
 
 __device__ inline void report(const BlockSet& set, Status problem) {
-  atomicCAS(reinterpret_cast<unsigned long long*>(&set.head->counters.status),
+  atomicCAS(reinterpret_cast<unsigned long long*>(&set.head->status),
             static_cast<unsigned long long>(Status::fine),
             static_cast<unsigned long long>(problem));
 }
-__device__ inline bool is_fine(const BlockSet& set) {
-  return set.head->counters.status == Status::fine;
-}
+__device__ inline bool is_fine(const BlockSet& set) { return set.head->status == Status::fine; }
 
 // To shared memory, by the threads of a block together: stores to other memory might change the
 // original as far as the compiler knows.

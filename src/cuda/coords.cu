@@ -11,19 +11,6 @@
 namespace voxgemm::cuda {
 namespace {
 
-__device__ void add_row(
-    const Reach& reach, const Frame& frame, const int4& c, uint32_t row, Collector& collector) {
-  const auto add = [&](int64_t x, int64_t y, int64_t z) {
-    const int4 out =
-        make_int4(c.x, static_cast<int32_t>(x), static_cast<int32_t>(y), static_cast<int32_t>(z));
-    if (out.y == x && out.z == y && out.w == z) return collector.add(place_of(frame, out));
-    report(collector.set, Status::not_int32);
-    atomicMax(&collector.set.head->counters.outside, ~row);
-  };
-  if (reach.single) return reach.walk<true>(add, c.y, c.z, c.w);
-  reach.walk<false>(add, c.y, c.z, c.w);
-}
-
 // Where voxels stand in ascending (batch, x, y, z) order of their set's box.
 template <class Place>
 struct Order {
@@ -74,11 +61,11 @@ Matrix ascending(const Context& ctx, const BlockSet& set, int64_t rows, int bits
   // Behind the voxels.
   fill_bytes(ctx, places, 0xff, sizeof(Place) * rows);
   const auto has_room = [=] __device__() {
-    return is_fine(set) && set.head->counters.voxels <= static_cast<uint64_t>(rows);
+    return is_fine(set) && set.head->voxels <= static_cast<uint64_t>(rows);
   };
   // A block has a voxel.
   for_each(ctx, rows, [=] __device__(int64_t i) {
-    if (!has_room() || i >= set.head->counters.blocks) return;
+    if (!has_room() || i >= set.head->blocks) return;
     const Frame& frame = set.head->frame;
     if ((frame.extent[0] * frame.step[0] - 1) >> (bits - 9) != 0) report(set, Status::too_wide);
     Order<Place>(set).write(set, set.list[i], places);
@@ -87,9 +74,9 @@ Matrix ascending(const Context& ctx, const BlockSet& set, int64_t rows, int bits
   Matrix coords = make_matrix(ctx, rows, 4, Dtype::i32);
   auto* voxels = coords.as<int4>();
   for_each(ctx, rows, [=] __device__(int64_t i) {
-    const auto found = static_cast<int64_t>(set.head->counters.voxels);
+    const auto found = static_cast<int64_t>(set.head->voxels);
     voxels[i] = has_room() && i < found ? Order<Place>(set).voxel(sorted[i]) : padding_row();
-    Status status = set.head->counters.status;
+    Status status = set.head->status;
     if (i > 0 || status == Status::empty || has_room()) return;
     if (status == Status::fine || status == Status::full) {
       status = static_cast<Status>(min(found, int64_t{INT32_MAX}) << 31 | rows);
@@ -103,25 +90,19 @@ Matrix ascending(const Context& ctx, const BlockSet& set, int64_t rows, int bits
 
 int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& matrix,
-                          const std::array<std::optional<int64_t>, 4>& limits) {
+                          const std::array<int64_t, 4>& limits) {
   const std::shared_ptr<void> memory = ctx.allocate(sizeof(uint64_t));
   auto* lowest = static_cast<unsigned long long*>(memory.get());
   fill_bytes(ctx, lowest, 0xff, sizeof(*lowest));
-  int64_t low[4];
-  int64_t high[4];
-  for (int axis = 0; axis < 4; ++axis) {
-    low[axis] = limits[axis] ? 0 : INT64_MIN;
-    high[axis] = limits[axis].value_or(INT64_MAX);
-  }
+  int64_t limit[4];
+  std::copy(limits.begin(), limits.end(), limit);
   const Matrix aligned = aligned_input(ctx, matrix);
   const Coords coords(aligned);
   for_each(ctx, coords.rows, [=] __device__(int64_t row) {
     const int4 c = coords.data[row];
-    const int32_t values[4] = {c.x, c.y, c.z, c.w};
-    bool inside = true;
-    for (int axis = 0; axis < 4; ++axis) {
-      inside &= values[axis] >= low[axis] && values[axis] < high[axis];
-    }
+    const bool inside =
+        static_cast<uint32_t>(c.x) < limit[0] && static_cast<uint32_t>(c.y) < limit[1] &&
+        static_cast<uint32_t>(c.z) < limit[2] && static_cast<uint32_t>(c.w) < limit[3];
     if (!inside && !is_padding(c)) atomicMin(lowest, static_cast<unsigned long long>(row));
   });
   return static_cast<int64_t>(
@@ -185,24 +166,20 @@ Matrix output_coords(const Context& ctx,
   if (bounded) room = std::max<int64_t>(1, std::min(worst, *options.max_voxels));
   while (true) {
     const BlockSetMemory set = make_block_set(ctx, room, 0);
-    measure(ctx, coords, reach, set);
-    insert(ctx, coords, set,
-           [reach] __device__(const Frame& frame, const int4& c, uint32_t row,
-                              Collector& collector) { add_row(reach, frame, c, row, collector); });
-    rank_blocks(ctx, set);
+    fill_set(ctx, coords, reach, set);
     // Of a box that the host does not know 2^37 bricks of 8^3 voxels are the most.
     constexpr int most_bits = 37 + 9;
     if (bounded) return ascending<uint64_t>(ctx, set, *options.max_voxels, most_bits);
     const SetHead head = read_head(ctx, set);
-    const Status status = head.counters.status;
+    const Status status = head.status;
     if (status == Status::empty) return make_matrix(ctx, 0, 4, Dtype::i32);
     if (status == Status::fine) {
-      check(head.counters.voxels <= INT32_MAX, "there are ", head.counters.voxels,
-            " voxels, expected at most ", INT32_MAX);
+      check(head.voxels <= INT32_MAX, "there are ", head.voxels, " voxels, expected at most ",
+            INT32_MAX);
       const uint64_t bricks = head.frame.extent[0] * head.frame.step[0];
       const int bits = static_cast<int>(std::bit_width(bricks - 1)) + 9;
       const auto sorted = bits < 64 ? ascending<uint64_t> : ascending<unsigned __int128>;
-      return sorted(ctx, set, static_cast<int64_t>(head.counters.voxels), bits);
+      return sorted(ctx, set, static_cast<int64_t>(head.voxels), bits);
     }
     check(room < worst, ErrorCode::device, "the table of ", room,
           " blocks of output voxels is full");

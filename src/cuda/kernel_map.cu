@@ -102,7 +102,7 @@ __device__ void add_pairs(const BlockSet& set,
   __syncthreads();
   Status failure = Status::fine;
   if (blockIdx.x == 0) {
-    const Status status = set.head->counters.status;
+    const Status status = set.head->status;
     failure = status > Status::distinct ? status : failure_in(out.data[0]);
   }
   for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
@@ -122,36 +122,25 @@ struct Cube {
   uint2 halves[8][2][fill_threads];  // bits, rank
 };
 
-// The taps of an axis.
-struct AxisStart {
-  int place;      // of tap 0 in its block
-  bool crosses;   // from that block into the next
-  int64_t first;  // offset of the block
-  uint32_t last;  // of the box
-
-  __device__ AxisStart(int64_t corner, uint32_t last_offset, int size)
-      : place(static_cast<int>(corner & 3)),
-        crosses(place + size > 4),
-        first(corner - place),
-        last(last_offset) {}
-  // Whether the block or the next is inside the box and needed.
-  __device__ bool wants(int side) const {
-    return static_cast<uint64_t>(first + 4 * side) <= last && (side == 0 || crosses);
-  }
-};
-
 // The place of tap (0, 0, 0) in the first of the blocks, which are loaded.
 __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cube) {
   const BlockSet& set = window.set;
   const Frame& frame = window.frame;
-  const AxisStart x(window.corner[0], frame.last[1], sizes[0]);
-  const AxisStart y(window.corner[1], frame.last[2], sizes[1]);
-  const AxisStart z(window.corner[2], frame.last[3], sizes[2]);
+  const int64_t(&corner)[3] = window.corner;
+  int place[3];  // of tap (0, 0, 0) in the block under the corner
+  for (int axis = 0; axis < 3; ++axis) place[axis] = static_cast<int>(corner[axis] & 3);
+  const auto crosses = [&](int axis) { return place[axis] + sizes[axis] > 4; };
+  // Whether the block under the corner or the next is inside the box, whose ends are blocks' ends,
+  // and needed.
+  const auto wants = [&](int axis, int side) {
+    return static_cast<uint64_t>(corner[axis] + 4 * side) <= frame.last[axis + 1] &&
+           (side == 0 || crosses(axis));
+  };
   constexpr int at_once = 4;  // loads on their way
 #pragma unroll
   for (int side_x = 0; side_x < 2; ++side_x) {
     // Rows that ascend have one x in most warps.
-    if (side_x == 1 && !__any_sync(all_lanes, x.crosses)) break;
+    if (side_x == 1 && !__any_sync(all_lanes, crosses(0))) break;
     BlockKey keys[at_once];
     Block blocks[at_once];
     ulonglong2 looks[at_once];
@@ -159,11 +148,11 @@ __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cub
     for (int i = 0; i < at_once; ++i) {
       const int side_y = i >> 1;
       const int side_z = i & 1;
-      keys[i] = place_of(frame, window.batch, x.first + 4 * side_x, y.first + 4 * side_y,
-                         z.first + 4 * side_z)
+      keys[i] = place_of(frame, window.batch, corner[0] + 4 * side_x, corner[1] + 4 * side_y,
+                         corner[2] + 4 * side_z)
                     .key;
       looks[i] = make_ulonglong2(0, 0);
-      if (window.in_batch && x.wants(side_x) && y.wants(side_y) && z.wants(side_z)) {
+      if (window.in_batch && wants(0, side_x) && wants(1, side_y) && wants(2, side_z)) {
         blocks[i].slot = Probe(set, keys[i]).slot;
         looks[i] = *reinterpret_cast<const ulonglong2*>(set.slots + blocks[i].slot);
       }
@@ -185,7 +174,7 @@ __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cub
       halves[1][threadIdx.x] = make_uint2(high, ranks[i] + __popc(low));
     }
   }
-  return make_int3(x.place, y.place, z.place);
+  return make_int3(place[0], place[1], place[2]);
 }
 
 // The taps of one line along z: presence bits and the ranks where they start in the two blocks.
@@ -335,10 +324,6 @@ int own_tap(const Geometry& geometry) {
 
 // Where the map has in_first already, it is the rows that the own tap finds.
 void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords, KernelMap* map) {
-  map->n_in = in.rows;
-  map->n_out = out_coords.rows;
-  map->neighbours = make_matrix(ctx, map->taps(), map->n_out, Dtype::i32);
-  map->pairs_per_tap = make_matrix(ctx, 1, map->taps(), Dtype::i64);
   fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
   if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
   Grid grid = over(ctx, map->n_out);
@@ -355,54 +340,40 @@ void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords,
 
 }  // namespace
 
-KernelMap build_submanifold_map(const Context& ctx,
-                                const VoxelIndex::State& index,
-                                const MatrixRef& coords,
-                                const Geometry& geometry) {
+void fill_submanifold_map(const Context& ctx,
+                          const VoxelIndex::State& index,
+                          const MatrixRef& coords,
+                          KernelMap* map) {
   const auto& blocks = static_cast<const BlockIndex&>(index);
-  KernelMap map;
-  map.geometry = geometry;
-  map.symmetric = geometry.mirrors();
-  const bool finds_own = own_tap(geometry) >= 0;
-  if (finds_own) map.in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
-  fill(ctx, blocks, coords, &map);
-  if (!finds_own) map.in_first = blocks.first_rows(ctx, coords);
-  map.out_first = map.in_first;
-  return map;
+  const bool finds_own = own_tap(map->geometry) >= 0;
+  if (finds_own) map->in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  fill(ctx, blocks, coords, map);
+  if (!finds_own) map->in_first = blocks.first_rows(ctx, coords);
+  map->out_first = map->in_first;
 }
 
-KernelMap build_kernel_map(const Context& ctx,
-                           const MatrixRef& in_coords,
-                           const MatrixRef& out_coords,
-                           const Geometry& geometry) {
+void fill_kernel_map(const Context& ctx,
+                     const MatrixRef& in_coords,
+                     const MatrixRef& out_coords,
+                     KernelMap* map) {
   const BlockIndex in(ctx, in_coords);
-  KernelMap map;
-  map.geometry = geometry;
-  fill(ctx, in, out_coords, &map);
-  map.in_first = in.first_rows(ctx, in_coords);
-  map.out_first = first_rows(ctx, out_coords);
-  return map;
+  fill(ctx, in, out_coords, map);
+  map->in_first = in.first_rows(ctx, in_coords);
+  map->out_first = first_rows(ctx, out_coords);
 }
 
 // Every pair is seen from its lowest output row, and copied to the rows that repeat its input.
-KernelMap transpose(const Context& ctx, const KernelMap& map) {
-  KernelMap result = map;
-  result.is_transposed = !map.is_transposed;
-  result.masks = {};
-  std::swap(result.n_in, result.n_out);
-  std::swap(result.in_first, result.out_first);
-  result.neighbours = make_matrix(ctx, map.taps(), map.n_in, Dtype::i32);
-  result.pairs_per_tap = make_matrix(ctx, 1, map.taps(), Dtype::i64);
+void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result) {
   const int taps = map.taps();
   const int64_t n_in = map.n_in;
   const int64_t n_out = map.n_out;
   const auto* neighbours = map.neighbours.as<int32_t>();
   const auto* in_first = map.in_first.as<int32_t>();  // null where no voxel of the side repeats
   const auto* out_first = map.out_first.as<int32_t>();
-  auto* table = result.neighbours.as<int32_t>();
-  auto* pairs = result.pairs_per_tap.as<unsigned long long>();
+  auto* table = result->neighbours.as<int32_t>();
+  auto* pairs = result->pairs_per_tap.as<unsigned long long>();
   fill_bytes(ctx, table, 0xff, sizeof(int32_t) * taps * n_in);
-  copy(ctx, map.pairs_per_tap, result.pairs_per_tap);
+  copy(ctx, map.pairs_per_tap, result->pairs_per_tap);
   for_each(ctx, n_out, [=] __device__(int64_t out) {
     const bool repeats = out_first != nullptr && out_first[out] != out;
     // Loads on their way at once: a store holds back those behind it.
@@ -432,7 +403,6 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
       if (out >= 0) atomicAdd(&pairs[tap], 1ULL);
     }
   });
-  return result;
 }
 
 Matrix map_status(const Context& ctx, const KernelMap& map) {
@@ -453,12 +423,7 @@ Matrix map_status(const Context& ctx, const KernelMap& map) {
 }
 
 void check_built(const KernelMap& map, int64_t first_pairs) {
-  const auto failure = static_cast<Status>(std::max<int64_t>(-first_pairs, 0));
-  check(failure != Status::too_wide,
-        "the input coordinates span more than 2^63 bricks of 8^3 voxels");
-  check(failure != Status::full, ErrorCode::device, "the table of ", map.n_in,
-        " input rows is full: too many of their coordinates share a hash");
-  if (failure != Status::fine) fail(ErrorCode::invalid_argument, true, not_made(failure));
+  check_made(static_cast<Status>(std::max<int64_t>(-first_pairs, 0)), map.n_in);
 }
 
 }  // namespace voxgemm::cuda

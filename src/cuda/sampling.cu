@@ -15,7 +15,7 @@ void write_map(const Context& ctx,
   const int taps = sample_taps(mode);
   const SetHead* head = set.head;
   for_each(ctx, points.count, [=] __device__(int64_t p) {
-    const Status status = head == nullptr ? Status::empty : head->counters.status;
+    const Status status = head->status;
     // Where there are no rows but padding, nothing is found; a failure must show in what is
     // computed with this.
     if (status != Status::fine && status != Status::empty) {
@@ -64,9 +64,10 @@ void dispatch_weighted(const MatrixRef& x,
   });
 }
 
-// Eight lanes share a dot product: each takes every eighth pack, then they add in pairs.
+// Eight lanes share a dot product: each takes every eighth pack, then they add in pairs. All lanes
+// of a warp stay together.
 constexpr int dot_lanes = 8;
-template <class T>
+template <class T, int n>
 struct Dots {
   View<T> x;
   View<T> dy;
@@ -74,31 +75,25 @@ struct Dots {
   Sum<T>* dots;         // [dots]
   int64_t count;
   int64_t taps;
-};
-template <class T, int n>
-__global__ void write_dots(Dots<T> d) {
-  const int lane = threadIdx.x % dot_lanes;
-  // All lanes of a warp stay until its last dot.
-  const int64_t rounded = (d.count * dot_lanes + 31) / 32 * 32;
-  for (int64_t i = thread_index(); i < rounded; i += thread_count()) {
+
+  __device__ void operator()(int64_t i) const {
+    const int64_t lane = i % dot_lanes;
     const int64_t dot = i / dot_lanes;
-    const int32_t row = dot < d.count ? d.rows[dot] : -1;
+    const int32_t row = dot < count ? rows[dot] : -1;
     Sum<T> sum = 0;
-    if (static_cast<uint32_t>(row) < d.x.rows) {
-      const T* x = d.x.at(row, 0);
-      const T* dy = d.dy.at(dot / d.taps, 0);
-      for (int64_t c = lane * n; c < d.x.cols; c += dot_lanes * n) {
-        const auto a = load_pack<T, n>(x + c);
-        const auto b = load_pack<T, n>(dy + c);
+    if (static_cast<uint32_t>(row) < x.rows) {
+      for (int64_t c = lane * n; c < x.cols; c += dot_lanes * n) {
+        const auto a = load_pack<T, n>(x.at(row, c));
+        const auto b = load_pack<T, n>(dy.at(dot / taps, c));
         for (int j = 0; j < n; ++j) sum += a.get(j) * b.get(j);
       }
     }
     for (int step = dot_lanes / 2; step > 0; step /= 2) {
       sum += __shfl_xor_sync(0xffffffff, sum, step);
     }
-    if (lane == 0 && dot < d.count) d.dots[dot] = sum;
+    if (lane == 0 && dot < count) dots[dot] = sum;
   }
-}
+};
 
 }  // namespace
 
@@ -150,9 +145,9 @@ void weighted_sum_grad_weights(const Context& ctx,
                                const RowWeights& sums) {
   const int64_t count = sums.rows.rows * sums.rows.cols;
   dispatch_packs(x.dtype, is_wide(x) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
-    launch(ctx, over(ctx, count * dot_lanes), write_dots<T, W::n>,
-           Dots<T>{View<T>(x), View<T>(dy), sums.rows.as<int32_t>(), sums.weights.as<Sum<T>>(),
-                   count, std::max<int64_t>(sums.rows.cols, 1)});
+    for_each(ctx, ceil_div(count * dot_lanes, 32) * 32,
+             Dots<T, W::n>{View<T>(x), View<T>(dy), sums.rows.as<int32_t>(),
+                           sums.weights.as<Sum<T>>(), count, std::max<int64_t>(sums.rows.cols, 1)});
   });
 }
 

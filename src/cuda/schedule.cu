@@ -5,11 +5,10 @@
 // By mask every segment (one group of one chunk) has all rows of its chunk, so the places of its
 // positions and tiles are formulas and nothing is read back. The steps:
 //   sort_rows      schedule_sort.cu: the order of the rows, and their Gray ranks in that order.
-//   measure_tiles  a block of threads 32 consecutive tiles of one segment: masks, and for each tile
-//   and
-//                  number of index blocks whether the tile has so many. Two prefix sums over them,
-//                  one behind the other, say where things go:
-//                    counts [segment][index blocks, falling][tile] of tiles: sums are the numbers
+//   measure_tiles  a block of threads a slab, which is 32 consecutive tiles of one segment: masks,
+//                  and where each tile goes among those of its slab. What depends on other slabs
+//                  are two prefix sums, one behind the other:
+//                    counts [segment][index blocks, falling][slab] of tiles: sums are the numbers
 //                    of the sorted tiles.
 //                    index blocks [segment][tile]: sums are the numbers of the first.
 //   write_tiles    a block of threads 8 tiles and a line of taps along z: the line's index blocks,
@@ -37,21 +36,23 @@
 namespace voxgemm::cuda {
 namespace {
 
-constexpr uint32_t measured_tiles = 32;  // by a block of threads, a lane each
+constexpr uint32_t slab_tiles = 32;  // a lane each
 constexpr uint32_t batch_tiles = 8;
 constexpr uint32_t piece_rows = 64;  // of a tile, with a mask of their own
 
-// A schedule on its way. Tiles of all segments are numbered as if all were the longest.
+// A schedule on its way. Tiles and slabs of all segments are numbered as if all were the longest.
 struct Building {
   Cut cut;
-  uint32_t tiles_each;    // of the longest segment
+  uint32_t tiles_each;  // of the longest segment
+  uint32_t slabs_each;
   uint32_t pieces;        // of a tile
   uint32_t bins;          // numbers of index blocks that a tile may have
   uint32_t count;         // of tiles, none empty
   const uint32_t* ranks;  // [positions]
   // What measure_tiles finds out, for write_tiles.
   uint32_t* piece_masks;  // [segments][tiles][pieces]
-  uint32_t* counts;       // [segments][bins][tiles]: whether the tile has so many index blocks
+  uint32_t* places;       // [segments][tiles]: among the slab's with as many index blocks
+  uint32_t* counts;       // [segments][bins][slabs]: tiles
   uint32_t* tile_blocks;  // [segments * tiles + 1], behind `counts`, of which they are sums too
   // ScheduleParts.
   const int32_t* order;
@@ -68,6 +69,7 @@ struct Building {
   Building(const KernelMap& map, const ScheduleOptions& options)
       : cut(map, options),
         tiles_each(cut.items(cut.tile_rows)),
+        slabs_each((tiles_each - 1) / slab_tiles + 1),
         pieces(cut.tile_rows / piece_rows),
         bins(cut.bits() + 1) {
     const int64_t before = std::max<int64_t>(cut.chunks() - 1, 0);  // whole chunks
@@ -75,13 +77,9 @@ struct Building {
     count = static_cast<uint32_t>((before * tiles_each + in_last) * cut.groups);
   }
 
-  // Blocks of threads of measure_tiles.
-  __host__ __device__ uint32_t measured_each() const {
-    return (tiles_each - 1) / measured_tiles + 1;
-  }
   // The number of an entry of `counts`.
-  __device__ uint32_t count_at(uint32_t segment, uint32_t tile, uint32_t blocks) const {
-    return (segment * bins + bins - 1 - blocks) * tiles_each + tile;
+  __device__ uint32_t count_at(uint32_t segment, uint32_t slab, uint32_t blocks) const {
+    return (segment * bins + bins - 1 - blocks) * slabs_each + slab;
   }
   __device__ uint32_t* masks_of(uint32_t segment, uint32_t tile) const {
     return piece_masks + (segment * int64_t{tiles_each} + tile) * pieces;
@@ -99,16 +97,16 @@ constexpr int measure_threads = 512;
 __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to) {
   using Reduce = cub::WarpReduce<uint32_t>;
   __shared__ typename Reduce::TempStorage storage;  // empty
-  __shared__ uint32_t tile_masks[measured_tiles];
+  __shared__ uint32_t tile_masks[slab_tiles];
   const Cut& cut = to.cut;
-  const Part part = cut.part_of(blockIdx.x, to.measured_each());
-  const uint32_t first_tile = part.item * measured_tiles;
+  const Part slab = cut.part_of(blockIdx.x, to.slabs_each);
+  const uint32_t first_tile = slab.item * slab_tiles;
   const uint32_t first_row = first_tile * cut.tile_rows;
-  const auto rows = static_cast<uint32_t>(min(max(part.rows - int64_t{first_row}, int64_t{0}),
-                                              measured_tiles * int64_t{cut.tile_rows}));
+  const auto rows = static_cast<uint32_t>(
+      min(max(slab.rows - int64_t{first_row}, int64_t{0}), slab_tiles * int64_t{cut.tile_rows}));
   const uint32_t pieces = (rows + cut.tile_rows - 1) / cut.tile_rows * to.pieces;
-  uint32_t* masks = to.masks_of(part.segment, first_tile);
-  const uint32_t* ranks = to.ranks + part.position + first_row;
+  uint32_t* masks = to.masks_of(slab.segment, first_tile);
+  const uint32_t* ranks = to.ranks + slab.position + first_row;
   constexpr uint32_t at_once = 4;  // all pieces of tiles of 128 rows
   constexpr uint32_t warps = measure_threads / 32;
   const uint32_t warp = threadIdx.x / 32;
@@ -134,14 +132,14 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
   }
   __syncthreads();
   const uint32_t blocks = __popc(tile_masks[lane]);
-  const uint32_t tile = first_tile + lane;
-  for (uint32_t bin = warp; tile < to.tiles_each && bin < to.bins; bin += warps) {
-    const bool has_so_many = bin == blocks && lane * to.pieces < pieces;
-    to.counts[to.count_at(part.segment, tile, bin)] = has_so_many ? 1 : 0;
+  const uint32_t tile = slab.segment * to.tiles_each + first_tile + lane;
+  const bool used = lane * to.pieces < pieces;
+  for (uint32_t bin = warp; bin < to.bins; bin += warps) {
+    const unsigned equals = __ballot_sync(0xffffffff, used && blocks == bin);
+    if (lane == 0) to.counts[to.count_at(slab.segment, slab.item, bin)] = __popc(equals);
+    if ((equals >> lane & 1) != 0) to.places[tile] = __popc(equals & ((1U << lane) - 1));
   }
-  if (warp == 0 && tile < to.tiles_each) {
-    to.tile_blocks[part.segment * to.tiles_each + tile] = blocks;
-  }
+  if (warp == 0 && first_tile + lane < to.tiles_each) to.tile_blocks[tile] = blocks;
   const int64_t each = cut.groups * int64_t{to.tiles_each};
   for (int64_t chunk = thread_index(); (chunk - 1) * each < to.count; chunk += thread_count()) {
     to.chunk_tiles[chunk] = min(chunk * each, int64_t{to.count});
@@ -171,7 +169,8 @@ __device__ FoundTile find_tile(const Building& to, const Part& segment, uint32_t
 __device__ void write_entries(const Building& to, const Part& segment, uint32_t unsorted) {
   const FoundTile tile = find_tile(to, segment, unsorted);
   if (tile.rows == 0) return;
-  const uint32_t number = to.counts[to.count_at(segment.segment, unsorted, __popc(tile.mask))];
+  const uint32_t slab = to.count_at(segment.segment, unsorted / slab_tiles, __popc(tile.mask));
+  const uint32_t number = to.counts[slab] + to.places[segment.segment * to.tiles_each + unsorted];
   const uint32_t lane = threadIdx.x % 32;
   if (lane == 0) {
     to.tiles[number] = make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
@@ -274,17 +273,17 @@ ScheduleParts build_schedule(const Context& ctx,
   if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
   const SortedRows sorted = sort_rows(ctx, cut, parts.order.as<uint32_t>());
   const int64_t tiles = cut.segments() * to.tiles_each;
-  const int64_t counts = tiles * to.bins + tiles + 1;
-  const auto memory =
-      make_room(ctx, Room{&to.piece_masks, tiles * to.pieces}, Room{&to.counts, counts});
+  const int64_t slabs = cut.segments() * to.slabs_each;
+  const int64_t counts = slabs * to.bins + tiles + 1;
+  const auto memory = make_room(ctx, Room{&to.piece_masks, tiles * to.pieces},
+                                Room{&to.places, tiles}, Room{&to.counts, counts});
   to.ranks = sorted.ranks;
-  to.tile_blocks = to.counts + tiles * to.bins;
+  to.tile_blocks = to.counts + slabs * to.bins;
   to.order = parts.order.as<int32_t>();
   to.chunk_tiles = parts.chunk_tiles.as<int64_t>();
   to.tiles = parts.tiles.as<int4>();
   to.masks = parts.masks.as<uint32_t>();
-  launch(ctx, {.blocks = cut.segments() * to.measured_each(), .threads = measure_threads},
-         measure_tiles, to);
+  launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
   exclusive_sums(ctx, to.counts, counts);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
     blocks = read_back(ctx, to.tile_blocks + tiles) - to.count;

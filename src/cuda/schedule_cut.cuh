@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "conv/schedule.h"
 #include "cuda/launch.cuh"
-#include "voxgemm/schedule.h"
 
 namespace voxgemm::cuda {
 
@@ -69,7 +69,7 @@ struct Cut {
   // The mask of a rank.
   __device__ uint32_t mask(uint32_t rank) const {
     if (line > 1) rank &= ~steady_bit;
-    return rank ^ (rank >> 1);
+    return gray_mask(rank);
   }
   __device__ uint32_t group_of(uint32_t tap) const {
     return static_cast<uint32_t>(((tap + uint64_t{1}) * groups - 1) / taps);

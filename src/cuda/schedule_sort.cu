@@ -42,12 +42,6 @@ __device__ uint32_t digit_of(uint32_t rank, uint32_t digit) {
   return rank >> (digit * digit_bits) & (bins - 1);
 }
 
-// The place of a mask in the reflected Gray code.
-__device__ uint32_t gray_rank(uint32_t mask) {
-  for (int shift = 1; shift < 32; shift *= 2) mask ^= mask >> shift;
-  return mask;
-}
-
 // Which of some taps a row has.
 __device__ uint32_t find_mask(const Cut& cut, uint32_t first_tap, uint32_t taps, uint32_t row) {
   uint32_t mask = 0;

@@ -26,7 +26,7 @@ __device__ void set_frame(const BlockSet& set, const Reach& reach) {
   Status status = Status::fine;
   uint64_t bricks = 1;
   uint32_t largest[8];
-  for (int i = 0; i < 8; ++i) largest[i] = __ldcg(&set.head->counters.largest[i]);
+  for (int i = 0; i < 8; ++i) largest[i] = __ldcg(&set.head->largest[i]);
 #pragma unroll
   for (int axis = 3; axis >= 0; --axis) {
     int64_t low = from_ordered_bits(~largest[4 + axis]);
@@ -76,7 +76,7 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
       if (is_padding(batch[i])) continue;
       const int64_t row = first + i * thread_count();
       if (distinct_will_do && row > 0 && !ascends(coords.data[row - 1], batch[i])) {
-        set.head->counters.unsorted = 1;
+        set.head->unsorted = 1;
         __threadfence();
       }
       const int32_t values[4] = {batch[i].x, batch[i].y, batch[i].z, batch[i].w};
@@ -100,16 +100,16 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
   }
   __syncthreads();
   if (threadIdx.x < 8) {
-    atomicMax(&set.head->counters.largest[threadIdx.x], of_block[threadIdx.x]);
+    atomicMax(&set.head->largest[threadIdx.x], of_block[threadIdx.x]);
     __threadfence();
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
-  if (atomicAdd(&set.head->counters.done, 1U) != gridDim.x - 1) return;
+  if (atomicAdd(&set.head->done, 1U) != gridDim.x - 1) return;
   __threadfence();
   const Status failure = failure_in(coords.data[0]);
   if (failure != Status::fine) return report(set, failure);
-  if (distinct_will_do && __ldcg(&set.head->counters.unsorted) == 0) {
+  if (distinct_will_do && __ldcg(&set.head->unsorted) == 0) {
     return report(set, Status::distinct);
   }
   set_frame(set, reach);
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(rank_threads) rank_groups(BlockSet set) {
   __shared__ uint32_t first_rank;
   __shared__ uint32_t first_place;
   // The voxels of a table without room are still counted.
-  if (!is_fine(set) && set.head->counters.status != Status::full) return;
+  if (!is_fine(set) && set.head->status != Status::full) return;
   // The threads of a block stay together.
   for (int64_t first = thread_index() - threadIdx.x; first < set.groups; first += thread_count()) {
     const int64_t first_slot = 8 * (first + threadIdx.x);
@@ -142,11 +142,10 @@ __global__ void __launch_bounds__(rank_threads) rank_groups(BlockSet set) {
     uint64_t all;
     Scan(storage).ExclusiveSum(sum, before, all);
     if (threadIdx.x == 0 && all != 0) {
-      Counters& counters = set.head->counters;
-      first_rank = atomicAdd(reinterpret_cast<unsigned long long*>(&counters.voxels),
+      first_rank = atomicAdd(reinterpret_cast<unsigned long long*>(&set.head->voxels),
                              static_cast<unsigned long long>(static_cast<uint32_t>(all)));
       if (set.list != nullptr) {
-        first_place = atomicAdd(&counters.blocks, static_cast<uint32_t>(all >> 32));
+        first_place = atomicAdd(&set.head->blocks, static_cast<uint32_t>(all >> 32));
       }
     }
     __syncthreads();
@@ -163,11 +162,31 @@ __global__ void __launch_bounds__(rank_threads) rank_groups(BlockSet set) {
   }
 }
 
-void insert_rows(const Context& ctx, const Coords& coords, const BlockSet& set) {
-  insert(ctx, coords, set,
-         [] __device__(const Frame& frame, const int4& c, uint32_t, Collector& voxels) {
-           voxels.add(place_of(frame, c));
-         });
+// is_single: as the reach is.
+template <bool is_single>
+__global__ void __launch_bounds__(Collector::threads, blocks_here(3))
+    insert_outputs(Coords coords, Reach reach, BlockSet set) {
+  __shared__ Frame frame;
+  __shared__ uint32_t shared[Collector::threads][2];
+  if (!is_fine(set)) return;
+  copy_frame(set, &frame);
+  // Numbers of rows fit 31 bits, and registers are short.
+  const auto rows = static_cast<uint32_t>(coords.rows);
+  for (uint32_t row = thread_index(); row < rows; row += thread_count()) {
+    const int4 c = coords.data[row];
+    if (is_padding(c)) continue;
+    Collector collector{set};
+    const auto add = [&](int64_t x, int64_t y, int64_t z) {
+      const int4 out =
+          make_int4(c.x, static_cast<int32_t>(x), static_cast<int32_t>(y), static_cast<int32_t>(z));
+      if (out.y == x && out.z == y && out.w == z) return collector.add(place_of(frame, out));
+      report(set, Status::not_int32);
+      atomicMax(&set.head->outside, ~row);
+    };
+    reach.walk<is_single>(add, c.y, c.z, c.w);
+    collector.share(shared);
+    collector.flush();
+  }
 }
 
 __global__ void lowest_rows(Coords coords, BlockSet set) {
@@ -201,41 +220,43 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t r
   return set;
 }
 
-std::string not_made(Status status) {
-  if (status == Status::not_made) {
-    return "output_coords with max_voxels was given coordinates whose output voxels span too wide "
-           "a box or do not fit 32 bits";
-  }
+void check_made(Status status, int64_t rows) {
+  check(status != Status::too_wide,
+        "the input coordinates span more than 2^63 bricks of 8^3 voxels");
+  check(status != Status::full, ErrorCode::device, "the table of ", rows,
+        " rows is full: too many of their coordinates share a hash");
+  check(status != Status::not_made,
+        "output_coords with max_voxels was given coordinates whose output voxels span too wide a "
+        "box or do not fit 32 bits");
   const auto numbers = static_cast<int64_t>(status);
-  return join("output_coords found at least ", numbers >> 31, " voxels, max_voxels is ",
-              numbers & INT32_MAX);
+  check(status < Status::not_made, "output_coords found at least ", numbers >> 31,
+        " voxels, max_voxels is ", numbers & INT32_MAX);
 }
 
 SetHead read_head(const Context& ctx, const BlockSet& set) {
   const SetHead head = read_back(ctx, set.head);
-  const Status status = head.counters.status;
-  if (status == Status::fine || status == Status::empty || status == Status::full) return head;
-  check(status != Status::not_int32, "row ", ~head.counters.outside,
+  check(head.status != Status::not_int32, "row ", ~head.outside,
         " of the coordinates reaches an output voxel that 32-bit coordinates cannot hold");
-  if (status >= Status::not_made) fail(ErrorCode::invalid_argument, true, not_made(status));
   const uint64_t(&extent)[4] = head.frame.extent;
-  fail(ErrorCode::invalid_argument, true,
-       join("the coordinates span ", extent[0], " batches of ", extent[1], " x ", extent[2], " x ",
-            extent[3], " bricks of 8^3 voxels, expected at most 2^63 bricks in all"));
+  check(head.status != Status::too_wide, "the coordinates span ", extent[0], " batches of ",
+        extent[1], " x ", extent[2], " x ", extent[3],
+        " bricks of 8^3 voxels, expected at most 2^63 bricks in all");
+  if (head.status != Status::full) check_made(head.status, 0);
+  return head;
 }
 
-void measure(const Context& ctx,
-             const Coords& coords,
-             const Reach& reach,
-             const BlockSet& set,
-             bool distinct_will_do) {
+void fill_set(const Context& ctx,
+              const Coords& coords,
+              const Reach& reach,
+              const BlockSet& set,
+              bool distinct_will_do) {
+  const Grid grid = over(ctx, coords.rows);
   // Every block ends with global counts in the same few words.
-  Grid grid = over(ctx, coords.rows);
-  grid.blocks = std::min<int64_t>(grid.blocks, 2 * multiprocessors(ctx));
-  launch(ctx, grid, measure_rows, coords, reach, set, distinct_will_do);
-}
-
-void rank_blocks(const Context& ctx, const BlockSet& set) {
+  Grid few = grid;
+  few.blocks = std::min<int64_t>(grid.blocks, 2 * multiprocessors(ctx));
+  launch(ctx, few, measure_rows, coords, reach, set, distinct_will_do);
+  launch(ctx, grid, reach.single ? insert_outputs<true> : insert_outputs<false>, coords, reach,
+         set);
   launch(ctx, over(ctx, set.groups), rank_groups, set);
 }
 
@@ -243,18 +264,15 @@ BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinc
     : State(matrix.rows), ctx_(ctx), set_(make_block_set(ctx, matrix.rows, matrix.rows)) {
   const Matrix aligned = aligned_input(ctx, matrix);
   const Coords coords(aligned);
-  measure(ctx, coords, {}, set_, distinct_will_do);
-  insert_rows(ctx, coords, set_);
-  rank_blocks(ctx, set_);
+  fill_set(ctx, coords, {}, set_, distinct_will_do);
   launch(ctx, over(ctx, rows), lowest_rows, coords, set_);
 }
 
 int64_t BlockIndex::unique_voxels() const {
   const DeviceGuard guard(ctx_.device);
-  const Counters counters = read_head(ctx_, set_).counters;
-  check(counters.status != Status::full, ErrorCode::device, "the table of ", rows,
-        " rows is full: too many of its coordinates share a hash");
-  return static_cast<int64_t>(counters.voxels);
+  const SetHead head = read_head(ctx_, set_);
+  check_made(head.status, rows);
+  return static_cast<int64_t>(head.voxels);
 }
 
 int32_t BlockIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {

@@ -39,43 +39,16 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t r
 // Status, sizes and frame of a set whose voxels were added; throws what went wrong, a full table
 // excepted. Waits for the device.
 SetHead read_head(const Context& ctx, const BlockSet& set);
+// Throws unless a set of so many rows was made.
+void check_made(Status status, int64_t rows);
 
-// Why output_coords could not make a set: not_made, or the numbers above it.
-std::string not_made(Status status);
-
-// Measures the coordinates and sets the frame of what they reach, or the status: with
+// Adds what the coordinates reach to an empty set, and ranks its blocks; or sets the status: with
 // distinct_will_do `distinct` where the rows ascend.
-void measure(const Context& ctx,
-             const Coords& coords,
-             const Reach& reach,
-             const BlockSet& set,
-             bool distinct_will_do = false);
-// Adds the voxels that outputs(frame, coordinates, row, collector), a lambda of device code, adds
-// to the collector.
-template <class Outputs>
-__global__ void __launch_bounds__(Collector::threads, blocks_here(3))
-    insert_voxels(Coords coords, BlockSet set, Outputs outputs) {
-  __shared__ Frame frame;
-  __shared__ uint32_t shared[Collector::threads][2];
-  if (!is_fine(set)) return;
-  copy_frame(set, &frame);
-  // Numbers of rows fit 31 bits, and registers are short.
-  const auto rows = static_cast<uint32_t>(coords.rows);
-  for (uint32_t row = thread_index(); row < rows; row += thread_count()) {
-    const int4 c = coords.data[row];
-    if (is_padding(c)) continue;
-    Collector collector{set};
-    outputs(frame, c, row, collector);
-    collector.share(shared);
-    collector.flush();
-  }
-}
-template <class Outputs>
-void insert(const Context& ctx, const Coords& coords, const BlockSet& set, const Outputs& outputs) {
-  launch(ctx, over(ctx, coords.rows), insert_voxels<Outputs>, coords, set, outputs);
-}
-// Ranks of the blocks once all voxels are in, their list if there is one, and the numbers of both.
-void rank_blocks(const Context& ctx, const BlockSet& set);
+void fill_set(const Context& ctx,
+              const Coords& coords,
+              const Reach& reach,
+              const BlockSet& set,
+              bool distinct_will_do = false);
 
 // The set of a coordinate matrix and the lowest row of every voxel, about 45 bytes a row. Built
 // without waiting for the device: what goes wrong is found by the first read of a size.

@@ -26,9 +26,7 @@ namespace cuda {
 
 std::vector<Kernel> kernels() { return {}; }
 
-int64_t first_row_outside(const Context&,
-                          const MatrixRef&,
-                          const std::array<std::optional<int64_t>, 4>&) {
+int64_t first_row_outside(const Context&, const MatrixRef&, const std::array<int64_t, 4>&) {
   absent();
 }
 std::unique_ptr<VoxelIndex::State> make_index(const Context&, const MatrixRef&) { absent(); }
@@ -36,16 +34,11 @@ UniqueCoords unique(const Context&, const MatrixRef&) { absent(); }
 Matrix output_coords(const Context&, const MatrixRef&, const Geometry&, const OutputOptions&) {
   absent();
 }
-KernelMap build_submanifold_map(const Context&,
-                                const VoxelIndex::State&,
-                                const MatrixRef&,
-                                const Geometry&) {
+void fill_submanifold_map(const Context&, const VoxelIndex::State&, const MatrixRef&, KernelMap*) {
   absent();
 }
-KernelMap build_kernel_map(const Context&, const MatrixRef&, const MatrixRef&, const Geometry&) {
-  absent();
-}
-KernelMap transpose(const Context&, const KernelMap&) { absent(); }
+void fill_kernel_map(const Context&, const MatrixRef&, const MatrixRef&, KernelMap*) { absent(); }
+void fill_transposed(const Context&, const KernelMap&, KernelMap*) { absent(); }
 Matrix map_status(const Context&, const KernelMap&) { absent(); }
 void check_built(const KernelMap&, int64_t) { absent(); }
 ScheduleParts build_schedule(const Context&, const KernelMap&, const ScheduleOptions&) { absent(); }

@@ -16,7 +16,7 @@ namespace {
 }  // namespace
 
 void for_items(const Context&, int64_t, const Item&) { absent(); }
-SortedCodes sort_codes(const Context&, const MatrixRef&) { absent(); }
+void sort_codes(const Context&, const MatrixRef&, const SortedCodes&) { absent(); }
 Matrix hash_insert(const Context&, const HashTableRef&, const HashInsert&) { absent(); }
 void fill_sample_map(const Context&,
                      const VoxelIndex::State&,

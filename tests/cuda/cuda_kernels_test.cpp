@@ -124,7 +124,7 @@ std::vector<double> run_on_device(const Case& c,
   } else if (p.pass == Pass::grad_input) {
     const Buffer dx({c.map.n_in, p.c_in, memory.gap}, p.dtype);
     const Mirror mirror(dx.elements(), p.dtype);
-    const KernelMap backward = map.symmetric ? map : cuda::transpose(ctx, map);
+    const KernelMap backward = map.symmetric ? map : transpose(ctx, map);
     const MatrixRef upstream = dy_mirror.moved(dy.ref());
     const bool repeats = fetched<int64_t>(ctx, cuda::map_status(ctx, map))[2] > 0;
     EXPECT_EQ(repeats, !c.map.out_first.empty());

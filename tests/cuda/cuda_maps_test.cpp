@@ -40,13 +40,13 @@ void expect_same_map(const KernelMap& map, const KernelMap& expected) {
 // The map, its transpose and the transpose of that.
 void expect_same_maps(const KernelMap& map, const KernelMap& expected) {
   ASSERT_NO_FATAL_FAILURE(expect_same_map(map, expected));
-  const KernelMap turned = cuda::transpose(*gpu(), map);
+  const KernelMap turned = transpose(*gpu(), map);
   ASSERT_NO_FATAL_FAILURE(expect_same_map(turned, transpose(context(), expected)));
-  ASSERT_NO_FATAL_FAILURE(expect_same_map(cuda::transpose(*gpu(), turned), expected));
+  ASSERT_NO_FATAL_FAILURE(expect_same_map(transpose(*gpu(), turned), expected));
 }
 
 KernelMap submanifold_on_device(const MatrixRef& coords, const Geometry& geometry) {
-  return cuda::build_submanifold_map(*gpu(), *cuda::make_index(*gpu(), coords), coords, geometry);
+  return build_submanifold_map(*gpu(), coords, geometry);
 }
 
 void expect_submanifold(const Voxels& voxels, const Geometry& geometry) {
@@ -57,8 +57,8 @@ void expect_submanifold(const Voxels& voxels, const Geometry& geometry) {
 
 void expect_general(const Voxels& in, const Voxels& out, const Geometry& geometry) {
   SCOPED_TRACE(geometry.text() + ", in " + describe(in) + ", out " + describe(out));
-  expect_same_maps(cuda::build_kernel_map(*gpu(), coords_on_device(*gpu(), in),
-                                          coords_on_device(*gpu(), out), geometry),
+  expect_same_maps(build_kernel_map(*gpu(), coords_on_device(*gpu(), in),
+                                    coords_on_device(*gpu(), out), geometry),
                    build_kernel_map(context(), coords_matrix(context(), in),
                                     coords_matrix(context(), out), geometry));
 }
@@ -345,10 +345,12 @@ TEST_F(Coords, FirstRowOutside) {
   const Voxels voxels = {{0, 1, 2, 3}, {1, 0, 0, 0}, {0, 5, 9, 2}, {0, -1, 0, 0}};
   const Matrix host = coords_matrix(context(), voxels);
   const Matrix coords = to_device(*gpu(), host);
-  using Limits = std::array<std::optional<int64_t>, 4>;
+  using Limits = std::array<int64_t, 4>;
+  constexpr int64_t any = int64_t{1} << 32;
   for (const Limits& limits :
-       {Limits{}, Limits{2}, Limits{1}, Limits{2, 6}, Limits{2, 5, 10},
-        Limits{std::nullopt, std::nullopt, std::nullopt, 3}, Limits{0}, Limits{-1}}) {
+       {Limits{any, any, any, any}, Limits{2, any, any, any}, Limits{1, any, any, any},
+        Limits{2, 6, any, any}, Limits{2, 5, 10, any}, Limits{any, any, any, 3},
+        Limits{0, any, any, any}, Limits{any, any / 2, any, any}}) {
     EXPECT_EQ(cuda::first_row_outside(*gpu(), coords, limits),
               cpu::first_row_outside(context(), host, limits));
   }
@@ -381,7 +383,7 @@ TEST_F(Maps, OfPaddedCoordinates) {
 // What a set without room for its voxels leads to.
 void expect_failure(const KernelMap& map, const std::string& text) {
   const Context& ctx = *gpu();
-  const KernelMap turned = cuda::transpose(ctx, map);
+  const KernelMap turned = transpose(ctx, map);
   for (KernelMap each : {map, turned}) {
     ASSERT_EQ(message_of([&] { each.pairs(ctx); }), text);
     ASSERT_EQ(message_of([&] { settle(ctx, &each); }), text);
@@ -399,7 +401,7 @@ TEST_F(Coords, WithoutRoom) {
     const Matrix out = cuda::output_coords(ctx, coords, down, {.max_voxels = room});
     const Matrix further = cuda::output_coords(ctx, out, down, {.max_voxels = 100});
     ASSERT_EQ(out.rows, room);
-    const KernelMap map = cuda::build_kernel_map(ctx, coords, out, down);
+    const KernelMap map = build_kernel_map(ctx, coords, out, down);
     const std::string text = message_of([&] { map.pairs(ctx); });
     ASSERT_EQ(text.find("output_coords found at least "), 0U) << text;
     ASSERT_NE(text.find(join(" voxels, max_voxels is ", room)), std::string::npos) << text;
@@ -409,7 +411,7 @@ TEST_F(Coords, WithoutRoom) {
     expect_failure(map, text);
     expect_failure(submanifold_on_device(out, Geometry::submanifold({3, 3, 3})), text);
     expect_failure(submanifold_on_device(out, Geometry::submanifold({7, 1, 1})), text);
-    expect_failure(cuda::build_kernel_map(ctx, out, further, down), text);
+    expect_failure(build_kernel_map(ctx, out, further, down), text);
     expect_failure(submanifold_on_device(further, Geometry::submanifold({3, 3, 3})), text);
     ASSERT_EQ(message_of([&] { cuda::unique(ctx, out); }), text);
     ASSERT_EQ(message_of([&] { cuda::output_coords(ctx, out, down, {}); }), text);
@@ -420,12 +422,12 @@ TEST_F(Coords, WithoutRoom) {
       "output_coords with max_voxels was given coordinates whose output voxels span too wide a box "
       "or do not fit 32 bits";
   const Matrix none = cuda::output_coords(ctx, edge, beyond, {.max_voxels = 10});
-  expect_failure(cuda::build_kernel_map(ctx, edge, none, beyond), reason);
+  expect_failure(build_kernel_map(ctx, edge, none, beyond), reason);
   const Matrix wide =
       coords_on_device(ctx, {{0, int32_min, int32_min, 0}, {0, int32_max, int32_max, 0}});
   const Geometry same{.size = {1, 1, 1}};
   const Matrix nowhere = cuda::output_coords(ctx, wide, same, {.max_voxels = 10});
-  expect_failure(cuda::build_kernel_map(ctx, wide, nowhere, same), reason);
+  expect_failure(build_kernel_map(ctx, wide, nowhere, same), reason);
 }
 
 TEST_F(Maps, AreTheSameBitsEveryTime) {
@@ -455,10 +457,9 @@ TEST_F(Maps, ReplayFromAGraphWithOtherCoordinates) {
   const Geometry coarse{.size = {2, 2, 2}, .stride = {2, 2, 2}};
   const Matrix coords = coords_on_device(ctx, clouds[0]);
   cuda::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "begin");
-  const auto index = cuda::make_index(ctx, coords);
-  const KernelMap map = cuda::build_submanifold_map(ctx, *index, coords, fine);
-  const KernelMap general = cuda::build_kernel_map(ctx, coords, coords, coarse);
-  const KernelMap turned = cuda::transpose(ctx, general);
+  const KernelMap map = build_submanifold_map(ctx, coords, fine);
+  const KernelMap general = build_kernel_map(ctx, coords, coords, coarse);
+  const KernelMap turned = transpose(ctx, general);
   EXPECT_NE(message_of([&] { cuda::unique(ctx, coords); }), "");
   cudaGraph_t graph = nullptr;
   cuda::check_cuda(cudaStreamEndCapture(stream, &graph), "end");
@@ -488,8 +489,8 @@ TEST_F(Maps, ReplayOutputsFromAGraphWithOtherCoordinates) {
   const Matrix coords = make_matrix(ctx, rows, 4, Dtype::i32);
   cuda::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "begin");
   const Matrix out = cuda::output_coords(ctx, coords, down, room);
-  const KernelMap map = cuda::build_kernel_map(ctx, coords, out, down);
-  const KernelMap turned = cuda::transpose(ctx, map);
+  const KernelMap map = build_kernel_map(ctx, coords, out, down);
+  const KernelMap turned = transpose(ctx, map);
   const KernelMap inside = build_submanifold_map(ctx, out, same);
   cudaGraph_t graph = nullptr;
   cuda::check_cuda(cudaStreamEndCapture(stream, &graph), "end");
