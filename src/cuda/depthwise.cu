@@ -224,36 +224,33 @@ SlicedSums sum_slices(const Context& ctx, Gather g, const MatrixRef& x, const Ma
   return result;
 }
 
-// What a gather multiplies with.
-struct Factors {
-  const MatrixRef& w;
-  const void* bias;
-  int last_tap;
-};
-
+// last_tap: what the weights are mirrored about, or -1.
 void multiply(const Context& ctx,
               const KernelMap& map,
-              const MatrixRef& x,
-              const Factors& factors,
+              const DepthwiseForward& operands,
+              int last_tap,
               const MatrixRef& y) {
+  const MatrixRef& x = operands.x;
+  const MatrixRef& w = operands.w;
+  const void* bias = operands.bias ? operands.bias->data : nullptr;
   const Gather g = gather_of(map, x);
-  const bool wide = is_wide(x) && is_wide(factors.w) && is_wide(y);
+  const bool wide = is_wide(x) && is_wide(w) && is_wide(y);
   dispatch_packs(x.dtype, wide, [&]<class T, class W>(Type<T>, W) {
     if constexpr (sizeof(T) == 2 && W::n == 8) {
       if (has_products(ctx)) {
         return convolve<T>(ctx, {.g = g,
                                  .x = x.data,
-                                 .w = factors.w.data,
-                                 .w_bytes = row_bytes(factors.w),
-                                 .last_tap = factors.last_tap,
-                                 .bias = factors.bias,
+                                 .w = w.data,
+                                 .w_bytes = row_bytes(w),
+                                 .last_tap = last_tap,
+                                 .bias = bias,
                                  .y = y.data,
                                  .y_bytes = row_bytes(y)});
       }
     }
-    gather<Depthwise<T, W::n>>(ctx, g, x,
-                               {factors.w.as<T>(), row_bytes(factors.w), factors.last_tap,
-                                static_cast<const T*>(factors.bias), y.as<T>(), y.stride});
+    gather<Depthwise<T, W::n>>(
+        ctx, g, x,
+        {w.as<T>(), row_bytes(w), last_tap, static_cast<const T*>(bias), y.as<T>(), y.stride});
   });
 }
 
@@ -263,8 +260,7 @@ void depthwise_forward(const Context& ctx,
                        const KernelMap& map,
                        const DepthwiseForward& operands,
                        const MatrixRef& y) {
-  const void* bias = operands.bias ? operands.bias->data : nullptr;
-  multiply(ctx, map, operands.x, {operands.w, bias, -1}, y);
+  multiply(ctx, map, operands, -1, y);
 }
 
 void depthwise_grad_input(const Context& ctx,
@@ -272,7 +268,7 @@ void depthwise_grad_input(const Context& ctx,
                           const DepthwiseGradInput& operands,
                           const MatrixRef& dx) {
   const int last_tap = map.symmetric ? map.taps() - 1 : -1;
-  multiply(ctx, *operands.transposed, operands.dy, {operands.w, nullptr, last_tap}, dx);
+  multiply(ctx, *operands.transposed, {operands.dy, operands.w}, last_tap, dx);
 }
 
 void depthwise_grad_weight(const Context& ctx,
