@@ -35,14 +35,13 @@ int padded_channels(const WeightsRef& w) {
   return static_cast<int>(ceil_div(w.c_in, unit_of(w))) * unit_of(w);
 }
 
-// Whether the input channels are the contiguous axis, in whole pieces of 16 bytes.
+}  // namespace
+
 bool is_aligned(const WeightsRef& w) {
   const int unit = unit_of(w);
   return reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && w.c_in % unit == 0 &&
          w.tap_stride % unit == 0 && w.out_stride % unit == 0 && w.in_stride == 1;
 }
-
-}  // namespace
 
 WeightsRef one_tap(const MatrixRef& m) {
   return {.data = m.data,

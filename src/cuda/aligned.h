@@ -13,6 +13,8 @@ struct AlignedWeights : WeightsRef {
   std::shared_ptr<void> memory = {};
 };
 
+// Whether the input channels are the contiguous axis, in whole pieces of 16 bytes.
+bool is_aligned(const WeightsRef& w);
 // Whether all rows can be moved 16 bytes at a time.
 bool is_wide(const MatrixRef& m);
 // x for reading: itself where its rows are aligned and its columns fill their last 16 bytes, else a

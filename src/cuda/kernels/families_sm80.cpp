@@ -5,7 +5,6 @@
 
 #include "cuda/aligned.h"
 #include "cuda/device.h"
-#include "cuda/kernels/families.h"
 
 namespace voxgemm::cuda {
 namespace {
@@ -92,12 +91,12 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
 // arithmetic.
 double conv_cost(const Variant& variant, const Problem& problem) {
   const Architecture& device = architecture_of(problem);
-  const bool backward = problem.pass == Pass::grad_input;
-  const double c_in = backward ? problem.c_out : problem.c_in;
-  const double c_out = backward ? problem.c_in : problem.c_out;
-  const auto rows = static_cast<double>(problem.n_out);
+  const Sizes sizes(problem);
+  const double c_in = sizes.c_in;
+  const double c_out = sizes.c_out;
+  const double taps = sizes.taps;
+  const auto rows = static_cast<double>(sizes.rows);
   const auto size = static_cast<double>(size_of(problem.dtype));
-  const double taps = problem.geometry.taps();
   // What a tile multiplies of absent neighbours: sorted by mask little; else nearly every tap of a
   // surface is in some of 16 neighbouring rows.
   const double pairs_of_row = problem.expected_pairs() / std::max(rows, 1.0);
@@ -128,8 +127,7 @@ double grad_cost(const Variant& variant, const Problem& problem) {
   const auto size = static_cast<double>(size_of(problem.dtype));
   const double taps = problem.geometry.taps();
   const auto rows = static_cast<double>(problem.n_out);
-  const GradCut cut = sm80::cut_gradient(
-      variant, {problem.geometry.taps(), problem.c_in, problem.c_out, problem.n_out});
+  const GradCut cut = sm80::cut_gradient(variant, problem);
   // Of 64 rows: a CTA passes over those that have none of its taps.
   const double granules = std::ceil(rows / 64) / cut.slices;
   const double present = std::min(1.0, problem.expected_pairs() / std::max(rows * taps, 1.0) *
@@ -218,20 +216,6 @@ std::vector<Algorithm> also(const Variant& variant) {
                            : Algorithm::implicit_gemm_splitk};
 }
 
-Kernel row_of(const Variant& variant) {
-  return {.name = join(name(variant.algorithm), variant.gradient ? "_grad_weight" : "", "_sm80/",
-                       sm80::name(variant.math), "/", variant.rows, "x", variant.cols,
-                       variant.slices > 1 ? join(".k", variant.slices) : ""),
-          .algorithm = variant.algorithm,
-          .also = also(variant),
-          .slices = variant.slices,
-          .why_not = why_not,
-          .cost = cost,
-          .schedule = schedule,
-          .launch = launch_pass,
-          .family = &variant};
-}
-
 }  // namespace
 
 std::string_view sm80::name(Math math) { return facts_of(math).name; }
@@ -251,7 +235,7 @@ std::string sm80::why_not(Math math, const Problem& problem) {
   return "";
 }
 
-GradCut sm80::cut_gradient(const Variant& variant, const GradSize& size) {
+GradCut sm80::cut_gradient(const Variant& variant, const Sizes& size) {
   const int64_t element = sm80::is_16bit(variant.math) ? 2 : 4;
   const int64_t per_piece = 16 / element;
   GradCut cut;
@@ -279,8 +263,20 @@ GradCut sm80::cut_gradient(const Variant& variant, const GradSize& size) {
 std::vector<Kernel> sm80_kernels() {
   static const std::vector<Variant> all = variants();
   std::vector<Kernel> rows;
-  rows.reserve(all.size());
-  for (const Variant& variant : all) rows.push_back(row_of(variant));
+  for (const Variant& variant : all) {
+    rows.push_back(
+        {.name = join(name(variant.algorithm), variant.gradient ? "_grad_weight" : "", "_sm80/",
+                      sm80::name(variant.math), "/", variant.rows, "x", variant.cols,
+                      variant.slices > 1 ? join(".k", variant.slices) : ""),
+         .algorithm = variant.algorithm,
+         .also = also(variant),
+         .slices = variant.slices,
+         .why_not = why_not,
+         .cost = cost,
+         .schedule = schedule,
+         .launch = launch_pass,
+         .family = &variant});
+  }
   return rows;
 }
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "conv/kernel.h"
-#include "cuda/kernels/arithmetic_sm80.h"
+#include "cuda/kernels/families.h"
 
 namespace voxgemm::cuda::sm80 {
 
@@ -43,12 +42,6 @@ struct GradCut {
   int slices = 1;
   int64_t ctas() const { return int64_t{groups} * row_blocks * column_blocks * slices; }
 };
-struct GradSize {
-  int taps = 0;
-  int c_in = 0;
-  int c_out = 0;
-  int64_t rows = 0;  // of dy
-};
-GradCut cut_gradient(const Variant& variant, const GradSize& size);
+GradCut cut_gradient(const Variant& variant, const Sizes& size);
 
 }  // namespace voxgemm::cuda::sm80

@@ -53,7 +53,7 @@ struct GradTile {
 };
 
 template <class C>
-__device__ __forceinline__ GradTile grad_tile(const GradParams& p) {
+__device__ inline GradTile grad_tile(const GradParams& p) {
   GradTile tile;
   int number = blockIdx.x;
   tile.column = number % p.column_blocks * C::cols;
@@ -80,154 +80,128 @@ struct Granule {
 };
 
 // The granules of a slice that have a tap of the CTA. All threads of a CTA walk alike.
-class Walk {
- public:
-  __device__ __forceinline__ Walk(const GradParams& p, const GradTile& tile, uint32_t wanted)
-      : p_(p), group_(tile.group), wanted_(wanted), at_(tile.slice + lane_id() * p.slices) {
-    count_ = static_cast<int>(p.tiles != nullptr ? p.group_tiles * (p.tile_rows / 64)
-                                                 : (p.rows + 63) / 64);
-    load();
-  }
+struct Walk {
+  const GradParams& p;
+  const GradTile& tile;
+  uint32_t wanted;  // taps of the group, bit 0 = its first; all where natural order has no masks
+  int count = static_cast<int>(p.tiles != nullptr ? p.group_tiles * (p.tile_rows / 64)
+                                                  : (p.rows + 63) / 64);
+  int at = tile.slice + (lane_id() - 32) * p.slices;  // this lane's granule, of fewer than 2^25
+  uint32_t todo = 0;
+  Granule mine = {};
 
-  __device__ __forceinline__ bool next(Granule* granule) {
-    while (todo_ == 0) {
+  __device__ bool next(Granule* granule) {
+    while (todo == 0) {
       // The first lane's granule is the least.
-      at_ += 32 * p_.slices;
-      if (__shfl_sync(0xffffffff, at_, 0) >= count_) return false;
-      load();
+      at += 32 * p.slices;
+      if (__shfl_sync(0xffffffff, at, 0) >= count) return false;
+      uint32_t mask = 0;  // of the granule itself
+      if (at < count && p.tiles == nullptr) {
+        mine.first = at * 64;
+        mine.rows = static_cast<int>(min(p.rows - mine.first, int64_t{64}));
+        mask = ~0u;
+      } else if (at < count) {
+        const int in_tile = p.tile_rows / 64;
+        const int64_t number = tile.group * p.group_tiles + at / in_tile;
+        const int4 entry = __ldg(p.tiles + number);
+        mine.in_tile = at % in_tile * 64;
+        mine.first = entry.x + mine.in_tile;
+        mine.rows = entry.z - mine.in_tile;
+        mine.first_block = entry.y;
+        mine.mask = 0;
+        for (int i = 0; i < in_tile; ++i) mine.mask |= __ldg(p.masks + number * in_tile + i);
+        mask = __ldg(p.masks + number * in_tile + mine.in_tile / 64);
+      }
+      todo = __ballot_sync(0xffffffff, (mask & wanted) != 0);
     }
-    const int lane = __ffs(todo_) - 1;
-    todo_ &= todo_ - 1;
-    granule->first = __shfl_sync(0xffffffff, mine_.first, lane);
-    granule->rows = __shfl_sync(0xffffffff, mine_.rows, lane);
-    granule->first_block = __shfl_sync(0xffffffff, mine_.first_block, lane);
-    granule->in_tile = __shfl_sync(0xffffffff, mine_.in_tile, lane);
-    granule->mask = __shfl_sync(0xffffffff, mine_.mask, lane);
+    const int lane = __ffs(todo) - 1;
+    todo &= todo - 1;
+    const auto of = [&](auto value) { return __shfl_sync(0xffffffff, value, lane); };
+    *granule = {of(mine.first), of(mine.rows), of(mine.first_block), of(mine.in_tile),
+                of(mine.mask)};
     return true;
   }
-
- private:
-  __device__ __forceinline__ void load() {
-    uint32_t mask = 0;  // of the granule itself
-    if (at_ < count_ && p_.tiles == nullptr) {
-      mine_.first = at_ * 64;
-      mine_.rows = static_cast<int>(min(p_.rows - mine_.first, int64_t{64}));
-      mask = ~0u;
-    } else if (at_ < count_) {
-      const int in_tile = p_.tile_rows / 64;
-      const int64_t tile = group_ * p_.group_tiles + at_ / in_tile;
-      const int4 entry = __ldg(p_.tiles + tile);
-      mine_.in_tile = at_ % in_tile * 64;
-      mine_.first = entry.x + mine_.in_tile;
-      mine_.rows = entry.z - mine_.in_tile;
-      mine_.first_block = entry.y;
-      mine_.mask = 0;
-      for (int i = 0; i < in_tile; ++i) mine_.mask |= __ldg(p_.masks + tile * in_tile + i);
-      mask = __ldg(p_.masks + tile * in_tile + mine_.in_tile / 64);
-    }
-    todo_ = __ballot_sync(0xffffffff, (mask & wanted_) != 0);
-  }
-
-  const GradParams& p_;
-  int group_;
-  uint32_t wanted_;  // taps of the group, bit 0 = its first; all where natural order has no masks
-  int at_;           // this lane's granule, of fewer than 2^25
-  int count_;
-  uint32_t todo_ = 0;
-  Granule mine_;
 };
 
 // Fills stages, one granule after the other.
 template <class C>
-class GradProducer {
- public:
-  __device__ __forceinline__ GradProducer(const GradParams& p,
-                                          const GradTile& tile,
-                                          uint32_t* present)
-      : p_(p), tile_(tile), present_(present), walk_(p, tile, wanted_taps()) {
-#pragma unroll
-    for (int c = 0; c < C::a_words; ++c) {
-      x_[c] = place_of(tile.first_piece + c * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
-    }
+struct GradProducer {
+  const GradParams& p;
+  const GradTile& tile;
+  uint32_t* present;
+  Walk walk = {p, tile, wanted_taps()};
+  Place x[C::a_words] = {};
+  int filled = 0;
+  bool has_more = false;
+  Four x_rows[C::a_words] = {};
+  Four dy_rows = {};
+
+  __device__ void start() {
+    unroll<C::a_words>([&](int c) {
+      x[c] = place_of(tile.first_piece + c * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
+    });
     step();
   }
 
   // Whether there is a stage of this number; asked for what was filled or is next.
-  __device__ __forceinline__ bool has(int stage) const { return stage < filled_ || has_more_; }
+  __device__ bool has(int stage) const { return stage < filled || has_more; }
 
-  __device__ __forceinline__ void fill(int ring, uint32_t address) {
-    const auto* x = static_cast<const char*>(p_.x.data);
-#pragma unroll
-    for (int c = 0; c < C::a_words; ++c) {
-      gather_present<C>(address + c * C::panel_bytes, x + x_[c].piece * 16, p_.x_row_bytes,
-                        x_rows_[c], present_ + ring * C::a_words + c);
-    }
-    const auto* dy = static_cast<const char*>(p_.y.data);
-#pragma unroll
-    for (int c = 0; c < C::b_panels; ++c) {
-      const int column = tile_.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
+  __device__ void fill(int ring, uint32_t address) {
+    const auto* from = static_cast<const char*>(p.x.data);
+    unroll<C::a_words>([&](int c) {
+      gather_present<C>(address + c * C::panel_bytes, from + x[c].piece * 16, p.x_row_bytes,
+                        x_rows[c], present + ring * C::a_words + c);
+    });
+    const auto* dy = static_cast<const char*>(p.y.data);
+    unroll<C::b_panels>([&](int c) {
+      const int column = tile.column + (c * 8 + static_cast<int>(threadIdx.x) % 8) * C::per_piece;
       gather<C>(address + C::a_bytes + c * C::panel_bytes, dy + int64_t{C::size} * column,
-                p_.dy_row_bytes, column < p_.c_out ? dy_rows_ : Four());
-    }
-    ++filled_;
+                p.dy_row_bytes, column < p.c_out ? dy_rows : Four());
+    });
+    ++filled;
     step();
   }
 
- private:
-  __device__ __forceinline__ uint32_t wanted_taps() const {
-    if (p_.tiles == nullptr) return ~0u;
-    const int first = tile_.first_piece / p_.pieces;
-    const int last =
-        min(tile_.taps - 1, (tile_.first_piece + C::rows / C::per_piece - 1) / p_.pieces);
+  __device__ uint32_t wanted_taps() const {
+    if (p.tiles == nullptr) return ~0u;
+    const int first = tile.first_piece / p.pieces;
+    const int last = min(tile.taps - 1, (tile.first_piece + C::rows / C::per_piece - 1) / p.pieces);
     return first > last ? 0 : (~0u << first) & (~0u >> (31 - last));
   }
 
   // Goes to the next granule and loads its rows.
-  __device__ __forceinline__ void step() {
+  __device__ void step() {
     Granule granule;
-    has_more_ = walk_.next(&granule);
-    if (!has_more_) return;
+    has_more = walk.next(&granule);
+    if (!has_more) return;
     const int line = static_cast<int>(threadIdx.x) / 8 * 4;
-    if (p_.tiles == nullptr) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        dy_rows_.row[i] = line + i < granule.rows ? granule.first + line + i : -1;
-      }
+    if (p.tiles == nullptr) {
+      unroll<4>(
+          [&](int i) { dy_rows.row[i] = line + i < granule.rows ? granule.first + line + i : -1; });
     } else {
-      dy_rows_ = four_of_list(p_.order, granule.first + line, granule.first + granule.rows);
+      dy_rows = four_of_list(p.order, granule.first + line, granule.first + granule.rows);
     }
-#pragma unroll
-    for (int c = 0; c < C::a_words; ++c) {
-      const int slot = x_[c].slot;
-      x_rows_[c] = Four();
-      if (slot >= tile_.taps) continue;
-      if (p_.tiles == nullptr) {
-        x_rows_[c] = four_of_list(p_.neighbours + (tile_.first_tap + slot) * p_.rows,
-                                  granule.first + line, p_.rows);
+    unroll<C::a_words>([&](int c) {
+      const int slot = x[c].slot;
+      x_rows[c] = Four();
+      if (slot >= tile.taps) return;
+      if (p.tiles == nullptr) {
+        x_rows[c] = four_of_list(p.neighbours + (tile.first_tap + slot) * p.rows,
+                                 granule.first + line, p.rows);
       } else if ((granule.mask >> slot & 1) != 0) {
         const int64_t block = granule.first_block + __popc(granule.mask & ((1u << slot) - 1));
-        x_rows_[c] = four_of_block(p_.indices + block * p_.tile_rows + granule.in_tile + line);
+        x_rows[c] = four_of_block(p.indices + block * p.tile_rows + granule.in_tile + line);
       }
-    }
+    });
   }
-
-  const GradParams& p_;
-  const GradTile& tile_;
-  uint32_t* present_;
-  Walk walk_;
-  Place x_[C::a_words];
-  int filled_ = 0;
-  bool has_more_ = false;
-  Four x_rows_[C::a_words];
-  Four dy_rows_;
 };
 
 // Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous
 // channels.
 template <class C>
-__device__ __forceinline__ void write_gradient(const GradParams& p,
-                                               const GradTile& tile,
-                                               const float* laid_out) {
+__device__ inline void write_gradient(const GradParams& p,
+                                      const GradTile& tile,
+                                      const float* laid_out) {
   constexpr int rows = C::rows / 2;
   constexpr int cols = C::cols / 2;
   const int column = tile.column + warp_col() * cols;
@@ -256,7 +230,8 @@ __global__ void __launch_bounds__(threads, C::ctas_of_sm)
   if constexpr (runs_here<C::math>()) {
     const GradTile tile = grad_tile<C>(p);
     if (tile.first_piece >= tile.taps * p.pieces) return;
-    GradProducer<C> producer(p, tile, words_of_block<C>());
+    GradProducer<C> producer{p, tile, words_of_block<C>()};
+    producer.start();
     write_gradient<C>(p, tile, multiply_stages<C>(&producer));
   }
 }
@@ -265,7 +240,7 @@ template <class C>
 void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args) {
   GradParams p = {TileParams(variant, args)};
   p.dy_row_bytes = static_cast<uint32_t>(args.y.stride * size_of(args.y.dtype));
-  p.cut = cut_gradient(variant, {p.taps, p.c_in, p.c_out, p.rows});
+  p.cut = cut_gradient(variant, p);
   p.slices = p.cut.slices;
   p.tile_rows = args.schedule->options().tile_rows;
   // Every group has every row.

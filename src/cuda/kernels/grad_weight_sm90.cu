@@ -9,7 +9,6 @@
 
 #include "core/dispatch.h"
 #include "cuda/aligned.h"
-#include "cuda/kernels/arithmetic_sm80.h"
 #include "cuda/kernels/grad_weight_sm90.cuh"
 #include "cuda/kernels/implicit_gemm_sm90_launch.h"
 #include "cuda/kernels/split_sm90.h"
@@ -27,12 +26,6 @@ using sm80::Math;
 // A team needs this many rows of a tap, or batches, to be worth its partial sums.
 constexpr int64_t rows_per_team = 512;
 constexpr int64_t batches_per_team = 4;
-
-struct Size {
-  int taps = 0;
-  int c_in = 0;
-  int c_out = 0;
-};
 
 // Into how many parts the channel blocks are cut: large teams read the same rows at the same time,
 // but all multiprocessors should be busy.
@@ -114,7 +107,7 @@ constexpr int most_scheduled_taps = 32;
 // For f32 operands in terms: one tap where products are the limit, and as many as leave room for
 // three stages else.
 template <int terms, class Body>
-auto with_split_tile(const Size& size, const Body& body) {
+auto with_split_tile(const Sizes& size, const Body& body) {
   using T = __nv_bfloat16;
   constexpr int columns = terms == 2 ? 128 : 64;
   const bool wide = size.c_out > 64;
@@ -134,7 +127,7 @@ auto with_split_tile(const Size& size, const Body& body) {
 // Where arithmetic is the limit, and for long kernels, it is one tap, and no absent row is read; of
 // a single tap, as in the product of a gathered block, rows stand in natural order.
 template <class T, class Body>
-auto with_tile(const Size& size, const Body& body) {
+auto with_tile(const Sizes& size, const Body& body) {
   const int c_in = size.c_in;
   const int c_out = size.c_out;
   const bool many_channels = c_in > 64 && (c_out > 128 || (c_out > 64 && c_in > 128));
@@ -153,7 +146,7 @@ auto with_tile(const Size& size, const Body& body) {
 }
 
 template <class Body>
-auto with_tile(Math math, const Size& size, const Body& body) {
+auto with_tile(Math math, const Sizes& size, const Body& body) {
   switch (math) {
     case Math::f16:
       return with_tile<__half>(size, body);
@@ -167,18 +160,14 @@ auto with_tile(Math math, const Size& size, const Body& body) {
   }
 }
 
-Size size_of_problem(const Problem& problem) {
-  return {problem.geometry.taps(), problem.c_in, problem.c_out};
-}
-
 Math math_of(const Kernel& kernel) { return *static_cast<const Math*>(kernel.family); }
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {
   if (problem.pass != Pass::grad_weight) return "computes the weight gradient only";
   std::string reason = sm90::why_not(math_of(kernel), problem);
   if (!reason.empty()) return reason;
-  const int most_taps = with_tile(math_of(kernel), size_of_problem(problem),
-                                  []<class C>(Type<C>) { return C::most_taps; });
+  const int most_taps =
+      with_tile(math_of(kernel), problem, []<class C>(Type<C>) { return C::most_taps; });
   if (problem.geometry.taps() > most_taps) {
     return join("takes at most ", most_taps, " taps, the kernel has ", problem.geometry.taps());
   }
@@ -187,7 +176,7 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
 
 // The producer's time, or that of writing dw.
 double cost(const Kernel& kernel, const Problem& problem) {
-  const Size size = size_of_problem(problem);
+  const Sizes size(problem);
   return with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
     // Blocks of 64 rows are copied with absent ones: on shells a tenth of x, and dy of a group once
     // for every row that has any of its taps.
@@ -213,8 +202,8 @@ double cost(const Kernel& kernel, const Problem& problem) {
 }
 
 ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
-  const bool scheduled = with_tile(math_of(kernel), size_of_problem(problem),
-                                   []<class C>(Type<C>) { return C::scheduled; });
+  const bool scheduled =
+      with_tile(math_of(kernel), problem, []<class C>(Type<C>) { return C::scheduled; });
   if (!scheduled) return {};
   return {.order = ScheduleOptions::Order::by_mask,
           .tile_rows = grad_weight_sm90::tile_rows,
@@ -227,8 +216,7 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
         name(args.x.dtype));
   const Matrix x = aligned_input(ctx, args.x);
   const Matrix dy = aligned_input(ctx, args.y);
-  const Size size = {args.w.taps, args.w.c_in, args.w.c_out};
-  with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
+  with_tile(math_of(kernel), args, [&]<class C>(Type<C>) {
     if constexpr (C::terms == 1) {
       run<C>(ctx, args, x, dy);
     } else {

@@ -50,7 +50,6 @@
 #include <type_traits>
 
 #include "cuda/kernels/grad_weight_sm90_slots.cuh"
-#include "cuda/kernels/grad_weight_sm90_sums.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/copy.cuh"
 #include "cuda/ptx/wgmma.cuh"
@@ -66,8 +65,7 @@ struct Operand {
 
 // Of channels [first, last) in `terms`: rows are repeated every `width` channels of a block.
 template <int terms, int width>
-__device__ __forceinline__ Operand
-operand(const void* data, uint32_t row_bytes, int first, int last) {
+__device__ inline Operand operand(const void* data, uint32_t row_bytes, int first, int last) {
   const int channel = static_cast<int>(threadIdx.x) % 8 * 8 % width;
   const int64_t place = int64_t{terms} * first + channel;
   return {static_cast<const char*>(data) + 2 * place, row_bytes, last - first - channel};
@@ -84,9 +82,7 @@ struct Producer {
   // Four rows of `blocks` blocks of a stage, of this thread's piece. Channels past the end are left
   // as they are: they make sums that nobody reads.
   template <int blocks, int width>
-  __device__ __forceinline__ void copy_rows(uint32_t to,
-                                            const Operand& from,
-                                            const int4& rows) const {
+  __device__ void copy_rows(uint32_t to, const Operand& from, const int4& rows) const {
     const int first = threadIdx.x / 8 * 4;
     const auto row_of = [&](int i) {
       return i == 0 ? rows.x : i == 1 ? rows.y : i == 2 ? rows.z : rows.w;
@@ -95,12 +91,11 @@ struct Producer {
 #pragma unroll
     for (int b = 0; b < blocks; ++b) {
       if (b * 64 >= from.left) break;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        ptx::gather_pieces<C::terms, 2 * width, 8192>(place(i) + b * C::terms * 8192,
-                                                      from.data + b * C::terms * 128, row_of(i),
-                                                      from.row_bytes);
-      }
+      unroll<4>([&](int i) {
+        ptx::gather_16<C::terms, 2 * width, 8192>(place(i) + b * C::terms * 8192,
+                                                  from.data + b * C::terms * 128, row_of(i),
+                                                  from.row_bytes);
+      });
     }
   }
 
@@ -110,16 +105,15 @@ struct Producer {
     int4 in[C::sets] = {};  // of its tap of each set
     int4 out = {};
   };
-  __device__ __forceinline__ Lists read_slot(bool full) {
+  __device__ Lists read_slot(bool full) {
     Lists lists;
     if (!full) ptx::barrier_wait(shared.slot_full + 8 * slots.at, slots.parity);
     lists.note = shared.slot_notes[slots.at];
     const uint32_t from = shared.slots + slots.at * C::slot_bytes + threadIdx.x / 8 * 16;
     const int tap = threadIdx.x % 8 * 8 / C::width;
-#pragma unroll
-    for (int k = 0; k < C::sets; ++k) {
+    unroll<C::sets>([&](int k) {
       lists.in[k] = ptx::load_shared_16(from + (k * C::block_taps + tap) * batch_rows * 4);
-    }
+    });
     lists.out = ptx::load_shared_16(from + C::taps * batch_rows * 4);
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.slot_free + 8 * slots.at);
@@ -128,7 +122,7 @@ struct Producer {
   }
 
   // The next batch of the queue.
-  __device__ __forceinline__ Lists read_queue() {
+  __device__ Lists read_queue() {
     Lists lists;
     const uint32_t from = shared.slots + (head + threadIdx.x / 8 * 4) * 8;
     const int4 first = ptx::load_shared_16(from);
@@ -139,7 +133,7 @@ struct Producer {
     return lists;
   }
 
-  __device__ __forceinline__ void copy_rounds(const Operand& x, const Operand& dy) {
+  __device__ void copy_rounds(const Operand& x, const Operand& dy) {
     int left = 0;  // rows in the queue
     for (bool last = false; !last;) {
       ptx::barrier_wait(shared.slot_full + 8 * slots.at, slots.parity);
@@ -161,7 +155,7 @@ struct Producer {
     }
   }
 
-  __device__ __forceinline__ void run_piece(const Piece& piece) {
+  __device__ void run_piece(const Piece& piece) {
     const int first_in = piece.block / p.out_blocks * C::ins;
     const int first_out = piece.block % p.out_blocks * C::columns;
     const Operand x = operand<C::terms, C::width>(p.x_rows, p.x_row_bytes, first_in, p.c_in);
@@ -189,17 +183,17 @@ struct Producer {
   }
 
   // Whether the batch behind the one at hand has its units.
-  __device__ __forceinline__ bool is_free(int note) const {
+  __device__ bool is_free(int note) const {
     ptx::Ring<C::batches> next = ring;
     next.next();
     const ptx::Ring<C::batches> before = next.before(C::packed ? distance(note) : C::batches);
     return ptx::barrier_test(shared.free + 8 * before.at, before.parity);
   }
-  __device__ __forceinline__ void claim(int note, bool free) const {
+  __device__ void claim(int note, bool free) const {
     const ptx::Ring<C::batches> before = ring.before(C::packed ? distance(note) : C::batches);
     if (!free) ptx::barrier_wait(shared.free + 8 * before.at, before.parity);
   }
-  __device__ __forceinline__ void finish(int note) {
+  __device__ void finish(int note) {
     const uint32_t full = shared.full + 8 * ring.at;
     ptx::copies_arrive(full);
     if (threadIdx.x == 0) {
@@ -209,18 +203,17 @@ struct Producer {
     ring.next();
   }
 
-  __device__ __forceinline__ uint32_t blocks(int note, int set, int before) const {
+  __device__ uint32_t blocks(int note, int set, int before) const {
     return blocks_at<C>(shared, ring.at, note, set, before) + threadIdx.x / 8 * 512;
   }
-  __device__ __forceinline__ void copy_x(const Lists& lists, const Operand& x) const {
+  __device__ void copy_x(const Lists& lists, const Operand& x) const {
     int before = 0;
-#pragma unroll
-    for (int k = 0; k < C::sets; ++k) {
-      if (C::scheduled && (lists.note >> k & 1) == 0) continue;
+    unroll<C::sets>([&](int k) {
+      if (C::scheduled && (lists.note >> k & 1) == 0) return;
       copy_rows<C::in_blocks, C::width>(blocks(lists.note, k, before++), x, lists.in[k]);
-    }
+    });
   }
-  __device__ __forceinline__ void copy_dy(const Lists& lists, const Operand& dy) const {
+  __device__ void copy_dy(const Lists& lists, const Operand& dy) const {
     const int before = __popc(lists.note & note_sets);
     copy_rows<C::dy_blocks, 64>(blocks(lists.note, C::sets, before), dy, lists.out);
   }
@@ -240,47 +233,39 @@ struct Consumer {
     uint32_t dy;
     int wanted = 0;  // that are there, as bits
   };
-  __device__ __forceinline__ Blocks blocks(int note) const {
+  __device__ Blocks blocks(int note) const {
     Blocks at;
     const int sets = note & note_sets;
-#pragma unroll
-    for (int m = 0; m < C::own_blocks; ++m) {
+    unroll<C::own_blocks>([&](int m) {
       const int set = (first_block + m) / C::in_blocks;
       at.x[m] = blocks_at<C>(shared, ring.at, note, set, __popc(sets & ((1 << set) - 1))) +
                 (first_block + m) % C::in_blocks * C::terms * 8192;
       at.wanted |= (C::scheduled ? note >> set & 1 : 1) << m;
-    }
+    });
     at.dy = blocks_at<C>(shared, ring.at, note, C::sets, __popc(sets));
     return at;
   }
 
-  __device__ __forceinline__ static void pin(Sums<C>& d) {
-#pragma unroll
-    for (int m = 0; m < C::own_blocks; ++m) ptx::pin(d[m]);
+  __device__ static void pin(Sums<C>& d) {
+    unroll<C::own_blocks>([&](int m) { ptx::pin(d[m]); });
   }
-  __device__ __forceinline__ static void clear(Sums<C>& d) {
-#pragma unroll
-    for (int m = 0; m < C::own_blocks; ++m) {
-#pragma unroll
-      for (int i = 0; i < C::columns / 2; ++i) d[m][i] = 0;
-    }
+  __device__ static void clear(Sums<C>& d) {
+    unroll<C::own_blocks>([&](int m) { unroll<C::columns / 2>([&](int i) { d[m][i] = 0; }); });
     if constexpr (C::terms == 1) pin(d);
   }
 
   // Adds the blocks of x that `chosen` names, transposed, times dy, as one group of products; of
   // terms those that matter, the smallest first.
   template <int chosen>
-  __device__ __forceinline__ static void multiply_blocks(Sums<C>& d, const Blocks& at) {
+  __device__ static void multiply_blocks(Sums<C>& d, const Blocks& at) {
     const auto for_chosen = [](const auto& body) {
-#pragma unroll
-      for (int m = 0; m < C::own_blocks; ++m) {
+      unroll<C::own_blocks>([&](int m) {
         if ((chosen >> m & 1) != 0) body(m);
-      }
+      });
     };
     for_chosen([&](int m) { ptx::pin(d[m]); });
     ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < batch_rows / 16; ++k) {
+    unroll<batch_rows / 16>([&](int k) {
 #pragma unroll
       for (int sum = C::terms - 1; sum >= 0; --sum) {
 #pragma unroll
@@ -294,14 +279,14 @@ struct Consumer {
           });
         }
       }
-    }
+    });
     ptx::wgmma_commit();
   }
 
   // Blocks m, m + 1, .. of those wanted, and those in `chosen`. Code for each set of blocks: a
   // condition inside a group of products would put them one behind the other.
   template <int m = 0, int chosen = 0>
-  __device__ __forceinline__ static void multiply(Sums<C>& d, const Blocks& at) {
+  __device__ static void multiply(Sums<C>& d, const Blocks& at) {
     if constexpr (m == C::own_blocks) {
       if constexpr (chosen != 0) multiply_blocks<chosen>(d, at);
     } else if ((at.wanted >> m & 1) != 0) {
@@ -310,7 +295,7 @@ struct Consumer {
       multiply<m + 1, chosen>(d, at);
     }
   }
-  __device__ __forceinline__ static void multiply_batch(Sums<C>& d, const Blocks& at) {
+  __device__ static void multiply_batch(Sums<C>& d, const Blocks& at) {
     ptx::proxy_fence();
     pin(d);
     if constexpr (C::scheduled) {
@@ -320,29 +305,29 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void release(int batch) const {
+  __device__ void release(int batch) const {
     __syncwarp();  // all lanes have read the note
     if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.free + 8 * batch);
   }
   // The next batch's note.
-  __device__ __forceinline__ int wait() const {
+  __device__ int wait() const {
     ptx::barrier_wait(shared.full + 8 * ring.at, ring.parity);
     if constexpr (C::terms == 1) return shared.notes[ring.at];
     const int note = threadIdx.x % 32 == 0 ? shared.notes[ring.at] : 0;
     return __shfl_sync(0xffffffff, note, 0);
   }
 
-  __device__ __forceinline__ void release_multiplied(Sums<C>& d) {
+  __device__ void release_multiplied(Sums<C>& d) {
     pin(d);
     if (multiplying >= 0) release(multiplying);
     multiplying = -1;
   }
-  __device__ __forceinline__ void drain(Sums<C>& d) {
+  __device__ void drain(Sums<C>& d) {
     ptx::wgmma_wait<0>();
     release_multiplied(d);
   }
 
-  __device__ __forceinline__ void run_piece(const Piece& piece) {
+  __device__ void run_piece(const Piece& piece) {
     Sums<C> d;
     clear(d);
     for (;; ring.next()) {
@@ -364,11 +349,8 @@ struct Consumer {
         clear(part);
         multiply_batch(part, at);
         drain(part);
-#pragma unroll
-        for (int m = 0; m < C::own_blocks; ++m) {
-#pragma unroll
-          for (int i = 0; i < C::columns / 2; ++i) d[m][i] += part[m][i];
-        }
+        unroll<C::own_blocks>(
+            [&](int m) { unroll<C::columns / 2>([&](int i) { d[m][i] += part[m][i]; }); });
         release(ring.at);
       }
     }

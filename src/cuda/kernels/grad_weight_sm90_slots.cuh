@@ -28,8 +28,8 @@ struct Shared {
 // the one stands that must be multiplied before this one is copied. A piece ends with a batch of no
 // sets. Where units are batches a note has no more than sets, without a schedule one.
 constexpr int note_sets = (1 << 16) - 1;
-__device__ __forceinline__ int first_unit(int note) { return note >> 16 & 31; }
-__device__ __forceinline__ int distance(int note) { return note >> 21 & 15; }
+__device__ inline int first_unit(int note) { return note >> 16 & 31; }
+__device__ inline int distance(int note) { return note >> 21 & 15; }
 
 // In the note of a round without a schedule, beside the number of its rows: a piece ends.
 constexpr int round_last = 1 << 30;
@@ -39,7 +39,7 @@ template <class C>
 class Placer {
  public:
   // Of the next batch, its note but for the taps.
-  __device__ __forceinline__ int place(int units) {
+  __device__ int place(int units) {
     used_ += units;
     ++live_;
     sizes_ = sizes_ << 5 | static_cast<uint64_t>(units);
@@ -62,21 +62,20 @@ class Placer {
 
 // The sets of taps that share blocks of which a batch has any, as bits, of the group's taps.
 template <class C>
-__device__ __forceinline__ int sets_of(int taps) {
+__device__ inline int sets_of(int taps) {
   int sets = 0;
-#pragma unroll
-  for (int k = 0; k < C::sets; ++k) {
+  unroll<C::sets>([&](int k) {
     const bool any = (taps >> (k * C::block_taps) & ((1 << C::block_taps) - 1)) != 0;
     sets |= static_cast<int>(any) << k;
-  }
+  });
   return sets;
 }
 
 // Where the blocks of a set of taps of a batch begin, which has so many before it, or those of dy
 // behind the last set's.
 template <class C>
-__device__ __forceinline__ uint32_t
-blocks_at(const Shared& shared, int place, int note, int set, int before) {
+__device__ inline uint32_t blocks_at(
+    const Shared& shared, int place, int note, int set, int before) {
   if constexpr (!C::packed) {
     return shared.units + place * C::unit_bytes + set * C::in_blocks * C::terms * 8192;
   }
@@ -85,8 +84,8 @@ blocks_at(const Shared& shared, int place, int note, int set, int before) {
 }
 
 // Of the warpgroup that fills slots.
-__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ int warp() { return threadIdx.x % 128 / 32; }
+__device__ inline int lane() { return threadIdx.x % 32; }
+__device__ inline int warp() { return threadIdx.x % 128 / 32; }
 
 // Fills slots with the batches of a schedule that have a tap of the group. All four warps look at
 // all batches; each serves the slots of its number.
@@ -97,22 +96,20 @@ struct BatchIndexer {
   ptx::Ring<C::slots> ring = {};
   Placer<C> placer = {};
 
-  __device__ __forceinline__ void run_piece(const Piece& piece) {
+  __device__ void run_piece(const Piece& piece) {
     const int count = p.batches(true);
     // In masks, of this lane's tap of the group; of none one that no mask has.
     const int tap = lane() < C::taps ? p.tap_of<C>(piece.group, lane()) : -1;
     const int bit = tap < 0 ? 31 : tap;
     int bits[C::taps];
-#pragma unroll
-    for (int j = 0; j < C::taps; ++j) bits[j] = __shfl_sync(0xffffffff, bit, j);
+    unroll<C::taps>([&](int j) { bits[j] = __shfl_sync(0xffffffff, bit, j); });
     const int step = 32 * piece.step;
     int batch = piece.first + lane() * piece.step;
     Look next = look(batch, count);
     for (int base = piece.first; base < count; base += step, batch += step) {
       Look now = next;
       next = look(batch + step, count);
-#pragma unroll
-      for (int j = 0; j < C::taps; ++j) now.taps |= (now.mask >> bits[j] & 1) << j;
+      unroll<C::taps>([&](int j) { now.taps |= (now.mask >> bits[j] & 1) << j; });
       const int sets = sets_of<C>(now.taps);
       for (uint32_t found = __ballot_sync(0xffffffff, sets != 0); found != 0; found &= found - 1) {
         const int from = __ffs(found) - 1;
@@ -138,7 +135,7 @@ struct BatchIndexer {
     int taps = 0;
   };
 
-  __device__ __forceinline__ Look look(int batch, int count) const {
+  __device__ Look look(int batch, int count) const {
     Look found;
     if (batch >= count) return found;
     const int number = batch / quarters;
@@ -156,7 +153,7 @@ struct BatchIndexer {
     int lane;
     int note;
   };
-  __device__ __forceinline__ void fill(const Look& looks, const Chosen& chosen) {
+  __device__ void fill(const Look& looks, const Chosen& chosen) {
     const auto of = [&](auto value) { return __shfl_sync(0xffffffff, value, chosen.lane); };
     const int taps = of(looks.taps);
     const uint32_t mask = of(looks.tile_mask);
@@ -194,11 +191,11 @@ struct BatchIndexer {
     finish(chosen.note);
   }
 
-  __device__ __forceinline__ void claim() const {
+  __device__ void claim() const {
     ptx::barrier_wait(shared.slot_free + 8 * ring.at, ring.parity ^ 1);
   }
 
-  __device__ __forceinline__ void finish(int note) const {
+  __device__ void finish(int note) const {
     const uint32_t full = shared.slot_full + 8 * ring.at;
     ptx::copies_arrive(full);
     __syncwarp();
@@ -219,13 +216,12 @@ struct RowIndexer {
   int base = 0;  // of the batches: found are of the 32 before
   uint32_t found = 0;
 
-  __device__ __forceinline__ void run_piece(const Piece& piece) {
+  __device__ void run_piece(const Piece& piece) {
     base = 0;
     found = 0;
     Neighbours rounds[rounds_ahead];
     bool more[rounds_ahead];
-#pragma unroll
-    for (int i = 0; i < rounds_ahead; ++i) more[i] = read(piece, &rounds[i]);
+    unroll<rounds_ahead>([&](int i) { more[i] = read(piece, &rounds[i]); });
     for (bool last = false; !last;) {
       // Unrolled, so that no neighbours on their way are waited for to change registers.
 #pragma unroll
@@ -247,7 +243,7 @@ struct RowIndexer {
   static constexpr int rounds_ahead = 4;
 
   // The piece's next batch, -1 after the last: the same in all warps.
-  __device__ __forceinline__ int next_batch(const Piece& piece) {
+  __device__ int next_batch(const Piece& piece) {
     const int count = p.batches(false);
     while (found == 0) {
       if (base >= count) return -1;
@@ -261,55 +257,49 @@ struct RowIndexer {
   }
 
   // Whether there was a batch left; else all are absent.
-  __device__ __forceinline__ bool read(const Piece& piece, Neighbours* to) {
+  __device__ bool read(const Piece& piece, Neighbours* to) {
     bool any = false;
-#pragma unroll
-    for (int chunk = 0; chunk < C::chunks; ++chunk) {
+    unroll<C::chunks>([&](int chunk) {
       int mine = -1;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
+      unroll<4>([&](int w) {
         const int batch = next_batch(piece);
         any = any || batch >= 0;
         if (w == warp()) mine = batch;
-      }
+      });
       to->out[chunk] = mine * batch_rows + lane();
-#pragma unroll
-      for (int i = 0; i < batch_rows / 32; ++i) {
+      unroll<batch_rows / 32>([&](int i) {
         const int64_t row = static_cast<int64_t>(mine) * batch_rows + i * 32 + lane();
         const bool there = mine >= 0 && row < p.rows;
         to->in[chunk * (batch_rows / 32) + i] =
             there ? __ldg(p.neighbours + piece.group * p.rows + row) : -1;
-      }
-    }
+      });
+    });
     return any;
   }
 
-  __device__ __forceinline__ void append(const Neighbours& rows, bool last) {
+  __device__ void append(const Neighbours& rows, bool last) {
     const int thread = threadIdx.x % 128;
     int own = 0;          // rows of this warp
     int place[C::reads];  // of this lane's, among them
-#pragma unroll
-    for (int i = 0; i < C::reads; ++i) {
+    unroll<C::reads>([&](int i) {
       const uint32_t votes = __ballot_sync(0xffffffff, rows.in[i] >= 0);
       place[i] = own + __popc(votes & ((1u << lane()) - 1));
       own += __popc(votes);
-    }
+    });
     int* counts = shared.counts + 4 * ring.at;
     if (lane() == 0) counts[warp()] = own;
     ptx::named_barrier(1, 128);
     int begin = end;
     int all = 0;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
+    unroll<4>([&](int w) {
       const int count = counts[w];
       if (w < warp()) begin += count;
       all += count;
-    }
+    });
     ptx::barrier_wait(shared.slot_free + 8 * ring.at, ring.parity ^ 1);
-#pragma unroll
-    for (int i = 0; i < C::reads; ++i) {
+    unroll<C::reads>([&](int i) {
       if (rows.in[i] >= 0) store(begin + place[i], rows.in[i], rows.out[i / 2] + i % 2 * 32);
-    }
+    });
     end += all;
     if (end >= C::queue_rows) end -= C::queue_rows;
     if (last) {
@@ -323,7 +313,7 @@ struct RowIndexer {
     ring.next();
   }
 
-  __device__ __forceinline__ void store(int at, int in, int out) const {
+  __device__ void store(int at, int in, int out) const {
     if (at >= C::queue_rows) at -= C::queue_rows;
     ptx::store_shared_8(shared.slots + at * 8, make_int2(in, out));
   }

@@ -65,7 +65,7 @@ struct ConvTile {
 };
 
 template <class C>
-__device__ __forceinline__ ConvTile load_tile(const ConvParams& p, int64_t number) {
+__device__ inline ConvTile load_tile(const ConvParams& p, int64_t number) {
   ConvTile tile;
   if (p.tiles == nullptr) {
     tile.first = number * C::rows;
@@ -78,153 +78,138 @@ __device__ __forceinline__ ConvTile load_tile(const ConvParams& p, int64_t numbe
   tile.first_block = entry.y;
   tile.rows = entry.z;
   tile.group = entry.w;
-#pragma unroll
-  for (int i = 0; i < C::rows / 64; ++i) tile.mask |= __ldg(p.masks + number * (C::rows / 64) + i);
+  unroll<C::rows / 64>([&](int i) { tile.mask |= __ldg(p.masks + number * (C::rows / 64) + i); });
   tile.taps = __popc(tile.mask);
   return tile;
 }
 
 // Fills stages, one after the other.
 template <class C>
-class Producer {
- public:
-  // memory: presence words, then taps, which are there after a barrier.
-  __device__ __forceinline__ Producer(const ConvParams& p, const ConvTile& tile, uint32_t* memory)
-      : p_(p), tile_(tile), present_(memory), taps_(memory + stages * C::a_words) {
-    const int64_t all = (tile.taps * p.pieces + 7) / 8;
-    const int begin = static_cast<int>(all * blockIdx.y / p.slices);
-    count_ = static_cast<int>(all * (blockIdx.y + 1) / p.slices) - begin;
-    x_ = place_of(begin * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
-    w_ = C::b_deep ? x_ : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
+struct Producer {
+  const ConvParams& p;
+  const ConvTile& tile;
+  uint32_t* present;                               // words of each stage
+  uint32_t* taps = present + stages * C::a_words;  // of the tile, after a barrier
+  int64_t all = (tile.taps * p.pieces + 7) / 8;    // stages, of which `count` from `begin` on
+  int begin = static_cast<int>(all * blockIdx.y / p.slices);
+  int count = static_cast<int>(all * (blockIdx.y + 1) / p.slices) - begin;
+  Place x = place_of(begin * 8 + static_cast<int>(threadIdx.x) % 8, p.pieces);
+  Place w = C::b_deep ? x : place_of(begin * 8 + static_cast<int>(threadIdx.x) / 16, p.pieces);
+  Four rows[C::rows / 64] = {};
+  Four upcoming[C::rows / 64] = {};
+
+  __device__ void start() {
     if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
       const int first_tap = tile.group * p.taps / p.groups;
       const int slot = __popc(tile.mask & ((1u << threadIdx.x) - 1));
-      taps_[slot] = p.weight_tap(first_tap + static_cast<int>(threadIdx.x));
+      taps[slot] = p.weight_tap(first_tap + static_cast<int>(threadIdx.x));
     }
-    load_rows(x_.slot, rows_);
+    load_rows(x.slot, rows);
     load_upcoming();
   }
 
   // Whether there is a stage of this number; asked for what was filled or is next.
-  __device__ __forceinline__ bool has(int stage) const { return stage < count_; }
+  __device__ bool has(int stage) const { return stage < count; }
 
   // ring: which of the stages; address: of it.
-  __device__ __forceinline__ void fill(int ring, uint32_t address) {
-    const auto* from = static_cast<const char*>(p_.x.data) + x_.piece * 16;
+  __device__ void fill(int ring, uint32_t address) {
+    const auto* from = static_cast<const char*>(p.x.data) + x.piece * 16;
     // Behind a row's last piece may lie anything, NaN too.
-    const bool inside = x_.piece < p_.x_pieces;
-#pragma unroll
-    for (int i = 0; i < C::rows / 64; ++i) {
-      gather_present<C>(address + i * 8192, from, p_.x_row_bytes, inside ? rows_[i] : Four(),
-                        present_ + ring * C::a_words + i);
-    }
+    const bool inside = x.piece < p.x_pieces;
+    unroll<C::rows / 64>([&](int i) {
+      gather_present<C>(address + i * 8192, from, p.x_row_bytes, inside ? rows[i] : Four(),
+                        present + ring * C::a_words + i);
+    });
     copy_weights(address + C::a_bytes);
-    if (advance(&x_)) {
-#pragma unroll
-      for (int i = 0; i < C::rows / 64; ++i) rows_[i] = upcoming_[i];
+    if (advance(&x)) {
+      unroll<C::rows / 64>([&](int i) { rows[i] = upcoming[i]; });
       load_upcoming();
     }
     if (C::b_deep) {
-      w_ = x_;
+      w = x;
     } else {
-      advance(&w_);
+      advance(&w);
     }
   }
 
- private:
   using T = typename C::T;
 
   // Eight pieces on; whether that is another tap.
-  __device__ __forceinline__ bool advance(Place* place) const {
+  __device__ bool advance(Place* place) const {
     const int slot = place->slot;
     place->piece += 8;
-    if (p_.pieces < 8) {
-      place->slot += place->piece / p_.pieces;
-      place->piece %= p_.pieces;
-    } else if (place->piece >= p_.pieces) {
-      place->piece -= p_.pieces;
+    if (p.pieces < 8) {
+      place->slot += place->piece / p.pieces;
+      place->piece %= p.pieces;
+    } else if (place->piece >= p.pieces) {
+      place->piece -= p.pieces;
       ++place->slot;
     }
     return place->slot != slot;
   }
 
   // The rows of the tap that this thread comes to after the one it is at.
-  __device__ __forceinline__ void load_upcoming() {
-    const int taps = p_.pieces < 8 ? (x_.piece + 8) / p_.pieces : 1;
-    load_rows(x_.slot + taps, upcoming_);
+  __device__ void load_upcoming() {
+    load_rows(x.slot + (p.pieces < 8 ? (x.piece + 8) / p.pieces : 1), upcoming);
   }
 
-  __device__ __forceinline__ void load_rows(int slot, Four (&rows)[C::rows / 64]) const {
+  __device__ void load_rows(int slot, Four (&to)[C::rows / 64]) const {
     const int line = static_cast<int>(threadIdx.x) / 8 * 4;
-#pragma unroll
-    for (int i = 0; i < C::rows / 64; ++i) {
-      rows[i] = Four();
-      if (slot >= tile_.taps) continue;
-      if (p_.tiles != nullptr) {
-        rows[i] = four_of_block(p_.indices + (tile_.first_block + slot) * C::rows + i * 64 + line);
+    unroll<C::rows / 64>([&](int i) {
+      to[i] = Four();
+      if (slot >= tile.taps) return;
+      if (p.tiles != nullptr) {
+        to[i] = four_of_block(p.indices + (tile.first_block + slot) * C::rows + i * 64 + line);
       } else {
-        rows[i] =
-            four_of_list(p_.neighbours + slot * p_.rows, tile_.first + i * 64 + line, p_.rows);
+        to[i] = four_of_list(p.neighbours + slot * p.rows, tile.first + i * 64 + line, p.rows);
       }
-    }
+    });
   }
 
-  __device__ __forceinline__ void copy_weights(uint32_t to) const {
-    const bool inside = w_.slot < tile_.taps && w_.piece < p_.x_pieces;
+  __device__ void copy_weights(uint32_t to) const {
+    const bool inside = w.slot < tile.taps && w.piece < p.x_pieces;
     int tap = 0;
     if (inside) {
-      tap = p_.tiles != nullptr ? static_cast<int>(taps_[w_.slot]) : p_.weight_tap(w_.slot);
+      tap = p.tiles != nullptr ? static_cast<int>(taps[w.slot]) : p.weight_tap(w.slot);
     }
-    const int column = static_cast<int>(blockIdx.x) % p_.column_blocks * C::cols;
-    const T* from = static_cast<const T*>(p_.w.data) + tap * p_.w.tap_stride;
+    const int column = static_cast<int>(blockIdx.x) % p.column_blocks * C::cols;
+    const T* from = static_cast<const T*>(p.w.data) + tap * p.w.tap_stride;
     if constexpr (C::b_deep) {
       const int piece = threadIdx.x % 8;
       const int line = threadIdx.x / 8;
-      from += w_.piece * C::per_piece + (column + line) * p_.w.out_stride;
+      from += w.piece * C::per_piece + (column + line) * p.w.out_stride;
       to += line * 128 + ((piece ^ (line & 7)) << 4);
-#pragma unroll
-      for (int i = 0; i < C::cols / 16; ++i) {
-        ptx::copy_or_zero(to + i * 2048, from + i * 16 * p_.w.out_stride,
-                          inside && column + line + i * 16 < p_.c_out);
-      }
+      unroll<C::cols / 16>([&](int i) {
+        ptx::copy_or_zero(to + i * 2048, from + i * 16 * p.w.out_stride,
+                          inside && column + line + i * 16 < p.c_out);
+      });
     } else {
       // Sixteen lanes copy a line, or two lines.
       constexpr int pieces = C::cols / C::per_piece;  // of a line
       constexpr int lines = 16 / pieces;              // at once
       const int piece = threadIdx.x % pieces;
       const int first = threadIdx.x % 16 / pieces;
-      const int channel = w_.piece * C::per_piece + first;
+      const int channel = w.piece * C::per_piece + first;
       const int line = threadIdx.x / 16 * C::per_piece + first;
       const int n = column + piece * C::per_piece;
-      from += channel * p_.w.in_stride + n;
+      from += channel * p.w.in_stride + n;
       to += piece / 8 * C::panel_bytes + line * 128;
-#pragma unroll
-      for (int i = 0; i < C::per_piece / lines; ++i) {
+      unroll<C::per_piece / lines>([&](int i) {
         const int at = line + i * lines;
         const int flip = C::size == 2 ? at & 7 : (at & 3) << 1;
         ptx::copy_or_zero(to + i * lines * 128 + (((piece % 8) ^ flip) << 4),
-                          from + i * lines * p_.w.in_stride,
-                          inside && channel + i * lines < p_.c_in && n < p_.c_out);
-      }
+                          from + i * lines * p.w.in_stride,
+                          inside && channel + i * lines < p.c_in && n < p.c_out);
+      });
     }
   }
-
-  const ConvParams& p_;
-  const ConvTile& tile_;
-  uint32_t* present_;
-  uint32_t* taps_;
-  int count_;  // stages of the slice
-  Place x_;
-  Place w_;
-  Four rows_[C::rows / 64];
-  Four upcoming_[C::rows / 64];
 };
 
 // Writes the warp's part of the tile: finished rows, or sums.
 template <class C>
-__device__ __forceinline__ void write_tile(const ConvParams& p,
-                                           const ConvTile& tile,
-                                           const float* laid_out) {
+__device__ inline void write_tile(const ConvParams& p,
+                                  const ConvTile& tile,
+                                  const float* laid_out) {
   constexpr int count = C::per_piece;
   constexpr int lanes = C::cols / 2 / count;  // of a row
   const int at = lane_id() % lanes * count;
@@ -262,7 +247,8 @@ __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
     // Sums that it would only read and write.
     if (tile.taps == 0 && !p.first_group && !p.last_group) return;
-    Producer<C> producer(p, tile, words_of_block<C>());
+    Producer<C> producer{p, tile, words_of_block<C>()};
+    producer.start();
     __syncthreads();
     write_tile<C>(p, tile, multiply_stages<C>(&producer));
   }

@@ -13,7 +13,6 @@ namespace voxgemm::cuda {
 namespace {
 
 using sm90::Math;
-using sm90::most_groups;
 using sm90::Shape;
 using sm90::shapes;
 
@@ -55,18 +54,11 @@ const Row& row_of(const Kernel& kernel) { return *static_cast<const Row*>(kernel
 
 // Taps of a group are bits of a mask; only rows of three groups take kernels that need more.
 constexpr int most_taps = 32;
+constexpr int most_groups = 3;
 
 int groups_of(const Row& row, int taps) {
   return std::min(taps, std::max(row.groups, static_cast<int>(ceil_div(taps, most_taps))));
 }
-
-// The sizes of a pass seen as a forward.
-struct Sizes {
-  int64_t rows = 0;
-  int taps = 0;
-  int c_in = 0;  // in 16-bit units
-  int c_out = 0;
-};
 
 // Slices for items to fill the SMs of an H100 or H200 once: a partial sum costs more than the end
 // of a second wave. Not asked of the device: results depend on it.
@@ -92,7 +84,7 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   aligned.residual = residual;
   sm90::Operands operands;
   std::shared_ptr<void> memory;
-  if (sm90::is_split(row.math)) {
+  if (!sm80::is_16bit(row.math)) {
     const sm90::SplitBlock block = sm90::split_block(row.math);
     const sm90::SplitOperands split =
         sm90::split_operands(ctx, row.math, {sm90::as_weights(x), block}, {args.w, block});
@@ -103,7 +95,9 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
     operands = {x, w};
     memory = w.memory;
   }
-  const int slices = slices_of(row, {args.y.rows, args.w.taps, operands.w.c_in, args.w.c_out});
+  Sizes sizes(args);
+  sizes.c_in = operands.w.c_in;
+  const int slices = slices_of(row, sizes);
   sm80::dispatch(row.math, [&]<Math math>() {
     if constexpr (math != Math::ieee) {
       sm90::convolve<math>(ctx, aligned, operands, row.shape, slices);
@@ -124,14 +118,6 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
   return "";
 }
 
-Sizes sizes_of(Math math, const Problem& problem) {
-  const bool backward = problem.pass == Pass::grad_input;
-  const int c_in = backward ? problem.c_out : problem.c_in;
-  return {problem.n_out, problem.geometry.taps(),
-          sm90::is_split(math) ? sm90::split_channels(sm90::split_block(math), c_in) : c_in,
-          backward ? problem.c_in : problem.c_out};
-}
-
 // Executed over useful products of tiles of so many rows sorted by mask, where every row has about
 // half of the taps: as counted on shells of 4 thousand to 4 million voxels, where it falls with the
 // number of rows that share a mask, and groups of taps multiply that.
@@ -144,7 +130,10 @@ double waste(double rows, int tile_rows, int groups) {
 double cost(const Kernel& kernel, const Problem& problem) {
   const Row& row = row_of(kernel);
   const Shape& shape = shapes[row.shape];
-  const Sizes sizes = sizes_of(row.math, problem);
+  Sizes sizes(problem);
+  if (!sm80::is_16bit(row.math)) {
+    sizes.c_in = sm90::split_channels(sm90::split_block(row.math), sizes.c_in);
+  }
   const int groups = groups_of(row, sizes.taps);
   const int slices = std::max(slices_of(row, sizes), 1);
   const auto rows = static_cast<double>(std::max<int64_t>(sizes.rows, 1));
@@ -167,7 +156,7 @@ double cost(const Kernel& kernel, const Problem& problem) {
   const double turns = items <= sms ? 1.2 : items / sms + 0.5;
   const double adding = slices > 1 ? 2.4e-6 + rows * sizes.c_out * groups * slices / 1.1e12 : 0;
   const double splitting =
-      sm90::is_split(row.math)
+      !sm80::is_16bit(row.math)
           ? 4e-6 + (rows * sizes.c_in + double(sizes.taps) * sizes.c_in * sizes.c_out) / 0.9e12
           : 0;
   return 12e-6 + splitting + turns * (steps * std::max(products, copies) + end) / 1.6e9 + adding;

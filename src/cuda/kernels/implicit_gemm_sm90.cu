@@ -96,7 +96,7 @@ void convolve(
     if constexpr (is_for(math, shapes[i])) {
       if (shape != static_cast<int>(i)) return;
       // Split weights are contiguous along the input channels.
-      if constexpr (!is_split(math)) {
+      if constexpr (sm80::is_16bit(math)) {
         if (operands.w.in_stride != 1) {
           return run<Config<math, shapes[i], false>>(ctx, args, operands, slices);
         }
@@ -104,10 +104,8 @@ void convolve(
       run<Config<math, shapes[i], true>>(ctx, args, operands, slices);
     }
   };
-  const auto run_one = [&]<size_t... i>(std::index_sequence<i...>) {
-    (run_if.template operator()<i>(), ...);
-  };
-  run_one(std::make_index_sequence<std::size(shapes)>());
+  [&]<size_t... i>(std::index_sequence<i...>) { (run_if.template operator()<i>(), ...); }
+  (std::make_index_sequence<std::size(shapes)>());
 }
 
 template void convolve<Math::VOXGEMM_MATH>(

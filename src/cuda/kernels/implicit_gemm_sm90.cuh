@@ -73,7 +73,7 @@ struct Config {
       std::conditional_t<math == Math::f16,
                          __half,
                          std::conditional_t<math == Math::tf32, ptx::Tf32, __nv_bfloat16>>;
-  using Result = std::conditional_t<is_split(math), float, Operand>;
+  using Result = std::conditional_t<!sm80::is_16bit(math), float, Operand>;
   static constexpr bool in_contiguous = in_contiguous_;
   static constexpr bool pingpong = shape.pingpong;
   static constexpr int rows = shape.rows;
@@ -109,27 +109,24 @@ struct Config {
 
 // What the producer's warps do.
 template <class C>
-class Producer {
- public:
-  __device__ __forceinline__ Producer(const ConvParams& p,
-                                      const CUtensorMap* weight_map,
-                                      const Shared& shared)
-      : p_(p),
-        weight_map_(weight_map),
-        shared_(shared),
-        team_(uniform(static_cast<int>(threadIdx.x) / 32 / C::team)),
-        member_(uniform(static_cast<int>(threadIdx.x) / 32 % C::team)),
-        lane_(threadIdx.x % 32),
-        piece_(lane_ % C::lanes),
-        k_blocks_((p.units + C::depth - 1) / C::depth) {
-    const int row = row_of(lane_ / C::lanes);
-    const int swizzled = C::depth == 64 ? piece_ ^ (row & 7) : piece_ ^ (row / 2 & 3);
-    to_ = shared.stages + row * C::row_bytes + swizzled * 16;
-  }
+struct Producer {
+  const ConvParams& p;
+  const CUtensorMap* weight_map;
+  const Shared& shared;
+  int team = uniform(static_cast<int>(threadIdx.x) / 32 / C::team);
+  int member = uniform(static_cast<int>(threadIdx.x) / 32 % C::team);
+  int lane = threadIdx.x % 32;
+  int piece = lane % C::lanes;  // 16 bytes of a row
+  int k_blocks = p.k_blocks(C::depth);
+  uint32_t first_place = place();  // in stage 0
+  int turn = 0;                    // the team that fills the next stage
+  ptx::Ring<C::stages> ring = {};
+  int upcoming[C::rows_of_warp / 32] = {};
+  int rows[C::rows_of_warp / 32] = {};
 
-  __device__ __forceinline__ void run() {
-    Items<C> items{p_, shared_};
-    Dealer<C> dealer{p_, shared_};
+  __device__ void run() {
+    Items<C> items{p, shared};
+    Dealer<C> dealer{p, shared};
     dealer.load();
     dealer.hand_out();
     Item item = items.next();
@@ -145,36 +142,36 @@ class Producer {
         next = items.next();
         if constexpr (C::columns == 32) prefetch_blocks(next);
       };
-      const int first_tap = item.group * p_.taps / p_.groups;
-      Walk walk(item, k_blocks_);
+      const int first_tap = item.group * p.taps / p.groups;
+      Walk walk(item, k_blocks);
       const int32_t* block = first_block(item, walk);
       if (one_team && !loaded && walk.left > 0) load_rows(block);
       while (walk.left > 0) {
         const int bit = __ffs(walk.taps) - 1;
-        const int tap = p_.mirror_taps ? p_.taps - 1 - first_tap - bit : first_tap + bit;
-        const int k_end = walk.k_end(k_blocks_);
+        const int tap = p.mirror_taps ? p.taps - 1 - first_tap - bit : first_tap + bit;
+        const int k_end = walk.k_end(k_blocks);
         // The first step of this tap that is this team's.
-        int k = walk.k + ((team_ - turn_) & (C::teams - 1));
-        turn_ = (turn_ + k_end - walk.k) & (C::teams - 1);
-        ring_.skip_few(k - walk.k);
+        int k = walk.k + ((team - turn) & (C::teams - 1));
+        turn = (turn + k_end - walk.k) & (C::teams - 1);
+        ring.skip_few(k - walk.k);
         if (!one_team && k < k_end) load_rows(block);
         take_rows();
-        walk.next_tap(k_blocks_);
+        walk.next_tap(k_blocks);
         block += C::rows;
         if (one_team) {
           // A tap ahead, over the ends of items.
           if (walk.left == 0) look_ahead();
           loaded = walk.left > 0 || next.steps > 0;
           if (loaded) {
-            load_rows(walk.left > 0 ? block : first_block(next, Walk(next, k_blocks_)));
+            load_rows(walk.left > 0 ? block : first_block(next, Walk(next, k_blocks)));
           }
         }
 #pragma unroll 1
         for (; k < k_end; k += C::teams) {
           fill_stage(item, bit, make_int3(k * C::depth, tap, item.column));
-          ring_.skip_few(C::teams);
+          ring.skip_few(C::teams);
         }
-        ring_.skip_few(k_end - k);
+        ring.skip_few(k_end - k);
         // By then the description of the next item has arrived.
         if (one_team || item.steps - walk.left >= 4) look_ahead();
       }
@@ -183,24 +180,29 @@ class Producer {
     }
   }
 
- private:
   static constexpr bool one_team = C::teams == 1;
 
-  __device__ __forceinline__ const int32_t* first_block(const Item& item, const Walk& walk) const {
-    return p_.indices + (static_cast<int64_t>(item.first_block) + walk.blocks) * C::rows;
+  __device__ const int32_t* first_block(const Item& item, const Walk& walk) const {
+    return p.indices + (static_cast<int64_t>(item.first_block) + walk.blocks) * C::rows;
   }
 
   // The place in the tile of this warp's n-th row: copies go around the team.
-  __device__ __forceinline__ int row_of(int n) const {
-    return (n / C::rows_of_copy * C::team + member_) * C::rows_of_copy + n % C::rows_of_copy;
+  __device__ int row_of(int n) const {
+    return (n / C::rows_of_copy * C::team + member) * C::rows_of_copy + n % C::rows_of_copy;
+  }
+
+  __device__ uint32_t place() const {
+    const int row = row_of(lane / C::lanes);
+    const int swizzled = C::depth == 64 ? piece ^ (row & 7) : piece ^ (row / 2 & 3);
+    return shared.stages + row * C::row_bytes + swizzled * 16;
   }
 
   // Index blocks come from far away, and are asked for an item before they are loaded: where items
   // are short. Else it takes 1 to 6% longer.
-  __device__ __forceinline__ void prefetch_blocks(const Item& item) const {
+  __device__ void prefetch_blocks(const Item& item) const {
     constexpr int most_lines = 32 * C::rows / 32;  // of 32 indices
     const int lines = __popc(item.mask()) * (C::rows / 32);
-    const int32_t* from = p_.indices + static_cast<int64_t>(item.first_block) * C::rows;
+    const int32_t* from = p.indices + static_cast<int64_t>(item.first_block) * C::rows;
 #pragma unroll
     for (int line = 0; line < most_lines; line += 128) {
       const int mine = line + static_cast<int>(threadIdx.x);
@@ -209,140 +211,122 @@ class Producer {
   }
 
   // This lane's of the warp's rows, every 32nd.
-  __device__ __forceinline__ void load_rows(const int32_t* block) {
-#pragma unroll
-    for (int i = 0; i < C::rows_of_warp / 32; ++i) {
-      upcoming_[i] = __ldg(block + row_of(i * 32 + lane_));
-    }
+  __device__ void load_rows(const int32_t* block) {
+    unroll<C::rows_of_warp / 32>(
+        [&](int i) { upcoming[i] = __ldg(block + row_of(i * 32 + lane)); });
   }
-  __device__ __forceinline__ void take_rows() {
-#pragma unroll
-    for (int i = 0; i < C::rows_of_warp / 32; ++i) rows_[i] = upcoming_[i];
+  __device__ void take_rows() {
+    unroll<C::rows_of_warp / 32>([&](int i) { rows[i] = upcoming[i]; });
   }
-  __device__ __forceinline__ int row_of_copy(int i) const {
+  __device__ int row_of_copy(int i) const {
     const int n = i * C::rows_of_copy;
-    return __shfl_sync(0xffffffff, rows_[n / 32], n % 32 + lane_ / C::lanes);
+    return __shfl_sync(0xffffffff, rows[n / 32], n % 32 + lane / C::lanes);
   }
 
   // place: (input channel, tap, output channel); bit: of the tap in the masks.
-  __device__ __forceinline__ void fill_stage(const Item& item, int bit, int3 place) {
-    const uint32_t full = shared_.full + 8 * ring_.at;
-    const uint32_t stage = ring_.at * C::stage_bytes;
-    ptx::barrier_wait(shared_.free + 8 * ring_.at, ring_.parity ^ 1);
-    if (lane_ == 0 && member_ == ring_.at % C::team) {
+  __device__ void fill_stage(const Item& item, int bit, int3 place) {
+    const uint32_t full = shared.full + 8 * ring.at;
+    const uint32_t stage = ring.at * C::stage_bytes;
+    ptx::barrier_wait(shared.free + 8 * ring.at, ring.parity ^ 1);
+    if (lane == 0 && member == ring.at % C::team) {
       ptx::barrier_expect(full, C::b_bytes);
-      copy_weights(shared_.stages + stage + C::a_bytes, full, place);
+      copy_weights(shared.stages + stage + C::a_bytes, full, place);
     }
-    const int channel = place.x + piece_ * 8;
-    const bool unused = C::math == Math::bf16x6 && piece_ >= 6;
-    const int outside = channel < p_.units && !unused ? 0 : 1;
-    const char* x = static_cast<const char*>(p_.operand) + 2 * channel;
-    const auto copy_half = [&]<int half>(std::integral_constant<int, half>) {
-#pragma unroll
-      for (int i = half * C::copies / 2; i < (half + 1) * C::copies / 2; ++i) {
+    const int channel = place.x + piece * 8;
+    const bool unused = C::math == Math::bf16x6 && piece >= 6;
+    const int outside = channel < p.units && !unused ? 0 : 1;
+    const char* x = static_cast<const char*>(p.operand) + 2 * channel;
+    unroll<2>([&](int half) {
+      if (((half == 0 ? item.mask_0 : item.mask_1) >> bit & 1) == 0) return;
+      unroll<C::copies / 2>([&](int j) {
+        const int i = half * C::copies / 2 + j;
         // Rows four apart differ in one bit of the swizzle.
-        const uint32_t to = C::depth == 64 && C::team == 1 && i % 2 == 1 ? to_ ^ 64 : to_;
+        const uint32_t to =
+            C::depth == 64 && C::team == 1 && i % 2 == 1 ? first_place ^ 64 : first_place;
         ptx::gather_16(to + stage + i * C::rows_of_copy * C::team * C::row_bytes, x, row_of_copy(i),
-                       p_.operand_bytes, outside);
-      }
-    };
-    if ((item.mask_0 >> bit & 1) != 0) copy_half(std::integral_constant<int, 0>());
-    if ((item.mask_1 >> bit & 1) != 0) copy_half(std::integral_constant<int, 1>());
+                       p.operand_bytes, outside);
+      });
+    });
     ptx::copies_arrive(full);
   }
 
-  __device__ __forceinline__ void copy_weights(uint32_t to, uint32_t barrier, int3 place) const {
+  __device__ void copy_weights(uint32_t to, uint32_t barrier, int3 place) const {
     if constexpr (C::in_contiguous) {
-      ptx::copy_box(to, weight_map_, barrier, place);
+      ptx::copy_box(to, weight_map, barrier, place);
     } else {
-#pragma unroll
-      for (int column = 0; column < C::columns; column += C::box_columns) {
-        ptx::copy_box(to + column * C::row_bytes, weight_map_, barrier,
-                      make_int3(place.z + column, place.y, place.x));
-      }
+      unroll<C::columns / C::box_columns>([&](int i) {
+        ptx::copy_box(to + i * C::box_columns * C::row_bytes, weight_map, barrier,
+                      make_int3(place.z + i * C::box_columns, place.y, place.x));
+      });
     }
   }
-
-  const ConvParams& p_;
-  const CUtensorMap* weight_map_;
-  const Shared& shared_;
-  int team_;
-  int member_;
-  int lane_;
-  int piece_;  // 16 bytes of a row
-  int k_blocks_;
-  uint32_t to_ = 0;  // in stage 0
-  int turn_ = 0;     // the team that fills the next stage
-  ptx::Ring<C::stages> ring_;
-  int upcoming_[C::rows_of_warp / 32] = {};
-  int rows_[C::rows_of_warp / 32] = {};
 };
 
 // What a consumer's warps do.
 template <class C>
-class Consumer {
- public:
-  __device__ __forceinline__ Consumer(const ConvParams& p, const Shared& shared)
-      : shared_(shared),
-        consumer_(threadIdx.x / 128 - 1),
-        k_blocks_((p.units + C::depth - 1) / C::depth),
-        items_{p, shared},
-        sums_(p) {}
+struct Consumer {
+  const ConvParams& p;
+  const Shared& shared;
+  int consumer = threadIdx.x / 128 - 1;
+  int k_blocks = p.k_blocks(C::depth);
+  Items<C> items = {p, shared};
+  Sums<C> sums{p};
+  ptx::Ring<C::stages> ring = {};
+  int multiplying = -1;  // the stage whose products may be unfinished
 
-  __device__ __forceinline__ void run() {
-    uint32_t turn_parity = consumer_ ^ 1;  // the first turn is nobody's to give
-    Item item = items_.next();
-    for (int turn = 0; item.valid; ++turn, item = items_.next()) {
-      if (C::pingpong && turn % 2 != consumer_) {
-        ring_.skip(item.steps);
+  __device__ void run() {
+    uint32_t turn_parity = consumer ^ 1;  // the first turn is nobody's to give
+    Item item = items.next();
+    for (int turn = 0; item.valid; ++turn, item = items.next()) {
+      if (C::pingpong && turn % 2 != consumer) {
+        ring.skip(item.steps);
         continue;
       }
-      sums_.clear(item);
+      sums.clear(item);
       if (C::pingpong) {
-        ptx::barrier_wait(shared_.turn + 8 * consumer_, turn_parity);
+        ptx::barrier_wait(shared.turn + 8 * consumer, turn_parity);
         turn_parity ^= 1;
       }
       multiply_item(item);
       // The other one's products may go on behind these.
       if (C::pingpong && threadIdx.x % 32 == 0) {
-        ptx::barrier_arrive(shared_.turn + 8 * (consumer_ ^ 1));
+        ptx::barrier_arrive(shared.turn + 8 * (consumer ^ 1));
       }
       ptx::wait_for_last_launch();
       drain();
-      sums_.write(item);
+      sums.write(item);
     }
     // This launch must not end before the last one.
     ptx::wait_for_last_launch();
   }
 
- private:
   // Issues the products of all steps.
-  __device__ __forceinline__ void multiply_item(const Item& item) {
-    const uint32_t mine = C::pingpong || consumer_ == 0 ? item.mask_0 : item.mask_1;
-    for (Walk walk(item, k_blocks_); walk.left > 0; walk.next_tap(k_blocks_)) {
+  __device__ void multiply_item(const Item& item) {
+    const uint32_t mine = C::pingpong || consumer == 0 ? item.mask_0 : item.mask_1;
+    for (Walk walk(item, k_blocks); walk.left > 0; walk.next_tap(k_blocks)) {
       const uint32_t tap = walk.taps & -walk.taps;
       const bool low = (mine & tap) != 0;
       const bool high = C::pingpong && (item.mask_1 & tap) != 0;
       if (!low && !high) drain();
-      const int k_end = walk.k_end(k_blocks_);
+      const int k_end = walk.k_end(k_blocks);
       for (int k = walk.k; k < k_end; ++k) {
-        ptx::barrier_wait(shared_.full + 8 * ring_.at, ring_.parity);
+        ptx::barrier_wait(shared.full + 8 * ring.at, ring.parity);
         if (low || high) {
           multiply_stage(low, high);
           ptx::wgmma_wait<1>();
           release_multiplied();
-          multiplying_ = ring_.at;
+          multiplying = ring.at;
         } else {
-          release(ring_.at);
+          release(ring.at);
         }
-        ring_.next();
+        ring.next();
       }
     }
   }
 
-  __device__ __forceinline__ void multiply_stage(bool low, bool high) {
-    const uint32_t b = shared_.stages + ring_.at * C::stage_bytes + C::a_bytes;
-    const int first = C::pingpong ? 0 : consumer_ * C::row_blocks;
+  __device__ void multiply_stage(bool low, bool high) {
+    const uint32_t b = shared.stages + ring.at * C::stage_bytes + C::a_bytes;
+    const int first = C::pingpong ? 0 : consumer * C::row_blocks;
     const uint32_t a = b - C::a_bytes + first * 64 * C::row_bytes;
     ptx::proxy_fence();
     if constexpr (C::pingpong) {
@@ -362,50 +346,38 @@ class Consumer {
 
   // Adds one stage to the sums of blocks [first, last) of 64 rows; a: of block 0.
   template <int first, int last>
-  __device__ __forceinline__ void multiply(uint32_t a, uint32_t b) {
+  __device__ void multiply(uint32_t a, uint32_t b) {
     // Further on, descriptors differ by 16ths of the distance.
     const uint64_t rows = ptx::swizzled_operand<C::row_bytes>(a, 16, 8 * C::row_bytes);
-#pragma unroll
-    for (int block = first; block < last; ++block) ptx::pin(sums_.d[block]);
+    unroll<last - first>([&](int i) { ptx::pin(sums.d[first + i]); });
     ptx::wgmma_fence();
     constexpr int line = C::in_contiguous ? C::row_bytes : 2 * C::box_columns;  // bytes
     constexpr int k_bytes = C::in_contiguous ? 32 : 16 * line;
     const uint64_t weights =
         ptx::swizzled_operand<line>(b, C::in_contiguous ? 16 : C::depth * line, 8 * line);
     constexpr Products products = products_of(C::math, C::depth);
-#pragma unroll
-    for (int i = 0; i < products.count; ++i) {
-#pragma unroll
-      for (int block = first; block < last; ++block) {
+    unroll<products.count>([&](int i) {
+      unroll<last - first>([&](int j) {
         ptx::wgmma<typename C::Operand, C::columns, false, !C::in_contiguous>(
-            sums_.d[block], rows + (block * 64 * C::row_bytes + products.a[i] * 32) / 16,
+            sums.d[first + j], rows + ((first + j) * 64 * C::row_bytes + products.a[i] * 32) / 16,
             weights + products.b[i] * k_bytes / 16);
-      }
-    }
+      });
+    });
     ptx::wgmma_commit();
   }
 
-  __device__ __forceinline__ void drain() {
+  __device__ void drain() {
     ptx::wgmma_wait<0>();
     release_multiplied();
   }
-  __device__ __forceinline__ void release_multiplied() {
-#pragma unroll
-    for (int b = 0; b < C::row_blocks; ++b) ptx::pin(sums_.d[b]);
-    if (multiplying_ >= 0) release(multiplying_);
-    multiplying_ = -1;
+  __device__ void release_multiplied() {
+    unroll<C::row_blocks>([&](int b) { ptx::pin(sums.d[b]); });
+    if (multiplying >= 0) release(multiplying);
+    multiplying = -1;
   }
-  __device__ __forceinline__ void release(int stage) const {
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared_.free + 8 * stage);
+  __device__ void release(int stage) const {
+    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.free + 8 * stage);
   }
-
-  const Shared& shared_;
-  int consumer_;
-  int k_blocks_;
-  Items<C> items_;
-  Sums<C> sums_;
-  ptx::Ring<C::stages> ring_;
-  int multiplying_ = -1;  // the stage whose products may be unfinished
 };
 
 template <class C>
@@ -433,10 +405,10 @@ __global__ void __launch_bounds__(C::threads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     ptx::registers_down<C::producer_registers>();
-    Producer<C>(p, &weight_map, shared).run();
+    Producer<C>{p, &weight_map, shared}.run();
   } else {
     ptx::registers_up<C::consumer_registers>();
-    Consumer<C>(p, shared).run();
+    Consumer<C>{p, shared}.run();
   }
 }
 

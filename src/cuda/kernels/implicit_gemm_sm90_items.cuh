@@ -40,6 +40,7 @@ struct ConvParams : PassArgs {
   float* partials = nullptr;  // [1 or groups * slices, rows, partial_stride]
   int partial_stride = 0;     // c_out rounded up to 8
 
+  __device__ int k_blocks(int depth) const { return (units + depth - 1) / depth; }
   __host__ __device__ int tile_count() const { return group_tiles * (split ? groups : 1); }
 };
 
@@ -49,7 +50,7 @@ constexpr int item_bytes = 32;  // its tile; column, slice, masks of its halves;
 
 // Lane 0's value. Nothing that is computed from it is moved up from here.
 template <class T>
-__device__ __forceinline__ T uniform(T value) {
+__device__ inline T uniform(T value) {
   return __shfl_sync(0xffffffff, value, 0);
 }
 
@@ -66,7 +67,7 @@ struct Item {
   int steps = 0;
   uint32_t mask_0 = 0;  // of the rows of each half
   uint32_t mask_1 = 0;
-  __device__ __forceinline__ uint32_t mask() const { return mask_0 | mask_1; }
+  __device__ uint32_t mask() const { return mask_0 | mask_1; }
 };
 
 // Where in an item's steps: a tap of its mask, a block of input channels, steps left.
@@ -75,15 +76,14 @@ struct Walk {
   int k = 0;
   int left = 0;
   int blocks = 0;  // index blocks before the tap
-  __device__ __forceinline__ Walk(const Item& item, int k_blocks)
-      : taps(item.mask()), left(item.steps) {
+  __device__ Walk(const Item& item, int k_blocks) : taps(item.mask()), left(item.steps) {
     if (item.first_step == 0) return;
     blocks = item.first_step / k_blocks;
     k = item.first_step % k_blocks;
     for (int i = 0; i < blocks; ++i) taps &= taps - 1;
   }
-  __device__ __forceinline__ int k_end(int k_blocks) const { return min(k_blocks, k + left); }
-  __device__ __forceinline__ void next_tap(int k_blocks) {
+  __device__ int k_end(int k_blocks) const { return min(k_blocks, k + left); }
+  __device__ void next_tap(int k_blocks) {
     left -= k_end(k_blocks) - k;
     k = 0;
     taps &= taps - 1;
@@ -107,7 +107,7 @@ struct Items {
   const Shared& shared;
   ptx::Ring<item_slots> ring = {};
 
-  __device__ __forceinline__ Item next() {
+  __device__ Item next() {
     ptx::barrier_wait(shared.item_full + 8 * ring.at, ring.parity);
     const uint32_t slot = shared.items + item_bytes * ring.at;
     int4 tile = {};
@@ -128,7 +128,7 @@ struct Items {
     item.mask_1 = uniform(rest.w);
     ring.next();
     item.valid = item.column >= 0;
-    const int all = __popc(item.mask()) * ((p.units + C::depth - 1) / C::depth);
+    const int all = __popc(item.mask()) * p.k_blocks(C::depth);
     item.first_step = item.slice * all / p.slices;
     item.steps = (item.slice + 1) * all / p.slices - item.first_step;
     return item;
@@ -147,7 +147,7 @@ struct Dealer {
   int4 tile = {};
   int4 rest = {};
 
-  __device__ __forceinline__ void load() {
+  __device__ void load() {
     if (threadIdx.x != 0) return;
     rest = make_int4(-1, 0, 0, 0);
     const int tiles = p.tile_count();
@@ -166,17 +166,12 @@ struct Dealer {
       t += before * (p.groups - 1) + p.group * min(p.chunk_tiles, p.group_tiles - before);
     }
     tile = __ldg(p.tiles + t);
-    if constexpr (C::rows == 128) {
-      const int2 masks = __ldg(reinterpret_cast<const int2*>(p.masks) + t);
-      rest.z = masks.x;
-      rest.w = masks.y;
-    } else {
-      const int4 masks = __ldg(reinterpret_cast<const int4*>(p.masks) + t);
-      rest.z = masks.x | masks.y;
-      rest.w = masks.z | masks.w;
-    }
+    unroll<C::rows / 128>([&](int i) {
+      rest.z |= __ldg(p.masks + t * (C::rows / 64) + i);
+      rest.w |= __ldg(p.masks + t * (C::rows / 64) + C::rows / 128 + i);
+    });
   }
-  __device__ __forceinline__ void hand_out() {
+  __device__ void hand_out() {
     ptx::barrier_wait(shared.item_free + 8 * ring.at, ring.parity ^ 1);
     if (threadIdx.x == 0) {
       ptx::store_shared_16(shared.items + item_bytes * ring.at, tile);

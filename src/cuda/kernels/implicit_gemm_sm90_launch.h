@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "conv/kernel.h"
-#include "cuda/kernels/arithmetic_sm80.h"
+#include "cuda/kernels/families.h"
 
 namespace voxgemm::cuda::sm90 {
 
@@ -30,9 +29,8 @@ constexpr Shape shapes[] = {
 };
 
 // f32 operands are brought to another form first (split_sm90.h), 64 units of it a stage.
-constexpr bool is_split(Math math) { return math != Math::f16 && math != Math::bf16; }
 constexpr bool is_for(Math math, const Shape& shape) {
-  return shape.columns > 32 || (shape.depth == 64) == is_split(math);
+  return shape.columns > 32 || (shape.depth == 32) == sm80::is_16bit(math);
 }
 
 // chunk_rows of schedules by mask on Hopper, in all passes and for all channels, so that they share
@@ -41,9 +39,6 @@ constexpr int chunk_rows(int64_t rows) { return rows > 1 << 19 ? 1 << 16 : one_c
 
 // As sm80::why_not(), and on which devices.
 std::string why_not(Math math, const Problem& problem);
-
-// Up to so many groups have sums of their own; more of them take turns.
-constexpr int most_groups = 3;
 
 // As the kernels take them: rows of 16 bytes whole, f32 split.
 struct Operands {

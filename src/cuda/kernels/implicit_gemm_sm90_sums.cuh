@@ -25,7 +25,7 @@
 namespace voxgemm::cuda::sm90 {
 
 // Four lanes each hold four words, word q of lane c being entry (q, c); afterwards (c, q).
-__device__ __forceinline__ void transpose_quad(uint32_t (&v)[4], int c) {
+__device__ inline void transpose_quad(uint32_t (&v)[4], int c) {
 #pragma unroll
   for (int bit = 1; bit <= 2; bit *= 2) {
     const bool high = (c & bit) != 0;
@@ -45,36 +45,35 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&v)[4], int c) {
 // Two lanes c and c ^ 1 each hold `low` and `high`, two columns of the eight that begin at 2 c and
 // of the eight behind those. Afterwards the even one has four columns of the first eight and the
 // odd one four of the second, from even_column(c) on. It is its own inverse.
-__device__ __forceinline__ float4 exchange_pair(float2 low, float2 high, int c) {
+__device__ inline float4 exchange_pair(float2 low, float2 high, int c) {
   const bool odd = (c & 1) != 0;
   float2 got;
   got.x = __shfl_xor_sync(0xffffffff, odd ? low.x : high.x, 1);
   got.y = __shfl_xor_sync(0xffffffff, odd ? low.y : high.y, 1);
   return odd ? make_float4(got.x, got.y, high.x, high.y) : make_float4(low.x, low.y, got.x, got.y);
 }
-__device__ __forceinline__ int even_column(int c) { return (c & 1) != 0 ? 8 + 2 * (c - 1) : 2 * c; }
+__device__ inline int even_column(int c) { return (c & 1) != 0 ? 8 + 2 * (c - 1) : 2 * c; }
 
 // A consumer's sums of an item: for each of its blocks of 64 rows those of two rows.
 template <class C>
 class Sums {
  public:
-  __device__ __forceinline__ explicit Sums(const ConvParams& p) : p_(p) {}
+  __device__ explicit Sums(const ConvParams& p) : p_(p) {}
 
   float d[C::row_blocks][C::columns / 2];  // as wgmma.cuh has them
 
   // All zero, of another item.
-  __device__ __forceinline__ void clear(const Item& item) {
+  __device__ void clear(const Item& item) {
     column_ = item.column;
     for_rows([&](int b, int h) {
       const int at = place(b, h);
       row_[b][h] = at < item.rows ? __ldg(p_.order + item.first + at) : -1;
-#pragma unroll
-      for (int i = 0; i < C::columns / 4; ++i) d[b][i * 2 + h] = 0;
+      unroll<C::columns / 4>([&](int i) { d[b][i * 2 + h] = 0; });
     });
   }
 
   // Partial sums, or the finished rows.
-  __device__ __forceinline__ void write(const Item& item) {
+  __device__ void write(const Item& item) {
     if (p_.added > 0) for_rows([&](int b, int h) { add_partials(b, h); });
     if (p_.split || p_.group < p_.groups - 1) {
       const int buffer = p_.split ? item.group * p_.slices + item.slice : 0;
@@ -109,32 +108,28 @@ class Sums {
   using T = typename C::Result;
 
   template <class Body>
-  __device__ __forceinline__ static void for_rows(const Body& body) {
-#pragma unroll
-    for (int b = 0; b < C::row_blocks; ++b) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) body(b, h);
-    }
+  __device__ static void for_rows(const Body& body) {
+    unroll<C::row_blocks>([&](int b) { unroll<2>([&](int h) { body(b, h); }); });
   }
 
   // In the tile, of row h of block b.
-  __device__ __forceinline__ static int place(int b, int h) {
+  __device__ static int place(int b, int h) {
     const int block = C::pingpong ? b : (threadIdx.x / 128 - 1) * C::row_blocks + b;
     return block * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4 + h * 8;
   }
-  __device__ __forceinline__ float* partial_row(int buffer, int row) const {
+  __device__ float* partial_row(int buffer, int row) const {
     return p_.partials + (buffer * p_.rows + row) * p_.partial_stride;
   }
   // Of columns 8 j on.
-  __device__ __forceinline__ float2 two(int b, int h, int j) const {
+  __device__ float2 two(int b, int h, int j) const {
     return make_float2(d[b][j * 4 + h * 2], d[b][j * 4 + h * 2 + 1]);
   }
-  __device__ __forceinline__ void add_two(int b, int h, int j, const float2& v) {
+  __device__ void add_two(int b, int h, int j, const float2& v) {
     d[b][j * 4 + h * 2] += v.x;
     d[b][j * 4 + h * 2 + 1] += v.y;
   }
 
-  __device__ __forceinline__ void add_partials(int b, int h) {
+  __device__ void add_partials(int b, int h) {
     const int row = row_[b][h];
     const int c = threadIdx.x % 4;
     const int first = column_ + even_column(c);
@@ -145,39 +140,36 @@ class Sums {
 #pragma unroll
       for (int j0 = 0; j0 < C::columns / 8; j0 += 2 * batch) {
         float4 v[batch];
-#pragma unroll
-        for (int i = 0; i < batch; ++i) {
+        unroll<batch>([&](int i) {
           const int n = first + (j0 + 2 * i) * 8;
           v[i] = row >= 0 && n < p_.partial_stride
                      ? __ldcg(reinterpret_cast<const float4*>(part + n))
                      : make_float4(0, 0, 0, 0);
-        }
-#pragma unroll
-        for (int i = 0; i < batch; ++i) {
+        });
+        unroll<batch>([&](int i) {
           const float4 own =
               exchange_pair(make_float2(v[i].x, v[i].y), make_float2(v[i].z, v[i].w), c);
           add_two(b, h, j0 + 2 * i, make_float2(own.x, own.y));
           add_two(b, h, j0 + 2 * i + 1, make_float2(own.z, own.w));
-        }
+        });
       }
     }
   }
 
   // To all sums at once, since the stores of them are one long stretch without a branch, in which
   // the exchanges of lanes wait for each other as little as they can.
-  __device__ __forceinline__ void add_bias() {
-#pragma unroll
-    for (int j = 0; j < C::columns / 8; ++j) {
+  __device__ void add_bias() {
+    unroll<C::columns / 8>([&](int j) {
       const int n = column_ + j * 8 + threadIdx.x % 4 * 2;
       float bias[2];
       load_bias<T>(p_, n, bias);
       for_rows([&](int b, int h) { add_two(b, h, j, make_float2(bias[0], bias[1])); });
-    }
+    });
   }
 
   // 16-bit ones as store_row() leaves them: a quarter of the loads, and whole sectors. f32 ones two
   // columns at a time, as the sums lie: 16 bytes and exchanges take more registers than there are.
-  __device__ __forceinline__ void add_residual(int b, int h) {
+  __device__ void add_residual(int b, int h) {
     const bool exists = row_[b][h] >= 0;
     const T* from = static_cast<const T*>(p_.residual.data) + row_[b][h] * p_.residual.stride;
     const int c = threadIdx.x % 4;
@@ -185,19 +177,17 @@ class Sums {
       T x, y;
     };
     if constexpr (sizeof(T) == 2) {
-#pragma unroll
-      for (int j4 = 0; j4 < C::columns / 32; ++j4) {
+      unroll<C::columns / 32>([&](int j4) {
         const int n = column_ + j4 * 32 + c * 8;
         const uint4 v =
             exists && n < p_.c_out ? __ldcg(reinterpret_cast<const uint4*>(from + n)) : uint4{};
         uint32_t word[4] = {v.x, v.y, v.z, v.w};
         transpose_quad(word, c);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
+        unroll<4>([&](int q) {
           const Two two = reinterpret_cast<const Two&>(word[q]);
           add_two(b, h, j4 * 4 + q, make_float2(widen(two.x), widen(two.y)));
-        }
-      }
+        });
+      });
     } else {
 #pragma unroll
       for (int j = 0; j < C::columns / 8; ++j) {
@@ -208,27 +198,25 @@ class Sums {
       }
     }
   }
-  __device__ __forceinline__ void rectify(int b, int h) {
-#pragma unroll
-    for (int j = 0; j < C::columns / 8; ++j) {
+  __device__ void rectify(int b, int h) {
+    unroll<C::columns / 8>([&](int j) {
       d[b][j * 4 + h * 2] = p_.rectified(d[b][j * 4 + h * 2]);
       d[b][j * 4 + h * 2 + 1] = p_.rectified(d[b][j * 4 + h * 2 + 1]);
-    }
+    });
   }
 
   // Whether one is NaN.
-  __device__ __forceinline__ bool is_broken(int b, int h) const {
+  __device__ bool is_broken(int b, int h) const {
     bool broken = false;
-#pragma unroll
-    for (int j = 0; j < C::columns / 8; ++j) {
+    unroll<C::columns / 8>([&](int j) {
       const float2 sum = two(b, h, j);
       broken |= !(sum.x < sum.y || sum.x >= sum.y);  // neither where one is: one instruction
-    }
+    });
     return broken && row_[b][h] >= 0;
   }
 
   // To columns [0, end) of a row of f32.
-  __device__ __forceinline__ void store_row(int b, int h, float* to, int end) const {
+  __device__ void store_row(int b, int h, float* to, int end) const {
     const int c = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < C::columns / 8; j += 2) {
@@ -239,23 +227,21 @@ class Sums {
   }
   // Rounded.
   template <class Half>
-  __device__ __forceinline__ void store_row(int b, int h, Half* to, int end) const {
+  __device__ void store_row(int b, int h, Half* to, int end) const {
     const int c = threadIdx.x % 4;
-#pragma unroll
-    for (int j4 = 0; j4 < C::columns / 32; ++j4) {
+    unroll<C::columns / 32>([&](int j4) {
       uint32_t word[4];
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
+      unroll<4>([&](int q) {
         const float2 sum = two(b, h, j4 * 4 + q);
         alignas(4) const Half both[] = {Half(sum.x), Half(sum.y)};
         word[q] = reinterpret_cast<const uint32_t&>(both);
-      }
+      });
       transpose_quad(word, c);
       const int n = column_ + j4 * 32 + c * 8;
       if (row_[b][h] >= 0 && n < end) {
         *reinterpret_cast<uint4*>(to + n) = make_uint4(word[0], word[1], word[2], word[3]);
       }
-    }
+    });
   }
 
   const ConvParams& p_;

@@ -5,10 +5,11 @@
 // absent neighbour, an infinite factor makes NaN of it, which the neighbour must not: sums that
 // come out NaN are computed once more here. Finite operands never get there.
 
-#include "conv/kernel.h"
 #include "cuda/float.cuh"
+#include "cuda/kernels/families.h"
 #include "cuda/launch.cuh"
 #include "cuda/ptx/barrier.cuh"
+#include "cuda/unroll.cuh"
 
 namespace voxgemm::cuda {
 
@@ -19,11 +20,7 @@ struct WeightPlace {
 };
 
 // ConvArgs for kernels.
-struct PassArgs : ConvArgs {
-  int64_t rows;  // of y
-  int taps;
-  int c_in;
-  int c_out;
+struct PassArgs : ConvArgs, Sizes {
   const int32_t* neighbours;  // [taps, rows]
   // Of a schedule by masks, else null; see ScheduleParts.
   const int4* tiles = nullptr;
@@ -32,12 +29,7 @@ struct PassArgs : ConvArgs {
   const int32_t* indices = nullptr;  // [.., rows of a tile]
 
   explicit PassArgs(const ConvArgs& args)
-      : ConvArgs(args),
-        rows(y.rows),
-        taps(w.taps),
-        c_in(w.c_in),
-        c_out(w.c_out),
-        neighbours(map->neighbours.as<int32_t>()) {
+      : ConvArgs(args), Sizes(args), neighbours(map->neighbours.as<int32_t>()) {
     if (schedule == nullptr) return;
     const ScheduleParts& parts = schedule->parts();
     tiles = parts.tiles.as<int4>();
@@ -158,21 +150,20 @@ __global__ void add_slices(const __grid_constant__ PassArgs p,
 
 // The bias of `count` columns, 0 where there is none.
 template <class T, int count>
-__device__ __forceinline__ void load_bias(const PassArgs& p, int n, float (&bias)[count]) {
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
+__device__ inline void load_bias(const PassArgs& p, int n, float (&bias)[count]) {
+  unroll<count>([&](int i) {
     bias[i] = 0;
     if (p.bias != nullptr && n + i < p.c_out) bias[i] = widen(static_cast<const T*>(p.bias)[n + i]);
-  }
+  });
 }
 
 // The epilogue, one rounding, and 16 bytes of y, from column `first` of a row on.
 template <class T, int count>
-__device__ __forceinline__ void finish_piece(const PassArgs& p,
-                                             int64_t row,
-                                             int first,
-                                             const float (&sums)[count],
-                                             const float (&bias)[count]) {
+__device__ inline void finish_piece(const PassArgs& p,
+                                    int64_t row,
+                                    int first,
+                                    const float (&sums)[count],
+                                    const float (&bias)[count]) {
   alignas(16) T out[count];
   alignas(16) T added[count] = {};
   if (p.residual.data != nullptr) {
@@ -180,11 +171,10 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
     *reinterpret_cast<uint4*>(added) = *reinterpret_cast<const uint4*>(from);
   }
   uint32_t broken = 0;
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
+  unroll<count>([&](int i) {
     broken |= static_cast<uint32_t>(isnan(sums[i])) << i;
     store(p.rectified(sums[i] + bias[i] + widen(added[i])), &out[i]);
-  }
+  });
   T* const y = static_cast<T*>(p.y.data) + row * p.y.stride + first;
   *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(out);
   for (; broken != 0; broken &= broken - 1) {
@@ -195,7 +185,7 @@ __device__ __forceinline__ void finish_piece(const PassArgs& p,
 
 // past_l1: the launch before may still be writing when this one starts.
 template <bool past_l1, int count>
-__device__ __forceinline__ void add_sums(const float* from, float (&v)[count]) {
+__device__ inline void add_sums(const float* from, float (&v)[count]) {
 #pragma unroll
   for (int i = 0; i < count; i += 4) {
     const auto* at = reinterpret_cast<const float4*>(from + i);

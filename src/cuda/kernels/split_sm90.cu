@@ -22,11 +22,9 @@ struct Lines {
   uint4* to = nullptr;
 
   explicit Lines(const SplitSource& source) : from(source) {
-    const WeightsRef& w = source.w;
-    aligned = w.in_stride == 1 && reinterpret_cast<uintptr_t>(w.data) % 16 == 0 &&
-              w.c_in % 4 == 0 && w.tap_stride % 4 == 0 && w.out_stride % 4 == 0;
-    groups = split_channels({source.block.channels, source.block.channels / 8}, w.c_in);
-    pieces = split_channels({source.block.channels, source.block.units / 8}, w.c_in);
+    aligned = is_aligned(source.w);
+    groups = split_channels({source.block.channels, source.block.channels / 8}, source.w.c_in);
+    pieces = split_channels({source.block.channels, source.block.units / 8}, source.w.c_in);
     // About four groups a thread, and lines enough to read side by side.
     lines_of_block = std::max(8, 1024 / groups);
     blocks = static_cast<int>(ceil_div(lines(), lines_of_block));
@@ -34,52 +32,44 @@ struct Lines {
   __host__ __device__ int lines() const { return from.w.taps * from.w.c_out; }
 };
 
-// Eight channels, 0 beyond the last.
-__device__ __forceinline__ void load_group(const Lines& l, int line, int first, uint32_t (&v)[8]) {
+// Eight channels, 0 beyond the last, as bits of f32.
+struct Group {
+  alignas(16) uint32_t v[8];
+  __device__ uint4& half(int i) { return reinterpret_cast<uint4*>(v)[i]; }
+};
+
+__device__ inline Group load_group(const Lines& l, int line, int first) {
   const WeightsRef& w = l.from.w;
   const float* from = static_cast<const float*>(w.data) + line / w.c_out * w.tap_stride +
                       line % w.c_out * w.out_stride + first * w.in_stride;
+  Group group;
   if (l.aligned) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool inside = first + 4 * half < w.c_in;
-      const float4 four =
-          inside ? __ldg(reinterpret_cast<const float4*>(from) + half) : make_float4(0, 0, 0, 0);
-      v[4 * half] = __float_as_uint(four.x);
-      v[4 * half + 1] = __float_as_uint(four.y);
-      v[4 * half + 2] = __float_as_uint(four.z);
-      v[4 * half + 3] = __float_as_uint(four.w);
-    }
-    return;
+    unroll<2>([&](int i) {
+      const auto* half = reinterpret_cast<const uint4*>(from) + i;
+      group.half(i) = first + 4 * i < w.c_in ? __ldg(half) : uint4{};
+    });
+  } else {
+    unroll<8>([&](int e) {
+      group.v[e] = first + e < w.c_in ? __float_as_uint(__ldg(from + e * w.in_stride)) : 0;
+    });
   }
-#pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    v[e] = first + e < w.c_in ? __float_as_uint(__ldg(from + e * w.in_stride)) : 0;
-  }
+  return group;
 }
 
 template <Math math>
-__device__ __forceinline__ void store_group(const Lines& l,
-                                            uint4* line,
-                                            int group,
-                                            const uint32_t (&v)[8]) {
+__device__ inline void store_group(const Lines& l, uint4* line, int number, Group group) {
   const int block_groups = l.from.block.channels / 8;
-  uint4* block = line + group / block_groups * (l.from.block.units / 8) + group % block_groups;
+  uint4* block = line + number / block_groups * (l.from.block.units / 8) + number % block_groups;
   if constexpr (math == Math::tf32) {
-    uint32_t r[8];
-#pragma unroll
-    for (int e = 0; e < 8; ++e) r[e] = ptx::to_tf32(v[e]);
-    block[0] = make_uint4(r[0], r[1], r[2], r[3]);
-    block[1] = make_uint4(r[4], r[5], r[6], r[7]);
+    unroll<8>([&](int e) { group.v[e] = ptx::to_tf32(group.v[e]); });
+    unroll<2>([&](int i) { block[i] = group.half(i); });
   } else {
     constexpr int count = math == Math::bf16x3 ? 2 : 3;
     uint32_t words[4][count];
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) sm80::split(v[2 * pair], v[2 * pair + 1], words[pair]);
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
+    unroll<4>([&](int i) { sm80::split(group.v[2 * i], group.v[2 * i + 1], words[i]); });
+    unroll<count>([&](int i) {
       block[i * block_groups] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
-    }
+    });
   }
 }
 
@@ -95,9 +85,7 @@ __global__ void split_lines(const __grid_constant__ Lines x, const __grid_consta
     const bool contiguous = l.from.w.in_stride == 1;
     const int line = first + (contiguous ? i / l.groups : i % lines);
     const int group = contiguous ? i % l.groups : i / lines;
-    uint32_t v[8];
-    load_group(l, line, 8 * group, v);
-    store_group<math>(l, l.to + int64_t{line} * l.pieces, group, v);
+    store_group<math>(l, l.to + int64_t{line} * l.pieces, group, load_group(l, line, 8 * group));
   }
 }
 

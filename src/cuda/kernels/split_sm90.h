@@ -3,7 +3,7 @@
 
 #include "cuda/aligned.h"
 #include "cuda/device.h"
-#include "cuda/kernels/arithmetic_sm80.h"
+#include "cuda/kernels/families.h"
 
 // f32 operands in the form that Hopper's matrix instructions read, made once a call: lines (rows of
 // x; the input channels of one tap and output channel of the weights) of blocks of channels,

@@ -91,14 +91,14 @@ struct Shape {
   using Sums = float[row_blocks][col_blocks][4];
 };
 
-__device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
-__device__ __forceinline__ int warp_row() { return threadIdx.x / 64; }
-__device__ __forceinline__ int warp_col() { return threadIdx.x / 32 % 2; }
+__device__ inline int lane_id() { return threadIdx.x % 32; }
+__device__ inline int warp_row() { return threadIdx.x / 64; }
+__device__ inline int warp_col() { return threadIdx.x / 32 % 2; }
 
 // Lane's part of the address of a fragment: 16 rows or columns and one step. first: the warp's
 // first block of 16.
 template <class S, bool is_a>
-__device__ __forceinline__ uint32_t fragment_place(int first) {
+__device__ inline uint32_t fragment_place(int first) {
   const int lane = lane_id();
   constexpr bool deep = is_a ? S::a_deep : S::b_deep;
   if constexpr (deep || S::size == 2) {
@@ -118,10 +118,7 @@ __device__ __forceinline__ uint32_t fragment_place(int first) {
 
 // A: the fragment of 16 rows. B: those of two times 8 columns.
 template <class S, bool is_a>
-__device__ __forceinline__ void load_fragment(uint32_t (&f)[4],
-                                              uint32_t from,
-                                              int block,
-                                              int step) {
+__device__ inline void load_fragment(uint32_t (&f)[4], uint32_t from, int block, int step) {
   constexpr bool deep = is_a ? S::a_deep : S::b_deep;
   if constexpr (deep) {
     ptx::load_matrices(f, (from + block * 2048) ^ (step << 5));
@@ -130,18 +127,17 @@ __device__ __forceinline__ void load_fragment(uint32_t (&f)[4],
         f, (from + block / 4 * S::panel_bytes + step * 2048) ^ (block % 4 << 5));
   } else {
     const uint32_t panel = from + block / 2 * S::panel_bytes + step * 1024;
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
+    unroll<4>([&](int q) {
       const int far = is_a ? q % 2 : q / 2;
       const int down = is_a ? q / 2 : q % 2;
       f[q] = ptx::load_word((panel + down * 512) ^ ((block % 2 * 4 + far * 2) << 4));
-    }
+    });
   }
 }
 
 // Whether 16 rows have something to multiply in `count` steps from `step` on, by the warp's word.
 template <class S>
-__device__ __forceinline__ bool is_present(uint32_t word, int block, int step, int count) {
+__device__ inline bool is_present(uint32_t word, int block, int step, int count) {
   constexpr uint32_t step_bits = 3;                  // two pieces
   constexpr uint32_t row_bits = (1 << S::size) - 1;  // pieces of 16 rows
   if constexpr (S::a_deep) {
@@ -155,15 +151,14 @@ __device__ __forceinline__ bool is_present(uint32_t word, int block, int step, i
 
 // `count` pieces of bf16 whose sum is x, for the two f32 of a word.
 template <int count>
-__device__ __forceinline__ void split(uint32_t first, uint32_t second, uint32_t (&pieces)[count]) {
+__device__ inline void split(uint32_t first, uint32_t second, uint32_t (&pieces)[count]) {
   float x = __uint_as_float(first);
   float y = __uint_as_float(second);
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
+  unroll<count>([&](int i) {
     pieces[i] = ptx::to_bf16(x, y);
     x -= __uint_as_float(pieces[i] << 16);
     y -= __uint_as_float(pieces[i] & 0xffff0000u);
-  }
+  });
 }
 
 // Where a warp's operands stand in a stage, and the presence of its rows.
@@ -176,36 +171,33 @@ struct Stage {
 // Fragments in `count` pieces: of a step, f32 rounded to tf32; of a double step in bf16, words q of
 // both steps side by side.
 template <class S, bool is_a, int count>
-__device__ __forceinline__ void load_split(uint32_t (&pieces)[count][4],
-                                           uint32_t from,
-                                           int block,
-                                           int step) {
+__device__ inline void load_split(uint32_t (&pieces)[count][4],
+                                  uint32_t from,
+                                  int block,
+                                  int step) {
   if constexpr (count == 1) {
     load_fragment<S, is_a>(pieces[0], from, block, step);
-#pragma unroll
-    for (int q = 0; q < 4 && S::size == 4; ++q) pieces[0][q] = ptx::to_tf32(pieces[0][q]);
-    return;
+    if constexpr (S::size == 2) return;
+    return unroll<4>([&](int q) { pieces[0][q] = ptx::to_tf32(pieces[0][q]); });
   }
   uint32_t words[2][4];
   load_fragment<S, is_a>(words[0], from, block, step);
   load_fragment<S, is_a>(words[1], from, block, step + 1);
   // The instruction's halves of the reduction, which are the two steps: of A words (0, 2) and (1,
   // 3) of a step differ in their place along it, of B words (0, 1) and (2, 3).
-#pragma unroll
-  for (int q = 0; q < 4; ++q) {
+  unroll<4>([&](int q) {
     const int half = is_a ? q / 2 : q % 2;
     const int low = is_a ? q % 2 : q / 2 * 2;
     uint32_t both[count];
     split(words[half][low], words[half][low + (is_a ? 2 : 1)], both);
-#pragma unroll
-    for (int i = 0; i < count; ++i) pieces[i][q] = both[i];
-  }
+    unroll<count>([&](int i) { pieces[i][q] = both[i]; });
+  });
 }
 
 // Of 16 bits the next step's fragments are loaded before this one's are multiplied; f32 has no
 // registers for that.
 template <class S>
-__device__ __forceinline__ void multiply_fragments(typename S::Sums& d, const Stage& stage) {
+__device__ inline void multiply_fragments(typename S::Sums& d, const Stage& stage) {
   constexpr int count = S::math == Math::bf16x3 ? 2 : S::math == Math::bf16x6 ? 3 : 1;
   constexpr int steps_at_once = count == 1 ? 1 : 2;
   constexpr bool is_ahead = S::size == 2;
@@ -217,15 +209,12 @@ __device__ __forceinline__ void multiply_fragments(typename S::Sums& d, const St
     load_split<S, true>(a[step / steps_at_once % 2][i], stage.a, i, step);
   };
   const auto load_b = [&](int step) {
-#pragma unroll
-    for (int j = 0; j < S::col_blocks / 2; ++j) {
-      load_split<S, false>(b[step / steps_at_once % 2][j], stage.b, j, step);
-    }
+    unroll<S::col_blocks / 2>(
+        [&](int j) { load_split<S, false>(b[step / steps_at_once % 2][j], stage.b, j, step); });
   };
   const auto load_step = [&](int step) {
     load_b(step);
-#pragma unroll
-    for (int i = 0; i < S::row_blocks; ++i) load_a(i, step);
+    unroll<S::row_blocks>([&](int i) { load_a(i, step); });
   };
   if (is_ahead) load_step(0);
 #pragma unroll
@@ -236,78 +225,68 @@ __device__ __forceinline__ void multiply_fragments(typename S::Sums& d, const St
       load_step(step + 1);
     }
     const int now = step / steps_at_once % 2;
-#pragma unroll
-    for (int i = 0; i < S::row_blocks; ++i) {
-      if (!is_present<S>(stage.present, i, step, steps_at_once)) continue;
+    unroll<S::row_blocks>([&](int i) {
+      if (!is_present<S>(stage.present, i, step, steps_at_once)) return;
       if (!is_ahead) load_a(i, step);
         // The smallest products first.
 #pragma unroll
       for (int sum = count - 1; sum >= 0; --sum) {
 #pragma unroll
         for (int of_a = 0; of_a <= sum; ++of_a) {
-#pragma unroll
-          for (int j = 0; j < S::col_blocks; ++j) {
+          unroll<S::col_blocks>([&](int j) {
             const uint32_t(&from)[4] = b[now][j / 2][sum - of_a];
             ptx::add_product(d[i][j], a[now][i][of_a], from[j % 2 * 2], from[j % 2 * 2 + 1],
                              Operand());
-          }
+          });
         }
       }
-    }
+    });
   }
 }
 
 // Four steps of depth 1 from 4 * quad on, of one row or column of an operand. first: of the warp's.
 template <class S, bool is_a>
-__device__ __forceinline__ void load_quad(float (&v)[4], uint32_t from, int line, int quad) {
+__device__ inline void load_quad(float (&v)[4], uint32_t from, int line, int quad) {
   if constexpr (is_a ? S::a_deep : S::b_deep) {
     ptx::load_four(v, from + line * 128 + ((quad ^ (line & 7)) << 4));
   } else {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    unroll<4>([&](int k) {
       const int piece = line % 32 / 4 ^ (k << 1);
       v[k] = __uint_as_float(ptx::load_word(from + line / 32 * S::panel_bytes +
                                             (quad * 4 + k) * 128 + piece * 16 + line % 4 * 4));
-    }
+    });
   }
 }
 
 // Fused multiply-adds in the order of the reduction.
 template <class S>
-__device__ __forceinline__ void multiply_ieee(typename S::Sums& d, const Stage& stage) {
+__device__ inline void multiply_ieee(typename S::Sums& d, const Stage& stage) {
   const int row = warp_row() * S::rows / 2 + lane_id() / 4;
   const int col = warp_col() * S::cols / 2 + lane_id() % 4 * 2;
 #pragma unroll 1
   for (int quad = 0; quad < S::depth / 4; ++quad) {
     float b[S::col_blocks][2][4];
-#pragma unroll
-    for (int j = 0; j < S::col_blocks; ++j) {
+    unroll<S::col_blocks>([&](int j) {
       load_quad<S, false>(b[j][0], stage.b, col + j * 8, quad);
       load_quad<S, false>(b[j][1], stage.b, col + j * 8 + 1, quad);
-    }
-#pragma unroll
-    for (int i = 0; i < S::row_blocks; ++i) {
-      if (!is_present<S>(stage.present, i, quad / 2, 1)) continue;
+    });
+    unroll<S::row_blocks>([&](int i) {
+      if (!is_present<S>(stage.present, i, quad / 2, 1)) return;
       float a[2][4];
       load_quad<S, true>(a[0], stage.a, row + i * 16, quad);
       load_quad<S, true>(a[1], stage.a, row + i * 16 + 8, quad);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-#pragma unroll
-        for (int j = 0; j < S::col_blocks; ++j) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            d[i][j][e] = fmaf(a[e / 2][k], b[j][e % 2][k], d[i][j][e]);
-          }
-        }
-      }
-    }
+      unroll<4>([&](int k) {
+        unroll<S::col_blocks>([&](int j) {
+          unroll<4>([&](int e) { d[i][j][e] = fmaf(a[e / 2][k], b[j][e % 2][k], d[i][j][e]); });
+        });
+      });
+    });
   }
 }
 
 // The warp's view of the stage at `address`, whose presence words are at `present`.
 template <class S>
-__device__ __forceinline__ Stage stage_of(uint32_t address, const uint32_t* present) {
+__device__ inline Stage stage_of(uint32_t address, const uint32_t* present) {
   // The warp's blocks are a whole word, or half of the only one.
   constexpr int blocks_of_word = S::a_deep ? 4 : 8 / S::size;
   static_assert(S::row_blocks == blocks_of_word || (S::a_deep && 2 * S::row_blocks == 4));
@@ -324,43 +303,38 @@ __device__ __forceinline__ Stage stage_of(uint32_t address, const uint32_t* pres
 // Input rows of four neighbouring rows of work, -1 where absent.
 struct Four {
   int row[4] = {-1, -1, -1, -1};
-  __device__ __forceinline__ bool any() const { return (row[0] & row[1] & row[2] & row[3]) >= 0; }
+  __device__ bool any() const { return (row[0] & row[1] & row[2] & row[3]) >= 0; }
 };
 // Of an index block; at: a multiple of 4.
-__device__ __forceinline__ Four four_of_block(const int32_t* at) {
+__device__ inline Four four_of_block(const int32_t* at) {
   const int4 v = __ldg(reinterpret_cast<const int4*>(at));
   return {{v.x, v.y, v.z, v.w}};
 }
 // Entries [first, first + 4) of a list that ends at `end`.
-__device__ __forceinline__ Four four_of_list(const int32_t* list, int64_t first, int64_t end) {
+__device__ inline Four four_of_list(const int32_t* list, int64_t first, int64_t end) {
   Four four;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  unroll<4>([&](int i) {
     if (first + i < end) four.row[i] = __ldg(list + first + i);
-  }
+  });
   return four;
 }
 
 // A piece of four rows of a matrix, `bytes` apart and `from` in the first, to lines 4 *
 // (threadIdx.x / 8) on of the 64 at `to`: eight lanes copy a line.
 template <class S>
-__device__ __forceinline__ void gather(uint32_t to,
-                                       const char* from,
-                                       uint32_t bytes,
-                                       const Four& rows) {
+__device__ inline void gather(uint32_t to, const char* from, uint32_t bytes, const Four& rows) {
   const int piece = threadIdx.x % 8;
   const int line = threadIdx.x / 8 * 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  unroll<4>([&](int i) {
     const int flip = S::a_deep || S::size == 2 ? (line & 7) + i : i << 1;
     ptx::gather_or_zero(to + (line + i) * 128 + ((piece ^ flip) << 4), from, rows.row[i], bytes);
-  }
+  });
 }
 
 // The same, leaving out 16 lines that have nothing, and noting in the byte of each 16 which pieces
 // are present.
 template <class S>
-__device__ __forceinline__ void gather_present(
+__device__ inline void gather_present(
     uint32_t to, const char* from, uint32_t bytes, const Four& rows, uint32_t* word) {
   uint32_t present = __ballot_sync(0xffffffff, rows.any());
   if (present != 0) gather<S>(to, from, bytes, rows);
@@ -375,51 +349,47 @@ struct Place {
   int slot = 0;
   int piece = 0;
 };
-__device__ __forceinline__ Place place_of(int piece, int pieces_of_tap) {
+__device__ inline Place place_of(int piece, int pieces_of_tap) {
   return {piece / pieces_of_tap, piece % pieces_of_tap};
 }
 
 // Lays the warp's sums out as [rows / 2, sums_stride].
 template <class S>
-__device__ __forceinline__ float* lay_out(float* memory, const typename S::Sums& d) {
+__device__ inline float* lay_out(float* memory, const typename S::Sums& d) {
   float* own = memory + threadIdx.x / 32 * (S::rows / 2 * S::sums_stride);
   const int g = lane_id() / 4;
   const int t = lane_id() % 4;
-#pragma unroll
-  for (int i = 0; i < S::row_blocks; ++i) {
-#pragma unroll
-    for (int j = 0; j < S::col_blocks; ++j) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
+  unroll<S::row_blocks>([&](int i) {
+    unroll<S::col_blocks>([&](int j) {
+      unroll<2>([&](int h) {
         *reinterpret_cast<float2*>(own + (i * 16 + h * 8 + g) * S::sums_stride + j * 8 + t * 2) =
             make_float2(d[i][j][h * 2], d[i][j][h * 2 + 1]);
-      }
-    }
-  }
+      });
+    });
+  });
   __syncwarp();
   return own;
 }
 
 // Dynamic shared memory: the ring of stages, later the sums; presence words of each stage; what a
 // kernel has beside them.
-__device__ __forceinline__ unsigned char* memory_of_block() {
+__device__ inline unsigned char* memory_of_block() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
 }
 template <class S>
-__device__ __forceinline__ uint32_t* words_of_block() {
+__device__ inline uint32_t* words_of_block() {
   return reinterpret_cast<uint32_t*>(memory_of_block() + S::ring_bytes);
 }
 
 // Multiplies all stages that the producer fills, and lays the warp's sums out.
 template <class S, class P>
-__device__ __forceinline__ const float* multiply_stages(P* producer) {
+__device__ inline const float* multiply_stages(P* producer) {
   const uint32_t ring_address = ptx::shared_address(memory_of_block());
-#pragma unroll
-  for (int i = 0; i < stages - 1; ++i) {
+  unroll<stages - 1>([&](int i) {
     if (producer->has(i)) producer->fill(i, ring_address + i * S::stage_bytes);
     ptx::copies_commit();
-  }
+  });
   typename S::Sums d = {};
   int ring = 0;
   for (int at = 0; producer->has(at); ++at) {

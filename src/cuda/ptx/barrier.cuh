@@ -9,29 +9,29 @@
 
 namespace voxgemm::cuda::ptx {
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+__device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 // `count` of them, one behind the other.
-__device__ __forceinline__ void barriers_init(uint32_t first, int count, uint32_t arrivals) {
+__device__ inline void barriers_init(uint32_t first, int count, uint32_t arrivals) {
   for (int i = 0; i < count; ++i) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(first + 8 * i), "r"(arrivals)
                  : "memory");
   }
 }
 // Makes initialised barriers visible to the asynchronous copies.
-__device__ __forceinline__ void barrier_init_fence() {
+__device__ inline void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+__device__ inline void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+__device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -44,7 +44,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 }
 
 // Whether it has: asked early, the answer does not wait behind copies that the thread starts since.
-__device__ __forceinline__ bool barrier_test(uint32_t barrier, uint32_t parity) {
+__device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{\n"
@@ -63,14 +63,14 @@ template <int places>
 struct Ring {
   int at = 0;
   uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
+  __device__ void next() {
     if (++at == places) {
       at = 0;
       parity ^= 1;
     }
   }
   // Fewer than `places`, or as many; also back by what was skipped too far.
-  __device__ __forceinline__ void skip_few(int count) {
+  __device__ void skip_few(int count) {
     at += count;
     if (at >= places) {
       at -= places;
@@ -80,41 +80,39 @@ struct Ring {
       parity ^= 1;
     }
   }
-  __device__ __forceinline__ void skip(int count) {
+  __device__ void skip(int count) {
     const int place = at + count;
     parity ^= place / places & 1;
     at = place % places;
   }
   // At most `places` steps.
-  __device__ __forceinline__ Ring before(int steps) const {
+  __device__ Ring before(int steps) const {
     const bool wraps = at < steps;
     return {at - steps + (wraps ? places : 0), parity ^ static_cast<uint32_t>(wraps)};
   }
 };
 
 // Named barrier among `threads` threads of the CTA.
-__device__ __forceinline__ void named_barrier(int id, int threads) {
+__device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // Hands registers of the warpgroup back, or takes them.
 template <int registers>
-__device__ __forceinline__ void registers_down() {
+__device__ inline void registers_down() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
 }
 template <int registers>
-__device__ __forceinline__ void registers_up() {
+__device__ inline void registers_up() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
 }
 
 // Programmatic dependence (sm_90): a launch that overlaps the one before it in the stream starts
 // once every CTA of that one has said so or ended, and then waits until all its writes are visible;
 // returns at once in a launch that does not overlap.
-__device__ __forceinline__ void let_next_launch_start() {
+__device__ inline void let_next_launch_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
-__device__ __forceinline__ void wait_for_last_launch() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
+__device__ inline void wait_for_last_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 }  // namespace voxgemm::cuda::ptx

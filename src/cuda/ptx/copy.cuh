@@ -8,7 +8,7 @@
 namespace voxgemm::cuda::ptx {
 
 // 16 bytes, or 16 zero bytes without reading `from` where `present` is false.
-__device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool present) {
+__device__ inline void copy_16(uint32_t to, const void* from, bool present) {
   const int bytes = present ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
@@ -16,15 +16,15 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool pres
 
 // Arrives at the barrier once this thread's copies so far have landed; counts as one of its
 // arrivals.
-__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
+__device__ inline void copies_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // A box of a three-dimensional tensor; its bytes count towards the barrier.
-__device__ __forceinline__ void copy_box(uint32_t to,
-                                         const void* tensor_map,
-                                         uint32_t barrier,
-                                         int3 origin) {
+__device__ inline void copy_box(uint32_t to,
+                                const void* tensor_map,
+                                uint32_t barrier,
+                                int3 origin) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
@@ -34,28 +34,37 @@ __device__ __forceinline__ void copy_box(uint32_t to,
 
 // Orders what ordinary stores and cp.async wrote to shared memory before reads by wgmma or tensor
 // copies.
-__device__ __forceinline__ void proxy_fence() {
+__device__ inline void proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // 16 bytes of row `row` of rows of `row_bytes` bytes at `from`; zeros, without a read, where row is
-// negative or `outside` is not 0. Three instructions: a gather is bound by their number.
-__device__ __forceinline__ void gather_16(
-    uint32_t to, const void* from, int row, uint32_t row_bytes, int outside) {
+// negative or `outside` is not 0. With `pieces`, 1 to 3, more of them `step` bytes apart in the row
+// and `to_step` apart in shared memory. A gather is bound by the number of instructions: one for
+// each piece, and two for the row.
+template <int pieces = 1, int step = 0, int to_step = 0>
+__device__ inline void gather_16(
+    uint32_t to, const void* from, int row, uint32_t row_bytes, int outside = 0) {
+  static_assert(pieces >= 1 && pieces <= 3);
   asm volatile(
       "{\n"
-      ".reg .pred out, absent;\n"
+      ".reg .pred out, absent, second, third;\n"
       ".reg .b64 at;\n"
       "setp.ne.s32 out, %4, 0;\n"
       "setp.lt.or.s32 absent, %2, 0, out;\n"
+      "setp.gt.s32 second, %9, 1;\n"
+      "setp.gt.s32 third, %9, 2;\n"
       "mad.wide.u32 at, %2, %3, %1;\n"
       "cp.async.cg.shared.global.L2::128B [%0], [at], 16, absent;\n"
+      "@second cp.async.cg.shared.global.L2::128B [%0 + %5], [at + %6], 16, absent;\n"
+      "@third cp.async.cg.shared.global.L2::128B [%0 + %7], [at + %8], 16, absent;\n"
       "}\n" ::"r"(to),
-      "l"(from), "r"(row), "r"(row_bytes), "r"(outside)
+      "l"(from), "r"(row), "r"(row_bytes), "r"(outside), "n"(to_step), "n"(step), "n"(2 * to_step),
+      "n"(2 * step), "n"(pieces)
       : "memory");
 }
 
-__device__ __forceinline__ int4 load_shared_16(uint32_t from) {
+__device__ inline int4 load_shared_16(uint32_t from) {
   int4 v;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -63,45 +72,20 @@ __device__ __forceinline__ int4 load_shared_16(uint32_t from) {
                : "memory");
   return v;
 }
-__device__ __forceinline__ void store_shared(uint32_t to, int value) {
+__device__ inline void store_shared(uint32_t to, int value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
-__device__ __forceinline__ void store_shared_8(uint32_t to, const int2& v) {
+__device__ inline void store_shared_8(uint32_t to, const int2& v) {
   asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
 }
-__device__ __forceinline__ void store_shared_16(uint32_t to, const int4& v) {
+__device__ inline void store_shared_16(uint32_t to, const int4& v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)
                : "memory");
 }
 
-// Pieces of 16 bytes of row `row`, as gather_16: `pieces` of them, 1 to 3, `step` bytes apart in
-// the row and `to_step` apart in shared memory. One instruction each, and two for the row.
-template <int pieces, int step, int to_step>
-__device__ __forceinline__ void gather_pieces(uint32_t to,
-                                              const void* from,
-                                              int row,
-                                              uint32_t row_bytes) {
-  static_assert(pieces >= 1 && pieces <= 3);
-  asm volatile(
-      "{\n"
-      ".reg .pred absent, second, third;\n"
-      ".reg .b64 at;\n"
-      "setp.lt.s32 absent, %2, 0;\n"
-      "setp.gt.s32 second, %8, 1;\n"
-      "setp.gt.s32 third, %8, 2;\n"
-      "mad.wide.u32 at, %2, %3, %1;\n"
-      "cp.async.cg.shared.global.L2::128B [%0], [at], 16, absent;\n"
-      "@second cp.async.cg.shared.global.L2::128B [%0 + %4], [at + %5], 16, absent;\n"
-      "@third cp.async.cg.shared.global.L2::128B [%0 + %6], [at + %7], 16, absent;\n"
-      "}\n" ::"r"(to),
-      "l"(from), "r"(row), "r"(row_bytes), "n"(to_step), "n"(step), "n"(2 * to_step), "n"(2 * step),
-      "n"(pieces)
-      : "memory");
-}
-
 // Brings the 128 bytes around `from` to the second-level cache.
-__device__ __forceinline__ void prefetch(const void* from) {
+__device__ inline void prefetch(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
