@@ -140,6 +140,8 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
     if ((equals >> lane & 1) != 0) to.places[tile] = __popc(equals & ((1U << lane) - 1));
   }
   if (warp == 0 && first_tile + lane < to.tiles_each) to.tile_blocks[tile] = blocks;
+  // What becomes the sum of all.
+  if (thread_index() == 0) to.tile_blocks[gridDim.x / to.slabs_each * to.tiles_each] = 0;
   const int64_t each = cut.groups * int64_t{to.tiles_each};
   for (int64_t chunk = thread_index(); (chunk - 1) * each < to.count; chunk += thread_count()) {
     to.chunk_tiles[chunk] = min(chunk * each, int64_t{to.count});
@@ -284,7 +286,7 @@ ScheduleParts build_schedule(const Context& ctx,
   to.tiles = parts.tiles.as<int4>();
   to.masks = parts.masks.as<uint32_t>();
   launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
-  exclusive_sums(ctx, to.counts, counts);
+  if (slabs > 0) exclusive_sums(ctx, to.counts, counts);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
     blocks = read_back(ctx, to.tile_blocks + tiles) - to.count;
   }

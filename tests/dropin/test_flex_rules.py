@@ -338,9 +338,10 @@ def test_another_gpu_than_the_current_one(layer):
         pytest.skip("needs two GPUs")
     there = torch.device("cuda:1")
     found = []
+    made = layer(60)
     for place in (torch.device("cpu"), there):
         feats, coords, shape, weight, bias = (
-            t if isinstance(t, torch.Size) else t.to(place) for t in layer(60)
+            t if isinstance(t, torch.Size) else t.to(place) for t in made
         )
         leaves = [t.double().detach().requires_grad_() for t in (feats, weight, bias)]
         out, _ = sparse_submanifold_conv3d(leaves[0], coords, shape, *leaves[1:])
