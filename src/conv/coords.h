@@ -50,30 +50,19 @@ namespace cuda {
 
 // These wait for the device.
 void read_back(const Context& ctx, const void* device, void* host, size_t bytes);
-int64_t first_row_outside(const Context& ctx,
-                          const MatrixRef& coords,
-                          const std::array<int64_t, 4>& limits);
+decltype(cpu::first_row_outside) first_row_outside;
 // Does not wait. unique_voxels() and find() of the index do, and throw what went wrong: a box that
 // is too large, or a full table.
-std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
+decltype(cpu::make_index) make_index;
 // Waits once.
-UniqueCoords unique(const Context& ctx, const MatrixRef& coords);
+decltype(cpu::unique) unique;
 // Waits once, a second time where the first table was too small; with max_voxels never.
-Matrix output_coords(const Context& ctx,
-                     const MatrixRef& coords,
-                     const Geometry& geometry,
-                     const OutputOptions& options);
+decltype(cpu::output_coords) output_coords;
 // These do not wait. Where the index of the input side could not be built, all pairs are absent and
 // every entry of pairs_per_tap is negative; check_built() throws then.
-void fill_submanifold_map(const Context& ctx,
-                          const VoxelIndex::State& index,
-                          const MatrixRef& coords,
-                          KernelMap* map);
-void fill_kernel_map(const Context& ctx,
-                     const MatrixRef& in_coords,
-                     const MatrixRef& out_coords,
-                     KernelMap* map);
-void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result);
+decltype(cpu::fill_submanifold_map) fill_submanifold_map;
+decltype(cpu::fill_kernel_map) fill_kernel_map;
+decltype(cpu::fill_transposed) fill_transposed;
 Matrix map_status(const Context& ctx, const KernelMap& map);
 // Throws where the pairs of its first tap say that the map could not be built.
 void check_built(const KernelMap& map, int64_t first_pairs);
