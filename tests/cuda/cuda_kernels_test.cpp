@@ -276,26 +276,32 @@ TEST_F(Kernels, WriteWeightGradientsInF32) {
   }
 }
 
-// A line along x has the taps (kx, 1, 1) and no other.
+// A line along x has the taps (kx, 1, 1) and no other. Where channels of several taps share a step
+// of the matrix instructions, an absent one makes sums NaN, which are then computed once more and
+// in another order: the bits are the same where each tap has its own steps.
 TEST_F(Kernels, NeverMultiplyAnAbsentNeighbour) {
   for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}) {
-    for (const Pass pass : {Pass::forward, Pass::grad_input}) {
-      const Case c = make_case(context(), problem_text(pass, dtype, "subm3 6->17 line:33"));
-      Operands operands = make_operands(c, Fill::reals);
-      Operands poisoned = operands;
-      for (size_t i = 0; i < operands.w.size(); ++i) {
-        const int tap = static_cast<int>(i / (6 * 17));
-        if (tap / 3 % 3 == 1 && tap % 3 == 1) continue;
-        operands.w[i] = 0;
-        poisoned.w[i] = tap % 2 == 0 ? HUGE_VAL : std::nan("");
-      }
-      const Sums expected = judge(context(), c, operands);
-      for (const Kernel& kernel : cuda::kernels()) {
-        if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
-        SCOPED_TRACE(kernel.name + " on " + c.problem.text());
-        const auto sums = run_on_device(c, kernel, poisoned);
-        EXPECT_TRUE(within_bound(sums, expected, {sum_dtype(dtype), dtype}));
-        EXPECT_TRUE(same_bits(sums, run_on_device(c, kernel, operands)));
+    for (const char* layer : {"subm3 6->17 line:33", "subm3 16->48 line:33"}) {
+      for (const Pass pass : {Pass::forward, Pass::grad_input}) {
+        const Case c = make_case(context(), problem_text(pass, dtype, layer));
+        const auto tap_size = static_cast<size_t>(c.problem.c_in * c.problem.c_out);
+        Operands operands = make_operands(c, Fill::reals);
+        Operands poisoned = operands;
+        for (size_t i = 0; i < operands.w.size(); ++i) {
+          const int tap = static_cast<int>(i / tap_size);
+          if (tap / 3 % 3 == 1 && tap % 3 == 1) continue;
+          operands.w[i] = 0;
+          poisoned.w[i] = tap % 2 == 0 ? HUGE_VAL : std::nan("");
+        }
+        const Sums expected = judge(context(), c, operands);
+        for (const Kernel& kernel : cuda::kernels()) {
+          if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+          SCOPED_TRACE(kernel.name + " on " + c.problem.text());
+          const auto sums = run_on_device(c, kernel, poisoned);
+          EXPECT_TRUE(within_bound(sums, expected, {sum_dtype(dtype), dtype}));
+          if (c.problem.c_in % 16 != 0) continue;
+          EXPECT_TRUE(same_bits(sums, run_on_device(c, kernel, operands)));
+        }
       }
     }
   }

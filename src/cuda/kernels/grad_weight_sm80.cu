@@ -196,8 +196,7 @@ struct GradProducer {
   }
 };
 
-// Writes the warp's part of the tile: finished weights, or sums. Lanes go along the contiguous
-// channels.
+// Writes the warp's part of the tile: finished weights, or sums. Lanes go along the input channels.
 template <class C>
 __device__ inline void write_gradient(const GradParams& p,
                                       const GradTile& tile,
@@ -205,14 +204,12 @@ __device__ inline void write_gradient(const GradParams& p,
   constexpr int rows = C::rows / 2;
   constexpr int cols = C::cols / 2;
   const int column = tile.column + warp_col() * cols;
-  const bool along_in = p.w.in_stride == 1;
-  for (int r = along_in ? lane_id() : 0; r < rows; r += along_in ? 32 : 1) {
+  for (int r = lane_id(); r < rows; r += 32) {
     const int line = warp_row() * rows + r;
     const Place of = place_of(tile.first_piece + line / C::per_piece, p.pieces);
     const int in = of.piece * C::per_piece + line % C::per_piece;
     if (of.slot >= tile.taps || in >= p.c_in) continue;
-    for (int c = along_in ? 0 : lane_id(); c < cols && column + c < p.c_out;
-         c += along_in ? 1 : 32) {
+    for (int c = 0; c < cols && column + c < p.c_out; ++c) {
       const WeightPlace at = {tile.first_tap + of.slot, in, column + c};
       const float sum = laid_out[r * C::sums_stride + c];
       if (p.slices == 1) {
@@ -245,20 +242,19 @@ void run_grad_weight(const Context& ctx, const Variant& variant, const ConvArgs&
   p.tile_rows = args.schedule->options().tile_rows;
   // Every group has every row.
   p.group_tiles = ceil_div(p.rows, p.tile_rows);
-  const bool along_in = p.w.in_stride == 1;
   std::shared_ptr<void> sums;
   if (p.slices > 1) {
     sums = ctx.allocate(sizeof(float) * p.slices * p.w_size());
     p.w.data = sums.get();
-    p.w.tap_stride = along_in ? p.c_in : int64_t{p.c_in} * p.c_out;
-    p.w.in_stride = along_in ? 1 : p.c_out;
-    p.w.out_stride = along_in ? int64_t{p.taps} * p.c_in : 1;
+    p.w.tap_stride = p.c_in;
+    p.w.in_stride = 1;
+    p.w.out_stride = int64_t{p.taps} * p.c_in;
   }
   launch(ctx, {.blocks = p.cut.ctas(), .threads = threads, .shared_bytes = C::shared_bytes},
          grad_weight<C>, p);
   if (p.slices == 1) return;
   launch(ctx, {.blocks = ceil_div(p.w_size(), 256)}, add_slices<typename C::T>, PassArgs(args),
-         static_cast<const float*>(p.w.data), p.slices, along_in);
+         static_cast<const float*>(p.w.data), p.slices);
 }
 
 template <Math math>

@@ -112,9 +112,9 @@ struct Producer {
     const uint32_t from = shared.slots + slots.at * C::slot_bytes + threadIdx.x / 8 * 16;
     const int tap = threadIdx.x % 8 * 8 / C::width;
     unroll<C::sets>([&](int k) {
-      lists.in[k] = ptx::load_shared_16(from + (k * C::block_taps + tap) * batch_rows * 4);
+      lists.in[k] = ptx::shared<int4>(from + (k * C::block_taps + tap) * batch_rows * 4);
     });
-    lists.out = ptx::load_shared_16(from + C::taps * batch_rows * 4);
+    lists.out = ptx::shared<int4>(from + C::taps * batch_rows * 4);
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.slot_free + 8 * slots.at);
     slots.next();
@@ -125,8 +125,8 @@ struct Producer {
   __device__ Lists read_queue() {
     Lists lists;
     const uint32_t from = shared.slots + (head + threadIdx.x / 8 * 4) * 8;
-    const int4 first = ptx::load_shared_16(from);
-    const int4 second = ptx::load_shared_16(from + 16);
+    const int4 first = ptx::shared<int4>(from);
+    const int4 second = ptx::shared<int4>(from + 16);
     lists.in[0] = make_int4(first.x, first.z, second.x, second.z);
     lists.out = make_int4(first.y, first.w, second.y, second.w);
     head = head + batch_rows == C::queue_rows ? 0 : head + batch_rows;

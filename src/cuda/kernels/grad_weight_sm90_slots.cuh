@@ -180,12 +180,12 @@ struct BatchIndexer {
       if (list != nullptr) {
         ptx::copy_16(to, list + at, true);
       } else if (C::block_taps > 1 && j < C::taps) {
-        ptx::store_shared_16(to, make_int4(-1, -1, -1, -1));
+        ptx::shared<int4>(to) = make_int4(-1, -1, -1, -1);
       }
     }
     if (left < batch_rows) {
       for (int i = lane(); i < batch_rows; i += 32) {
-        ptx::store_shared(slot + (C::taps * batch_rows + i) * 4, i < left ? __ldg(order + i) : -1);
+        ptx::shared<int>(slot + (C::taps * batch_rows + i) * 4) = i < left ? __ldg(order + i) : -1;
       }
     }
     finish(chosen.note);
@@ -315,7 +315,7 @@ struct RowIndexer {
 
   __device__ void store(int at, int in, int out) const {
     if (at >= C::queue_rows) at -= C::queue_rows;
-    ptx::store_shared_8(shared.slots + at * 8, make_int2(in, out));
+    ptx::shared<int2>(shared.slots + at * 8) = make_int2(in, out);
   }
 };
 

@@ -10,8 +10,7 @@
 // of its next one, cut in stages of eight pieces (64 channels of 16 bits, 32 of f32): 8 channels or
 // 96 waste nothing, and a stage can have several taps. A thread copies the same piece of every
 // stage, of four rows in each 64, and holds the input rows of the tap it is at and of the next one,
-// which so have a stage or more to arrive. In natural order a tap has whole steps of the
-// instructions to itself, and one that all rows lack multiplies nothing.
+// which so have a stage or more to arrive.
 //
 // A stage: x [rows, 8 pieces], one panel, and W [8 pieces, cols], one deep panel where input
 // channels are contiguous, else panels of 128 bytes of columns with a line for each channel
@@ -21,8 +20,8 @@
 //
 // Slices: CTA (tile, columns, slice) takes one part of the stages and leaves f32 sums, which
 // finish() adds in order. Groups (more than 32 taps by mask, or each tap): every group has every
-// row. Where their sums are small they are slices in one launch; else a launch for each, in order,
-// which adds to the sums that the one before left. So the bits do not depend on timing.
+// row; they have a launch each, in order, which adds to the sums that the one before left. So the
+// bits do not depend on timing.
 //
 // Sums leave through shared memory, 16 bytes a lane in whole rows; those that came out NaN are
 // computed once more (pass.cuh).
@@ -31,14 +30,10 @@
 
 namespace voxgemm::cuda::sm80 {
 
-// tiles and masks are those of the launch's group, or of all.
 struct ConvParams : TileParams {
-  int x_pieces = 0;  // of `pieces`, those that a tap's channels fill; the others are zero
   int groups = 1;
-  bool together = false;  // all groups are in this launch and have sums of their own
-  bool first_group = true;
-  bool last_group = true;
-  float* sums = nullptr;  // [slices or groups, rows, sums_stride], or null where none are kept
+  int group = 0;          // of the launch
+  float* sums = nullptr;  // [slices, rows, sums_stride], or null where none are kept
   int64_t sums_stride = 0;
 };
 
@@ -59,7 +54,6 @@ struct ConvTile {
   int64_t first = 0;  // position of its first row
   int64_t first_block = 0;
   int rows = 0;
-  int group = 0;
   uint32_t mask = 0;
   int taps = 0;
 };
@@ -77,7 +71,6 @@ __device__ inline ConvTile load_tile(const ConvParams& p, int64_t number) {
   tile.first = entry.x;
   tile.first_block = entry.y;
   tile.rows = entry.z;
-  tile.group = entry.w;
   unroll<C::rows / 64>([&](int i) { tile.mask |= __ldg(p.masks + number * (C::rows / 64) + i); });
   tile.taps = __popc(tile.mask);
   return tile;
@@ -100,7 +93,7 @@ struct Producer {
 
   __device__ void start() {
     if (threadIdx.x < 32 && p.tiles != nullptr && (tile.mask >> threadIdx.x & 1) != 0) {
-      const int first_tap = tile.group * p.taps / p.groups;
+      const int first_tap = p.group * p.taps / p.groups;
       const int slot = __popc(tile.mask & ((1u << threadIdx.x) - 1));
       taps[slot] = p.weight_tap(first_tap + static_cast<int>(threadIdx.x));
     }
@@ -114,10 +107,8 @@ struct Producer {
   // ring: which of the stages; address: of it.
   __device__ void fill(int ring, uint32_t address) {
     const auto* from = static_cast<const char*>(p.x.data) + x.piece * 16;
-    // Behind a row's last piece may lie anything, NaN too.
-    const bool inside = x.piece < p.x_pieces;
     unroll<C::rows / 64>([&](int i) {
-      gather_present<C>(address + i * 8192, from, p.x_row_bytes, inside ? rows[i] : Four(),
+      gather_present<C>(address + i * 8192, from, p.x_row_bytes, rows[i],
                         present + ring * C::a_words + i);
     });
     copy_weights(address + C::a_bytes);
@@ -137,11 +128,9 @@ struct Producer {
   // Eight pieces on; whether that is another tap.
   __device__ bool advance(Place* place) const {
     const int slot = place->slot;
-    place->piece += 8;
-    if (p.pieces < 8) {
-      place->slot += place->piece / p.pieces;
-      place->piece %= p.pieces;
-    } else if (place->piece >= p.pieces) {
+    place->slot += 8 / p.pieces;
+    place->piece += 8 % p.pieces;
+    if (place->piece >= p.pieces) {
       place->piece -= p.pieces;
       ++place->slot;
     }
@@ -167,7 +156,7 @@ struct Producer {
   }
 
   __device__ void copy_weights(uint32_t to) const {
-    const bool inside = w.slot < tile.taps && w.piece < p.x_pieces;
+    const bool inside = w.slot < tile.taps;
     int tap = 0;
     if (inside) {
       tap = p.tiles != nullptr ? static_cast<int>(taps[w.slot]) : p.weight_tap(w.slot);
@@ -180,8 +169,8 @@ struct Producer {
       from += w.piece * C::per_piece + (column + line) * p.w.out_stride;
       to += line * 128 + ((piece ^ (line & 7)) << 4);
       unroll<C::cols / 16>([&](int i) {
-        ptx::copy_or_zero(to + i * 2048, from + i * 16 * p.w.out_stride,
-                          inside && column + line + i * 16 < p.c_out);
+        ptx::copy_16(to + i * 2048, from + i * 16 * p.w.out_stride,
+                     inside && column + line + i * 16 < p.c_out);
       });
     } else {
       // Sixteen lanes copy a line, or two lines.
@@ -197,9 +186,9 @@ struct Producer {
       unroll<C::per_piece / lines>([&](int i) {
         const int at = line + i * lines;
         const int flip = C::size == 2 ? at & 7 : (at & 3) << 1;
-        ptx::copy_or_zero(to + i * lines * 128 + (((piece % 8) ^ flip) << 4),
-                          from + i * lines * p.w.in_stride,
-                          inside && channel + i * lines < p.c_in && n < p.c_out);
+        ptx::copy_16(to + i * lines * 128 + (((piece % 8) ^ flip) << 4),
+                     from + i * lines * p.w.in_stride,
+                     inside && channel + i * lines < p.c_in && n < p.c_out);
       });
     }
   }
@@ -225,10 +214,9 @@ __device__ inline void write_tile(const ConvParams& p,
     float v[count] = {};
     add_sums<false>(laid_out + r * C::sums_stride + at, v);
     if (p.sums != nullptr) {
-      const unsigned part = p.together ? tile.group : blockIdx.y;
-      float* sums = p.sums + (part * p.rows + row) * p.sums_stride + n;
-      if (!p.first_group) add_sums<false>(sums, v);
-      if (p.slices > 1 || !p.last_group) {
+      float* sums = p.sums + (blockIdx.y * p.rows + row) * p.sums_stride + n;
+      if (p.group > 0) add_sums<false>(sums, v);
+      if (p.slices > 1 || p.group < p.groups - 1) {
 #pragma unroll
         for (int i = 0; i < count; i += 4) {
           *reinterpret_cast<float4*>(sums + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
@@ -244,9 +232,11 @@ template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     convolve(const __grid_constant__ ConvParams p) {
   if constexpr (runs_here<C::math>()) {
-    const ConvTile tile = load_tile<C>(p, blockIdx.x / p.column_blocks);
+    // Every group has every row, and so many CTAs.
+    const ConvTile tile =
+        load_tile<C>(p, (int64_t{p.group} * gridDim.x + blockIdx.x) / p.column_blocks);
     // Sums that it would only read and write.
-    if (tile.taps == 0 && !p.first_group && !p.last_group) return;
+    if (tile.taps == 0 && p.group > 0 && p.group < p.groups - 1) return;
     Producer<C> producer{p, tile, words_of_block<C>()};
     producer.start();
     __syncthreads();
@@ -257,43 +247,25 @@ __global__ void __launch_bounds__(threads, C::ctas_of_sm)
 template <class C>
 void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) {
   ConvParams p = {TileParams(variant, args)};
-  p.x_pieces = p.pieces;
-  constexpr bool in_double_steps = C::math == Math::bf16x3 || C::math == Math::bf16x6;
-  const int pieces_of_step = variant.masked() ? 1 : in_double_steps ? 4 : 2;
-  p.pieces = static_cast<int>(ceil_div(p.x_pieces, pieces_of_step)) * pieces_of_step;
   p.slices = variant.slices;
   // Whole pieces of y.
   p.sums_stride = ceil_div(p.c_out, 8) * 8;
   p.groups = variant.groups(p.taps);
-  constexpr int64_t small_sums = int64_t{128} << 20;
-  const int64_t sums_bytes = sizeof(float) * p.rows * p.sums_stride;
-  p.together = p.groups > 1 && p.slices == 1 && p.groups * sums_bytes <= small_sums;
-  const int at_once = p.together ? p.groups : 1;  // groups of a launch
-  const int parts = at_once * p.slices;
-  std::shared_ptr<void> sums;
-  if (p.groups > 1 || p.slices > 1) {
-    sums = ctx.allocate(parts * sums_bytes);
-    p.sums = static_cast<float*>(sums.get());
-  }
-  // Every group has every row.
-  const int64_t tiles = ceil_div(p.rows, C::rows);
-  for (int group = 0; group < p.groups; group += at_once) {
-    p.first_group = group == 0;
-    p.last_group = group == p.groups - 1;
+  const bool kept = p.groups > 1 || p.slices > 1;
+  const std::shared_ptr<void> memory =
+      make_room(ctx, Room{&p.sums, kept ? p.slices * p.rows * p.sums_stride : 0});
+  for (; p.group < p.groups; ++p.group) {
     launch(ctx,
-           {.blocks = at_once * tiles * p.column_blocks,
+           {.blocks = ceil_div(p.rows, C::rows) * p.column_blocks,
             .columns = p.slices,
             .threads = threads,
             .shared_bytes = C::shared_bytes},
            convolve<C>, p);
-    if (p.together || p.last_group) break;
-    p.tiles += tiles;
-    p.masks += tiles * (C::rows / 64);
   }
-  if (parts == 1) return;
+  if (p.slices == 1) return;
   const int64_t pieces = p.rows * ceil_div(p.c_out, C::per_piece);
   launch(ctx, {.blocks = ceil_div(pieces, 256)}, finish<typename C::T>, p, p.sums, p.sums_stride,
-         parts);
+         p.slices);
 }
 
 template <Math math>

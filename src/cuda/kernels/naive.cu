@@ -31,7 +31,7 @@ void forward(const Context& ctx, const PassArgs& p) {
   });
 }
 
-// partial: [slices, taps, c_in, c_out].
+// partial: [slices, c_out, taps, c_in].
 template <class T>
 __global__ void __launch_bounds__(32 * warps)
     naive_grad_weight(PassArgs p, int slices, Sum<T>* partial) {
@@ -60,10 +60,9 @@ __global__ void __launch_bounds__(32 * warps)
       }
     }
   }
-  Sum<T>* to = partial + ((slice * p.taps + tap) * p.c_in + k0) * p.c_out + column;
-  for (int k = 0; k < at_once && k0 + k < p.c_in && column < p.c_out; ++k, to += p.c_out) {
-    *to = sums[k];
-  }
+  if (column >= p.c_out) return;
+  Sum<T>* to = partial + slice * p.w_size() + (int64_t{column} * p.taps + tap) * p.c_in + k0;
+  for (int k = 0; k < at_once && k0 + k < p.c_in; ++k) to[k] = sums[k];
 }
 
 template <class T>
@@ -82,7 +81,7 @@ void grad_weight(const Context& ctx, const PassArgs& p) {
           .columns = ceil_div(p.c_out, 32),
           .threads = 32 * warps},
          naive_grad_weight<T>, p, slices, partial);
-  launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, partial, slices, false);
+  launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, partial, slices);
 }
 
 std::string why_not(const Kernel& kernel, const Problem& problem) {

@@ -124,27 +124,15 @@ struct PassArgs : ConvArgs, Sizes {
   }
 };
 
-// dw from the sums of slices, in order: each [taps, c_in, c_out] or, along_in, [c_out, taps, c_in].
+// dw from the sums of slices, in order: each [c_out, taps, c_in].
 template <class T>
-__global__ void add_slices(const __grid_constant__ PassArgs p,
-                           const Sum<T>* sums,
-                           int slices,
-                           bool along_in) {
+__global__ void add_slices(const __grid_constant__ PassArgs p, const Sum<T>* sums, int slices) {
   const int64_t size = p.w_size();
   for (int64_t i = thread_index(); i < size; i += thread_count()) {
     Sum<T> sum = sums[i];
     for (int slice = 1; slice < slices; ++slice) sum += sums[slice * size + i];
-    WeightPlace at;
-    if (along_in) {
-      at.in = static_cast<int>(i % p.c_in);
-      at.tap = static_cast<int>(i / p.c_in % p.taps);
-      at.out = static_cast<int>(i / p.c_in / p.taps);
-    } else {
-      at.out = static_cast<int>(i % p.c_out);
-      at.in = static_cast<int>(i / p.c_out % p.c_in);
-      at.tap = static_cast<int>(i / p.c_out / p.c_in);
-    }
-    p.finish_gradient<T>(at, sum);
+    const auto line = static_cast<int>(i / p.c_in);
+    p.finish_gradient<T>({line % p.taps, static_cast<int>(i % p.c_in), line / p.taps}, sum);
   }
 }
 

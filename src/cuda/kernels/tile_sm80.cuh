@@ -130,7 +130,7 @@ __device__ inline void load_fragment(uint32_t (&f)[4], uint32_t from, int block,
     unroll<4>([&](int q) {
       const int far = is_a ? q % 2 : q / 2;
       const int down = is_a ? q / 2 : q % 2;
-      f[q] = ptx::load_word((panel + down * 512) ^ ((block % 2 * 4 + far * 2) << 4));
+      f[q] = ptx::shared<uint32_t>((panel + down * 512) ^ ((block % 2 * 4 + far * 2) << 4));
     });
   }
 }
@@ -248,12 +248,16 @@ __device__ inline void multiply_fragments(typename S::Sums& d, const Stage& stag
 template <class S, bool is_a>
 __device__ inline void load_quad(float (&v)[4], uint32_t from, int line, int quad) {
   if constexpr (is_a ? S::a_deep : S::b_deep) {
-    ptx::load_four(v, from + line * 128 + ((quad ^ (line & 7)) << 4));
+    const auto four = ptx::shared<float4>(from + line * 128 + ((quad ^ (line & 7)) << 4));
+    v[0] = four.x;
+    v[1] = four.y;
+    v[2] = four.z;
+    v[3] = four.w;
   } else {
     unroll<4>([&](int k) {
       const int piece = line % 32 / 4 ^ (k << 1);
-      v[k] = __uint_as_float(ptx::load_word(from + line / 32 * S::panel_bytes +
-                                            (quad * 4 + k) * 128 + piece * 16 + line % 4 * 4));
+      v[k] = ptx::shared<float>(from + line / 32 * S::panel_bytes + (quad * 4 + k) * 128 +
+                                piece * 16 + line % 4 * 4);
     });
   }
 }
@@ -327,7 +331,7 @@ __device__ inline void gather(uint32_t to, const char* from, uint32_t bytes, con
   const int line = threadIdx.x / 8 * 4;
   unroll<4>([&](int i) {
     const int flip = S::a_deep || S::size == 2 ? (line & 7) + i : i << 1;
-    ptx::gather_or_zero(to + (line + i) * 128 + ((piece ^ flip) << 4), from, rows.row[i], bytes);
+    ptx::gather_16(to + (line + i) * 128 + ((piece ^ flip) << 4), from, rows.row[i], bytes);
   });
 }
 

@@ -5,13 +5,44 @@
 
 #include <cstdint>
 
+#include "cuda/unroll.cuh"
+
 namespace voxgemm::cuda::ptx {
 
-// 16 bytes, or 16 zero bytes without reading `from` where `present` is false.
+// What lies at an address in shared memory.
+template <class T>
+__device__ inline T& shared(uint32_t address) {
+  return *static_cast<T*>(__cvta_shared_to_generic(address));
+}
+
+// 16 bytes, or 16 zero bytes without reading `from` where `present` is false. sm_75 copies through
+// registers, and its copies are done when the thread is.
 __device__ inline void copy_16(uint32_t to, const void* from, bool present) {
-  const int bytes = present ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  shared<int4>(to) = present ? __ldg(static_cast<const int4*>(from)) : int4{};
+#else
+  asm volatile(
+      "{\n"
+      ".reg .pred absent;\n"
+      "setp.eq.s32 absent, %2, 0;\n"
+      "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, absent;\n"
+      "}\n" ::"r"(to),
+      "l"(from), "r"(static_cast<int>(present))
+      : "memory");
+#endif
+}
+// Closes the group of this thread's copies since the last one.
+__device__ inline void copies_commit() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Returns when at most `pending` groups of this thread are unfinished.
+template <int pending>
+__device__ inline void copies_wait() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
 }
 
 // Arrives at the barrier once this thread's copies so far have landed; counts as one of its
@@ -46,6 +77,10 @@ template <int pieces = 1, int step = 0, int to_step = 0>
 __device__ inline void gather_16(
     uint32_t to, const void* from, int row, uint32_t row_bytes, int outside = 0) {
   static_assert(pieces >= 1 && pieces <= 3);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  const uint64_t offset = uint64_t{static_cast<uint32_t>(row)} * row_bytes;
+  copy_16(to, static_cast<const char*>(from) + offset, row >= 0);
+#else
   asm volatile(
       "{\n"
       ".reg .pred out, absent, second, third;\n"
@@ -62,8 +97,10 @@ __device__ inline void gather_16(
       "l"(from), "r"(row), "r"(row_bytes), "r"(outside), "n"(to_step), "n"(step), "n"(2 * to_step),
       "n"(2 * step), "n"(pieces)
       : "memory");
+#endif
 }
 
+// As statements, which the compiler does not look for far and wide: among wgmma that takes minutes.
 __device__ inline int4 load_shared_16(uint32_t from) {
   int4 v;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -71,12 +108,6 @@ __device__ inline int4 load_shared_16(uint32_t from) {
                : "r"(from)
                : "memory");
   return v;
-}
-__device__ inline void store_shared(uint32_t to, int value) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
-}
-__device__ inline void store_shared_8(uint32_t to, const int2& v) {
-  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
 }
 __device__ inline void store_shared_16(uint32_t to, const int4& v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),

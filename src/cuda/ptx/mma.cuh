@@ -32,38 +32,20 @@ __device__ inline void load_matrices_transposed(uint32_t (&d)[4], uint32_t from)
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                : "r"(from));
 }
-__device__ inline uint32_t load_word(uint32_t from) {
-  uint32_t word;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from));
-  return word;
-}
-__device__ inline void load_four(float (&v)[4], uint32_t from) {
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
-               : "r"(from));
-}
 
 // A tag, for operands of 32 bits.
 struct Tf32 {};
 
-// What the names of instructions say of the operands' type.
+// What instructions call the operands' type.
 template <class T>
-struct OperandWords;
+constexpr char operand_name[] = "f16";
 template <>
-struct OperandWords<__half> {
-  static constexpr int depth = 16;
-  static constexpr char type[] = "f16";
-};
+constexpr char operand_name<__nv_bfloat16>[5] = "bf16";
 template <>
-struct OperandWords<__nv_bfloat16> {
-  static constexpr int depth = 16;
-  static constexpr char type[] = "bf16";
-};
-template <>
-struct OperandWords<Tf32> {
-  static constexpr int depth = 8;
-  static constexpr char type[] = "tf32";
-};
+constexpr char operand_name<Tf32>[5] = "tf32";
+// Along the sum, of one instruction: 32 bytes.
+template <class T>
+constexpr int operand_depth = sizeof(T) == 2 ? 16 : 8;
 
 // sm_75 has an instruction for half as deep f16 operands.
 template <class T>
@@ -74,15 +56,14 @@ __device__ inline void add_product(
     asm("mma.sync.aligned.m16n8k8.row.col.f32.%7.%7.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(half == 0 ? b0 : b1),
-          "C"(OperandWords<T>::type));
+        : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(half == 0 ? b0 : b1), "C"(operand_name<T>));
   });
 #else
   asm("mma.sync.aligned.m16n8k%10.row.col.f32.%11.%11.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "n"(OperandWords<T>::depth),
-        "C"(OperandWords<T>::type));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "n"(operand_depth<T>),
+        "C"(operand_name<T>));
 #endif
 }
 
@@ -97,38 +78,6 @@ __device__ inline uint32_t to_bf16(float first, float second) {
   uint32_t both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
   return both;
-}
-
-// copy_16 for every architecture: sm_75 copies through registers, and its copies are done when the
-// thread is.
-__device__ inline void copy_or_zero(uint32_t to, const void* from, bool present) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  store_shared_16(to, present ? __ldg(static_cast<const int4*>(from)) : make_int4(0, 0, 0, 0));
-#else
-  copy_16(to, from, present);
-#endif
-}
-// 16 bytes of a row at `from` of rows of `row_bytes` bytes; zeros where row is negative.
-__device__ inline void gather_or_zero(uint32_t to, const void* from, int row, uint32_t row_bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  const uint64_t offset = static_cast<uint64_t>(static_cast<uint32_t>(max(row, 0))) * row_bytes;
-  copy_or_zero(to, static_cast<const char*>(from) + offset, row >= 0);
-#else
-  gather_16(to, from, row, row_bytes);
-#endif
-}
-// Closes the group of this thread's copies since the last one.
-__device__ inline void copies_commit() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-// Returns when at most `pending` groups of this thread are unfinished.
-template <int pending>
-__device__ inline void copies_wait() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-#endif
 }
 
 }  // namespace voxgemm::cuda::ptx

@@ -84,7 +84,7 @@ __device__ inline void wgmma(float (&d)[columns / 2], uint64_t a, uint64_t b) {
         "+f"(s(110)), "+f"(s(111)), "+f"(s(112)), "+f"(s(113)), "+f"(s(114)), "+f"(s(115)),
         "+f"(s(116)), "+f"(s(117)), "+f"(s(118)), "+f"(s(119)), "+f"(s(120)), "+f"(s(121)),
         "+f"(s(122)), "+f"(s(123)), "+f"(s(124)), "+f"(s(125)), "+f"(s(126)), "+f"(s(127))
-      : "l"(a), "l"(b), "n"(columns), "n"(OperandWords<T>::depth), "C"(OperandWords<T>::type),
+      : "l"(a), "l"(b), "n"(columns), "n"(operand_depth<T>), "C"(operand_name<T>),
         "C"(comment<columns == 32>), "C"(comment<columns == 64>), "C"(comment<columns == 128>),
         "C"(comment<columns == 256>), "C"(comment<!says_layout>), "n"(transposed_a),
         "n"(transposed_b), "C"(comment<says_layout>));
