@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <numeric>
 #include <vector>
 
 #include "core/dispatch.h"
@@ -23,10 +21,6 @@ using grad_weight_sm90::Config;
 using grad_weight_sm90::Params;
 using sm80::Math;
 
-// A team needs this many rows of a tap, or batches, to be worth its partial sums.
-constexpr int64_t rows_per_team = 512;
-constexpr int64_t batches_per_team = 4;
-
 // Into how many parts the channel blocks are cut: large teams read the same rows at the same time,
 // but all multiprocessors should be busy.
 int parts_of(int blocks, int multiprocessors) {
@@ -41,26 +35,6 @@ int parts_of(int blocks, int multiprocessors) {
   return best;
 }
 
-// Deals taps to groups so that these are alike: those nearer to the kernel's centre, which more
-// rows have, one to each, the others in turn forth and back.
-void deal_taps(const Geometry& geometry, int taps_of_group, Params* p) {
-  const auto distance = [&](int tap) {
-    const auto [x, y, z] = geometry.size;
-    const auto from_centre = [](int at, int size) { return std::abs(2 * at - size + 1); };
-    return from_centre(tap / (y * z), x) + from_centre(tap / z % y, y) + from_centre(tap % z, z);
-  };
-  std::vector<int> taps(p->taps);
-  std::iota(taps.begin(), taps.end(), 0);
-  std::ranges::stable_sort(taps, {}, distance);
-  std::ranges::fill(p->group_taps, int8_t{-1});
-  for (int i = 0; i < p->taps; ++i) {
-    const int round = i / p->groups;
-    const int turn = i % p->groups;
-    const int group = round % 2 == 0 ? turn : p->groups - 1 - turn;
-    p->group_taps[group * taps_of_group + round] = static_cast<int8_t>(taps[i]);
-  }
-}
-
 // x, dy: as the kernel reads them.
 template <class C>
 void run(const Context& ctx, const ConvArgs& args, const MatrixRef& x, const MatrixRef& dy) {
@@ -73,32 +47,32 @@ void run(const Context& ctx, const ConvArgs& args, const MatrixRef& x, const Mat
   p.groups = static_cast<int>(ceil_div(p.taps, C::taps));
   p.out_blocks = static_cast<int>(ceil_div(p.c_out, C::columns));
   p.blocks = static_cast<int>(ceil_div(p.c_in, C::ins)) * p.out_blocks;
-  Grid adding = {.blocks = C::piece_size / 1024, .threads = add_threads, .overlaps = true};
-  int pieces = 1;  // of a team
   if (C::scheduled) {
-    deal_taps(args.map->geometry, C::taps, &p);
     p.members = p.groups * p.blocks;
-    const int64_t useful_teams = ceil_div(p.batches(true), batches_per_team);
-    p.teams = static_cast<int>(std::clamp<int64_t>(multiprocessors(ctx) / p.members, 1,
-                                                   std::max<int64_t>(useful_teams, 1)));
-    adding.columns = p.teams == 1 ? 0 : p.members;
   } else {
-    p.parts = parts_of(p.blocks, multiprocessors(ctx));
+    p.parts = std::min(parts_of(p.blocks, multiprocessors(ctx)), C::most_taps / p.taps);
     p.members = static_cast<int>(ceil_div(p.blocks, p.parts));
-    const int64_t useful_teams = p.groups * p.parts * ceil_div(p.rows, rows_per_team);
-    p.teams = static_cast<int>(std::min<int64_t>(multiprocessors(ctx) / p.members, useful_teams));
-    pieces = 2;
-    adding.columns = std::min(p.taps * p.parts, p.teams - 1) * int64_t{p.members};
-    adding.shared_bytes = sizeof(grad_weight_sm90::AxisPlace) * (p.taps + 1);
+    p.entries = p.taps * p.parts;
   }
+  const int64_t useful_teams = p.entries * ceil_div(p.rows, C::rows_per_team);
+  p.teams = static_cast<int>(
+      std::max<int64_t>(std::min<int64_t>(multiprocessors(ctx) / p.members, useful_teams), 1));
+  const int64_t slots = p.teams + (C::scheduled ? 1 : p.teams);
+  const size_t axis_bytes = sizeof(grad_weight_sm90::AxisPlace) * (p.entries + 1);
   const std::shared_ptr<void> memory =
-      make_room(ctx, Room{&p.partials, int64_t{pieces} * p.teams * p.members * C::piece_size});
+      make_room(ctx, Room{&p.partials, slots * p.members * C::piece_size});
   launch(ctx,
          {.blocks = int64_t{p.teams} * p.members,
           .threads = C::threads,
-          .shared_bytes = C::fixed_bytes + adding.shared_bytes},
+          .shared_bytes = C::fixed_bytes + axis_bytes},
          grad_weight_sm90::grad_weight<C>, p);
-  launch(ctx, adding, add_pieces<C>, p);
+  launch(ctx,
+         {.blocks = C::piece_size / 1024,
+          .columns = int64_t{p.members} * std::min(p.entries, p.teams - 1),
+          .threads = add_threads,
+          .shared_bytes = axis_bytes,
+          .overlaps = true},
+         add_pieces<C>, p);
 }
 
 // Groups of a masked schedule have that many taps at most.

@@ -13,9 +13,9 @@
 //     of x and dy are read from the second-level cache.
 //   One tap a group (many channels: arithmetic is the limit): rows that have the tap are gathered
 //     from the map's table, 64 make a batch, and no absent row is read. The teams take equal pieces
-//     of one axis of taps, each as long as its work; members of a team read the same rows,
-//     different channel blocks. A tap that is cut is divided by chunks of 64 rows, spread evenly:
-//     chunk c lies at the fraction of c * 0.618... within it.
+//     of one axis of taps (Axis); members of a team read the same rows, different channel blocks. A
+//     tap that is cut is divided by chunks of 64 rows, spread evenly: chunk c lies at the fraction
+//     of c * 0.618... within it.
 // Nothing of it depends on timing, and what a CTA does not do alone is left as f32 partial sums,
 // which add_pieces() adds in the order of teams.
 //
@@ -375,13 +375,13 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
   shared.slot_full = shared.free + 8 * C::batches;
   shared.slot_free = shared.slot_full + 8 * C::slots;
   behind += 16 * (C::batches + C::slots);
-  shared.starts = reinterpret_cast<AxisPlace*>(behind);
-  if constexpr (!C::scheduled) behind += 8 * (p.taps + 1);
+  const Axis axis = {p, reinterpret_cast<AxisPlace*>(behind)};
+  behind += 8 * (p.entries + 1);
   shared.slot_notes = reinterpret_cast<int*>(behind);
   shared.notes = shared.slot_notes + C::slots;
   shared.counts = shared.notes + C::batches;
   if (threadIdx.x < 32) {
-    if constexpr (!C::scheduled) place_taps(p, shared.starts);
+    if constexpr (!C::scheduled) axis.place();
   } else if (threadIdx.x == 32) {
     ptx::barriers_init(shared.full, C::batches, 128 + 1);  // producer threads, the note
     ptx::barriers_init(shared.free, C::batches, 8);        // consumer warps
@@ -395,17 +395,17 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
   if (threadIdx.x < 128) {
     ptx::registers_down<C::producer_registers>();
     Producer<C> producer{p, shared};
-    for_pieces<C>(p, shared.starts, [&](const Piece& piece) { producer.run_piece(piece); });
+    for_pieces<C>(axis, [&](const Piece& piece) { producer.run_piece(piece); });
   } else if (threadIdx.x < 256) {
     ptx::registers_down<C::producer_registers>();
     using Indexer = std::conditional_t<C::scheduled, BatchIndexer<C>, RowIndexer<C>>;
     Indexer indexer{p, shared};
-    for_pieces<C>(p, shared.starts, [&](const Piece& piece) { indexer.run_piece(piece); });
+    for_pieces<C>(axis, [&](const Piece& piece) { indexer.run_piece(piece); });
   } else {
     ptx::registers_up<C::consumer_registers>();
     const int first_block = (static_cast<int>(threadIdx.x) / 128 - 2) * C::own_blocks;
     Consumer<C> consumer{p, shared, first_block};
-    for_pieces<C>(p, shared.starts, [&](const Piece& piece) { consumer.run_piece(piece); });
+    for_pieces<C>(axis, [&](const Piece& piece) { consumer.run_piece(piece); });
   }
 }
 

@@ -25,25 +25,25 @@ struct Params : PassArgs {
   const void* dy_rows = nullptr;  // [rows, c_out]
   uint32_t dy_row_bytes = 0;
   int groups = 0;
-  // [groups, taps of a group], -1 behind the last; of one tap a group only the first is said.
-  int8_t group_taps[32] = {};
   // Of channels, output channels fastest. Of one tap a group they are cut into `parts` of `members`
-  // each.
+  // each; else a team has a member for every group and block.
   int out_blocks = 0;
   int blocks = 0;
   int members = 0;
-  int parts = 0;
+  int parts = 1;
+  int entries = 1;  // of the work axis
   int teams = 0;
-  float* partials = nullptr;  // [teams or 2 * teams, members, piece_size], see Sums
+  float* partials = nullptr;  // [slots, members, piece_size], see Piece and Sums
 
+  // Number j of a group's taps, -1 behind the last. Taps that share blocks are neighbours, which
+  // rows have together; sets of them lie `groups` apart, and from the fifth on another two further,
+  // so that every group has some of the kernel's centre, faces, edges and corners.
   template <class C>
   __device__ int tap_of(int group, int j) const {
-    return C::taps == 1 ? group : group_taps[group * C::taps + j];
-  }
-  // Of the schedule's tiles, or of the rows as they are.
-  __host__ __device__ int batches(bool scheduled) const {
-    const int64_t rows_of_unit = scheduled ? tile_rows : batch_rows;
-    return static_cast<int>((rows + rows_of_unit - 1) / rows_of_unit * rows_of_unit / batch_rows);
+    const int set = j / C::block_taps;
+    const int tap =
+        (set * groups + (group + set / 4 * 2) % groups) * C::block_taps + j % C::block_taps;
+    return tap < taps ? tap : -1;
   }
 };
 
@@ -96,118 +96,103 @@ struct Config {
       own_blocks * columns * (terms > 1 ? 3 : 1) > 128 ? 168 : 128;
   static constexpr int producer_registers = 256 - consumer_registers;
   static_assert(x_blocks % 2 == 0 && taps <= 16 && units >= (packed ? 2 * (sets + 1) : 3));
-  // The places of all taps on the work axis lie in shared memory behind the rest.
+  // A team needs this many rows, of one tap a group for every entry of the axis, to be worth its
+  // partial sums.
+  static constexpr int rows_per_team = scheduled ? 256 : 512;
+  // The work axis lies in shared memory behind the rest.
   static constexpr int most_taps = scheduled ? 32 : ((227 << 10) - fixed_bytes) / 8 - 2;
   static_assert(most_taps >= 32);
 };
 
-// ---- One tap a group: the work axis
+// ---- Who does what
 
-// Where taps lie on an axis of rows to copy, each as long as its work for every part of the channel
-// blocks, one after the other; the teams cut it into equal pieces.
+// An axis on which entries lie one after the other, each as long as its work; the teams cut it into
+// equal pieces. Of one tap a group an entry is a tap of one part of the channel blocks, its work
+// rows to copy; else there is a single entry.
 using AxisPlace = unsigned long long;
-
-// starts[t]: where tap t begins. By one warp.
-__device__ inline void place_taps(const Params& p, AxisPlace* starts) {
-  const int lane = threadIdx.x % 32;
-  AxisPlace all = 0;
-  for (int first = 0; first < p.taps; first += 32) {
-    const int tap = first + lane;
-    AxisPlace sum = 0;
-    // In rows that are copied, or whose neighbours are read where those are few: never 0.
-    const int64_t least = p.rows / 6 + 1;
-    if (tap < p.taps) sum = max(int64_t{__ldg(p.pairs_per_tap + tap)}, least) * p.parts;
-    unroll<5>([&](int i) {
-      const AxisPlace other = __shfl_up_sync(0xffffffff, sum, 1 << i);
-      if (lane >= 1 << i) sum += other;
-    });
-    if (tap < p.taps) starts[tap + 1] = all + sum;
-    all += __shfl_sync(0xffffffff, sum, 31);
-  }
-  if (lane == 0) starts[0] = 0;
-}
-
-// A tap of one part, as a stretch of the axis.
-struct Entry {
-  int tap;
-  int part;
-  AxisPlace begin;
-  AxisPlace end;
-};
 
 struct Axis {
   const Params& p;
-  const AxisPlace* starts;  // [taps + 1]
+  AxisPlace* starts;  // [entries + 1]
 
-  __device__ AxisPlace team_begin(int team) const { return starts[p.taps] * team / p.teams; }
-  __device__ int team_of(AxisPlace place) const {
-    return static_cast<int>(((place + 1) * p.teams - 1) / starts[p.taps]);
-  }
-  __device__ Entry entry(int tap, int part) const {
-    const AxisPlace length = (starts[tap + 1] - starts[tap]) / p.parts;
-    const AxisPlace begin = starts[tap] + part * length;
-    return {tap, part, begin, begin + length};
-  }
-  __device__ Entry at(AxisPlace place) const {
-    int low = 0;
-    int high = p.taps;
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (starts[middle] <= place ? low : high) = middle;
+  // By one warp.
+  __device__ void place() const {
+    const int lane = threadIdx.x % 32;
+    // Where rows are few it is their neighbours' reading that counts: never 0.
+    const AxisPlace least = p.rows / 6 + 1;
+    AxisPlace all = 0;
+    for (int first = 0; first < p.entries; first += 32) {
+      const int entry = first + lane;
+      AxisPlace sum = 0;
+      if (entry < p.entries) sum = max(AxisPlace(__ldg(p.pairs_per_tap + entry / p.parts)), least);
+      unroll<5>([&](int i) {
+        const AxisPlace other = __shfl_up_sync(0xffffffff, sum, 1 << i);
+        if (lane >= 1 << i) sum += other;
+      });
+      if (entry < p.entries) starts[entry + 1] = all + sum;
+      all += __shfl_sync(0xffffffff, sum, 31);
     }
-    const AxisPlace length = (starts[low + 1] - starts[low]) / p.parts;
-    return entry(low, static_cast<int>((place - starts[low]) / length));
+    if (lane == 0) starts[0] = 0;
+  }
+  __device__ AxisPlace team_begin(int team) const { return starts[p.entries] * team / p.teams; }
+  __device__ int team_of(AxisPlace place) const {
+    return static_cast<int>(((place + 1) * p.teams - 1) / starts[p.entries]);
+  }
+  __device__ int entry_at(AxisPlace place) const {
+    int entry = 0;
+    while (starts[entry + 1] <= place) ++entry;
+    return entry;
   }
 };
 
-// What a team does of a group of taps: batches first, first + step, ..; of one tap those whose
-// place, batch * 0.618... modulo 1 in units of 2^-32, is in [low, low + span).
+// What a team does of an entry: with a schedule batches team, team + teams, ..; of one tap those
+// whose place, batch * 0.618... modulo 1 in units of 2^-32, is in [low, low + span).
 struct Piece {
   int group;
   int block;  // of channels; none is left for this CTA where it is >= Params::blocks
-  bool whole;
-  int slot;  // among the partial sums, unless whole
-  int first = 0;
-  int step = 1;
+  bool whole = false;
+  // Among the partial sums, unless whole: of the entry's first team teams + team, else team.
+  int slot = 0;
   uint32_t low = 0;
   uint32_t span = 0;
 
   __device__ bool has(int batch) const { return whole || batch * 2654435769u - low < span; }
 };
+template <class C>
+__device__ inline Piece piece_of(const Params& p, int entry, int member) {
+  if (C::scheduled) return {.group = member / p.blocks, .block = member % p.blocks};
+  return {.group = entry / p.parts, .block = entry % p.parts * p.members + member};
+}
 
 // Calls body(piece) for what this CTA does.
 template <class C, class Body>
-__device__ inline void for_pieces(const Params& p, const AxisPlace* starts, const Body& body) {
+__device__ inline void for_pieces(const Axis& axis, const Body& body) {
+  const Params& p = axis.p;
   const int team = static_cast<int>(blockIdx.x) / p.members;
   const int member = static_cast<int>(blockIdx.x) % p.members;
   if constexpr (C::scheduled) {
-    body(Piece{.group = member / p.blocks,
-               .block = member % p.blocks,
-               .whole = p.teams == 1,
-               .slot = team,
-               .first = team,
-               .step = p.teams});
-    return;
+    Piece piece = piece_of<C>(p, 0, member);
+    piece.whole = p.teams == 1;
+    piece.slot = team == 0 ? p.teams : team;
+    return body(piece);
   }
-  const Axis axis = {p, starts};
   const AxisPlace team_end = axis.team_begin(team + 1);
-  for (AxisPlace at = axis.team_begin(team); at < team_end;) {
-    const Entry entry = axis.at(at);
-    const AxisPlace end = min(team_end, entry.end);
-    // Exact enough: the piece that ends here and the one that begins here agree on it. Never 0
-    // within an entry: a span of 0 stands for none, so the last piece must not begin there.
+  AxisPlace at = axis.team_begin(team);
+  for (int entry = axis.entry_at(at); at < team_end; ++entry) {
+    const AxisPlace entry_begin = axis.starts[entry];
+    const AxisPlace entry_end = axis.starts[entry + 1];
+    const AxisPlace end = min(team_end, entry_end);
+    // In units of 2^-32 of the entry. Never 0: a span of 0 stands for none, so its last piece must
+    // not begin there.
     const auto place_of = [&](AxisPlace place) {
-      const double part = static_cast<double>(place - entry.begin) /
-                          static_cast<double>(entry.end - entry.begin) * 4294967296.0;
-      return static_cast<uint32_t>(max(min(part, 4294967295.0), 1.0));
+      const AxisPlace part = (place - entry_begin << 32) / (entry_end - entry_begin);
+      return static_cast<uint32_t>(max(part, AxisPlace{1}));
     };
-    const uint32_t low = at == entry.begin ? 0 : place_of(at);
-    const Piece piece = {.group = entry.tap,
-                         .block = entry.part * p.members + member,
-                         .whole = at == entry.begin && end == entry.end,
-                         .slot = 2 * team + (at > entry.begin ? 0 : 1),
-                         .low = low,
-                         .span = (end == entry.end ? 0 : place_of(end)) - low};
+    Piece piece = piece_of<C>(p, entry, member);
+    piece.whole = at == entry_begin && end == entry_end;
+    piece.slot = at == entry_begin ? p.teams + team : team;
+    piece.low = at == entry_begin ? 0 : place_of(at);
+    piece.span = (end == entry_end ? 0 : place_of(end)) - piece.low;
     if (piece.block < p.blocks) body(piece);
     at = end;
   }
@@ -301,42 +286,32 @@ __device__ inline void finish_piece(const Params& p, const Piece& piece, const S
 constexpr int adds = 8;
 constexpr int add_threads = 256;
 
-// Row y of the grid: the member or, of one tap a group, (entry, member) or, where those are many,
-// (boundary of two teams, member), the first boundary within an entry standing for it. Column x:
-// four sums of all consumer threads.
+// Row y of the grid: (entry, member) or, where entries are many, (boundary of two teams, member),
+// the first boundary within an entry standing for it. Column x: four sums of all consumer threads.
 template <class C>
 __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant__ Params p) {
   extern __shared__ AxisPlace starts[];
-  if (!C::scheduled && threadIdx.x < 32) place_taps(p, starts);
-  __syncthreads();
-  ptx::wait_for_last_launch();
   const int member = static_cast<int>(blockIdx.y) % p.members;
-  Piece piece = {.group = member / p.blocks, .block = member % p.blocks};
-  // Of the first piece's place among the partial sums, and of the others'.
-  int first = 0;
-  int step = 1;
+  int entry = static_cast<int>(blockIdx.y) / p.members;
+  int first_team = 0;
   int count = p.teams;
   if constexpr (!C::scheduled) {
-    const int number = static_cast<int>(blockIdx.y) / p.members;
     const Axis axis = {p, starts};
-    const bool few_entries = p.taps * p.parts < p.teams;
-    const Entry entry = few_entries ? axis.entry(number / p.parts, number % p.parts)
-                                    : axis.at(axis.team_begin(number + 1));
-    const int first_team = axis.team_of(entry.begin);
-    const int last_team = axis.team_of(entry.end - 1);
-    piece.group = entry.tap;
-    piece.block = entry.part * p.members + member;
-    if (first_team == last_team || piece.block >= p.blocks) return;
-    if (!few_entries && number != first_team) return;
-    first = 2 * first_team + 1;
-    count = last_team - first_team + 1;
-    step = 2;
+    if (threadIdx.x < 32) axis.place();
+    __syncthreads();
+    const int boundary = p.entries < p.teams ? -1 : entry;
+    if (boundary >= 0) entry = axis.entry_at(axis.team_begin(boundary + 1));
+    first_team = axis.team_of(starts[entry]);
+    count = axis.team_of(starts[entry + 1] - 1) - first_team + 1;
+    if (count == 1 || (boundary >= 0 && boundary != first_team)) return;
   }
+  const Piece piece = piece_of<C>(p, entry, member);
+  if (piece.block >= p.blocks) return;
+  ptx::wait_for_last_launch();
   const int m = static_cast<int>(blockIdx.x) / (C::columns / 8);
   const int j = static_cast<int>(blockIdx.x) % (C::columns / 8);
-  // The first team's piece is its last, those of the others are their first.
   const auto load = [&](int i) {
-    const int slot = first + i * step - (i > 0 ? step - 1 : 0);
+    const int slot = first_team + i + (i == 0 ? p.teams : 0);
     const float* from = partials_of<C>(p, slot, member) + 1024 * blockIdx.x + 4 * threadIdx.x;
     return __ldcg(reinterpret_cast<const float4*>(from));
   };

@@ -17,10 +17,9 @@ struct Shared {
   uint32_t slots;      // with a schedule; else the queue: [queue_rows] pairs of rows, input first
   uint32_t slot_full;  // barriers of the slots, or of the two rounds in the queue
   uint32_t slot_free;
-  int* slot_notes;    // [slots], or the rows of a round
-  int* notes;         // [batches]
-  int* counts;        // [2, 4 warps], of one tap a group
-  AxisPlace* starts;  // [taps + 1], of one tap a group
+  int* slot_notes;  // [slots], or the rows of a round
+  int* notes;       // [batches]
+  int* counts;      // [2, 4 warps], of one tap a group
 };
 
 // What the roles tell each other of a batch, in bits: the sets of taps that share blocks of which
@@ -97,16 +96,17 @@ struct BatchIndexer {
   Placer<C> placer = {};
 
   __device__ void run_piece(const Piece& piece) {
-    const int count = p.batches(true);
+    const int count = static_cast<int>((p.rows + tile_rows - 1) / tile_rows) * quarters;
+    const int team = static_cast<int>(blockIdx.x) / p.members;
     // In masks, of this lane's tap of the group; of none one that no mask has.
     const int tap = lane() < C::taps ? p.tap_of<C>(piece.group, lane()) : -1;
     const int bit = tap < 0 ? 31 : tap;
     int bits[C::taps];
     unroll<C::taps>([&](int j) { bits[j] = __shfl_sync(0xffffffff, bit, j); });
-    const int step = 32 * piece.step;
-    int batch = piece.first + lane() * piece.step;
+    const int step = 32 * p.teams;
+    int batch = team + lane() * p.teams;
     Look next = look(batch, count);
-    for (int base = piece.first; base < count; base += step, batch += step) {
+    for (int base = team; base < count; base += step, batch += step) {
       Look now = next;
       next = look(batch + step, count);
       unroll<C::taps>([&](int j) { now.taps |= (now.mask >> bits[j] & 1) << j; });
@@ -244,7 +244,7 @@ struct RowIndexer {
 
   // The piece's next batch, -1 after the last: the same in all warps.
   __device__ int next_batch(const Piece& piece) {
-    const int count = p.batches(false);
+    const auto count = static_cast<int>((p.rows + batch_rows - 1) / batch_rows);
     while (found == 0) {
       if (base >= count) return -1;
       const int batch = base + lane();
