@@ -9,7 +9,6 @@
 #include "cuda/aligned.h"
 #include "cuda/kernels/grad_weight_sm90.cuh"
 #include "cuda/kernels/implicit_gemm_sm90_launch.h"
-#include "cuda/kernels/split_sm90.h"
 #include "cuda/launch.cuh"
 
 namespace voxgemm::cuda {
@@ -194,11 +193,11 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
     if constexpr (C::terms == 1) {
       run<C>(ctx, args, x, dy);
     } else {
-      const sm90::SplitOperands split =
+      const sm90::Operands split =
           sm90::split_operands(ctx, C::terms == 2 ? Math::bf16x3 : Math::bf16x6,
                                {sm90::as_weights(x), {C::width, C::terms * C::width}},
                                {sm90::as_weights(dy), {64, C::terms * 64}});
-      run<C>(ctx, args, sm90::as_rows(split.x), sm90::as_rows(split.w));
+      run<C>(ctx, args, split.x, sm90::as_rows(split.w));
     }
   });
 }

@@ -7,7 +7,6 @@
 #include "cuda/aligned.h"
 #include "cuda/device.h"
 #include "cuda/kernels/implicit_gemm_sm90_launch.h"
-#include "cuda/kernels/split_sm90.h"
 
 namespace voxgemm::cuda {
 namespace {
@@ -83,17 +82,12 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   aligned.y = y;
   aligned.residual = residual;
   sm90::Operands operands;
-  std::shared_ptr<void> memory;
   if (!sm80::is_16bit(row.math)) {
     const sm90::SplitBlock block = sm90::split_block(row.math);
-    const sm90::SplitOperands split =
-        sm90::split_operands(ctx, row.math, {sm90::as_weights(x), block}, {args.w, block});
-    operands = {sm90::as_rows(split.x), split.w};
-    memory = split.memory;
+    operands = sm90::split_operands(ctx, row.math, {sm90::as_weights(x), block}, {args.w, block});
   } else {
     const AlignedWeights w = aligned_weights(ctx, args.w);
-    operands = {x, w};
-    memory = w.memory;
+    operands = {x, w, w.memory};
   }
   Sizes sizes(args);
   sizes.c_in = operands.w.c_in;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cuda/kernels/families.h"
+#include "cuda/kernels/split_sm90.h"
 
 namespace voxgemm::cuda::sm90 {
 
@@ -40,11 +40,6 @@ constexpr int chunk_rows(int64_t rows) { return rows > 1 << 19 ? 1 << 16 : one_c
 // As sm80::why_not(), and on which devices.
 std::string why_not(Math math, const Problem& problem);
 
-// As the kernels take them: rows of 16 bytes whole, f32 split.
-struct Operands {
-  MatrixRef x;
-  WeightsRef w;
-};
 // The convolution `args`, of which y and the residual are aligned (aligned.h). With slices, into
 // which the reduction of a tile is cut, all sums are partial, for a pass of its own to add; 0:
 // none. One source for each arithmetic.

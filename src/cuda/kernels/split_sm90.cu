@@ -102,10 +102,7 @@ WeightsRef split_view(const Lines& lines) {
 
 }  // namespace
 
-SplitOperands split_operands(const Context& ctx,
-                             Math math,
-                             const SplitSource& x,
-                             const SplitSource& w) {
+Operands split_operands(const Context& ctx, Math math, const SplitSource& x, const SplitSource& w) {
   Lines x_lines(x);
   Lines w_lines(w);
   std::shared_ptr<void> memory =
@@ -117,7 +114,7 @@ SplitOperands split_operands(const Context& ctx,
       launch(ctx, grid, split_lines<known>, x_lines, w_lines);
     }
   });
-  return {split_view(x_lines), split_view(w_lines), memory};
+  return {as_rows(split_view(x_lines)), split_view(w_lines), memory};
 }
 
 }  // namespace voxgemm::cuda::sm90

@@ -28,12 +28,12 @@ constexpr int split_channels(const SplitBlock& block, int channels) {
   return (channels + block.channels - 1) / block.channels * block.units;
 }
 
-// Seen as 16-bit operands of split_channels() input channels, contiguous. A matrix is weights of
-// one tap with a row for each output channel.
-struct SplitOperands {
-  WeightsRef x;
+// As the kernels on Hopper take them: rows of 16 bytes whole; f32 split, seen as 16-bit operands of
+// split_channels() input channels, contiguous.
+struct Operands {
+  MatrixRef x;
   WeightsRef w;
-  std::shared_ptr<void> memory;
+  std::shared_ptr<void> memory = {};  // where they are copies
 };
 
 inline MatrixRef as_rows(const WeightsRef& w) {
@@ -46,13 +46,14 @@ inline WeightsRef as_weights(const MatrixRef& m) {
   return w;
 }
 
+// A matrix is weights of one tap with a row for each output channel.
 struct SplitSource {
   WeightsRef w;
   SplitBlock block;
 };
-SplitOperands split_operands(const Context& ctx,
-                             sm80::Math math,
-                             const SplitSource& x,
-                             const SplitSource& w);
+Operands split_operands(const Context& ctx,
+                        sm80::Math math,
+                        const SplitSource& x,
+                        const SplitSource& w);
 
 }  // namespace voxgemm::cuda::sm90
