@@ -27,32 +27,32 @@ namespace voxgemm::cuda {
 
 // n elements that are moved at once. Pairs of 16 bits stay together in a register: as single
 // elements they would take one each.
-template <class T, int n, bool paired = sizeof(T) == 2 && n % 2 == 0>
-struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
-  T v[n];
-
-  __device__ Sum<T> get(int i) const { return widen(v[i]); }
-  __device__ void set(int i, Sum<T> value) { store(value, &v[i]); }
-};
 template <class T, int n>
-struct alignas(16) Pack<T, n, true> {
-  uint32_t words[n / 2];
+struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
+  static constexpr bool paired = sizeof(T) == 2 && n % 2 == 0;
+  using Word = std::conditional_t<paired, uint32_t, T>;
+  Word v[paired ? n / 2 : n];
 
-  __device__ float get(int i) const {
-    const uint32_t word = words[i / 2];
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000);
+  __device__ Sum<T> get(int i) const {
+    if constexpr (!paired) {
+      return widen(v[i]);
+    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      return __uint_as_float(i % 2 == 0 ? v[i / 2] << 16 : v[i / 2] & 0xffff0000);
     } else {
-      const __half2 pair = reinterpret_cast<const __half2&>(word);
+      const __half2 pair = reinterpret_cast<const __half2&>(v[i / 2]);
       return i % 2 == 0 ? __low2float(pair) : __high2float(pair);
     }
   }
   // Even elements first.
-  __device__ void set(int i, float value) {
+  __device__ void set(int i, Sum<T> value) {
     T element;
     store(value, &element);
-    const uint32_t bits = reinterpret_cast<const uint16_t&>(element);
-    words[i / 2] = i % 2 == 0 ? bits : words[i / 2] | bits << 16;
+    if constexpr (!paired) {
+      v[i] = element;
+    } else {
+      const uint32_t bits = reinterpret_cast<const uint16_t&>(element);
+      v[i / 2] = i % 2 == 0 ? bits : v[i / 2] | bits << 16;
+    }
   }
 };
 

@@ -27,8 +27,7 @@ struct Table {
   int32_t* neighbours;        // [taps, rows]
   unsigned long long* pairs;  // [taps], zero before
   uint32_t* masks;            // [rows], or null where they have not all taps
-  int32_t* first;             // [rows] or null: the row's own voxel looked up
-  int own_tap;                // the tap that finds it
+  int32_t* first;             // [rows] or null: what the middle tap finds, the row's own voxel
 };
 
 // The input voxels of one output row.
@@ -208,8 +207,8 @@ __device__ uint32_t transpose_bits(uint32_t word) {
   return word;
 }
 
-__device__ void write_first(const Table& table, uint32_t rows, uint32_t row) {
-  const int32_t own = table.neighbours[static_cast<int64_t>(table.own_tap) * rows + row];
+__device__ void write_first(const Table& table, int64_t middle_tap, uint32_t row) {
+  const int32_t own = table.neighbours[middle_tap + row];
   table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
 }
 
@@ -294,7 +293,7 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
         mask |= plane << first_tap % 32;
       }
     }
-    if (used && table.first != nullptr) write_first(table, rows, row);
+    if (used && table.first != nullptr) write_first(table, int64_t{taps / 2} * rows, row);
     if (used && table.masks != nullptr) table.masks[row] = mask | steady;
     if (has_mask) count(0, mask);
   }
@@ -311,18 +310,7 @@ auto fill_kernel(const Geometry& geometry) {
   return size == Int3{2, 2, 2} ? fill_table<2> : fill_table<some_cube>;
 }
 
-// The tap that finds a row's own voxel in a map of stride 1, or -1.
-int own_tap(const Geometry& geometry) {
-  int tap = 0;
-  for (int axis = 0; axis < 3; ++axis) {
-    const int32_t on_axis = geometry.padding[axis] / geometry.dilation[axis];
-    if (geometry.offset(axis, on_axis) != 0 || on_axis >= geometry.size[axis]) return -1;
-    tap = tap * geometry.size[axis] + on_axis;
-  }
-  return tap;
-}
-
-// Where the map has in_first already, it is the rows that the own tap finds.
+// Where the map has in_first already, it is the rows that the middle tap finds.
 void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords, KernelMap* map) {
   fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
   if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
@@ -332,8 +320,7 @@ void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords,
   grid.shared_bytes = sizeof(uint32_t) * map->taps();
   const Matrix aligned = aligned_input(ctx, out_coords);
   const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
-                       map->masks.as<uint32_t>(), map->in_first.as<int32_t>(),
-                       own_tap(map->geometry)};
+                       map->masks.as<uint32_t>(), map->in_first.as<int32_t>()};
   launch(ctx, grid, fill_kernel(map->geometry), in.set(), Reach(map->geometry, {}), Coords(aligned),
          table);
 }
@@ -345,10 +332,9 @@ void fill_submanifold_map(const Context& ctx,
                           const MatrixRef& coords,
                           KernelMap* map) {
   const auto& blocks = static_cast<const BlockIndex&>(index);
-  const bool finds_own = own_tap(map->geometry) >= 0;
-  if (finds_own) map->in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  if (map->symmetric) map->in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
   fill(ctx, blocks, coords, map);
-  if (!finds_own) map->in_first = blocks.first_rows(ctx, coords);
+  if (!map->symmetric) map->in_first = blocks.first_rows(ctx, coords);
   map->out_first = map->in_first;
 }
 

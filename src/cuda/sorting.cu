@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What is made with the toolkit's radix sort, prefix sum and selection, in one translation unit
+// because they compile slowly.
 #include "cuda/sorting.h"
 
 #include <bit>
@@ -23,8 +26,16 @@ void with_memory(const Context& ctx, const char* name, const Call& call) {
   check_cuda(call(memory.get(), bytes), name);
 }
 
-}  // namespace
+// Keys and the numbers that go with them.
+template <class Key>
+struct SortArrays {
+  Key* keys;
+  Key* sorted_keys;
+  uint32_t* numbers;
+  uint32_t* sorted_numbers;
+};
 
+// Sorts by the low `bits` bits of the keys, stable; all four arrays are apart.
 template <class Key>
 void sort_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t count, int bits) {
   if (count == 0) return;
@@ -34,8 +45,65 @@ void sort_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t coun
                                            stream_of(ctx));
   });
 }
-template void sort_by_key(const Context&, const SortArrays<uint32_t>&, int64_t, int);
-template void sort_by_key(const Context&, const SortArrays<uint64_t>&, int64_t, int);
+
+// A table is its keys in ascending order. An insert sorts the new rows and then the slots by key,
+// stable: of equal keys the lowest new row comes first and the table's own slot last. The first of
+// every key is kept. Everything is written beside the table, and moved into it once the number of
+// keys is known to the device: a table that would overflow stays as it was.
+//
+// status: keys that there would be, and the lowest row whose key is `empty`, or -1.
+template <class K, class V>
+void insert_into(const Context& ctx,
+                 const HashSlots<K, V>& table,
+                 const HashInsert& insert,
+                 int64_t* status) {
+  constexpr K empty = static_cast<K>(-1);
+  const int64_t rows = insert.keys.rows;
+  const int64_t count = rows + table.count;
+  if (count == 0) return;
+  SortArrays<K> sort;
+  V* values = nullptr;
+  int64_t* distinct = nullptr;  // keys, `empty` too
+  const std::shared_ptr<void> memory = make_room(
+      ctx, Room{&sort.keys, count}, Room{&sort.sorted_keys, count}, Room{&sort.numbers, count},
+      Room{&sort.sorted_numbers, count}, Room{&values, count}, Room{&distinct, 1});
+  K* const keys = sort.keys;
+  uint32_t* const numbers = sort.numbers;
+  const auto* new_keys = insert.keys.as<K>();
+  const auto* new_values = insert.values ? insert.values->as<V>() : nullptr;
+  const bool skip_empty = insert.skip_empty;
+  for_each(ctx, count, [=] __device__(int64_t i) {
+    keys[i] = i < rows ? new_keys[i] : table.keys[i - rows];
+    numbers[i] = static_cast<uint32_t>(i);
+    if (i >= rows || keys[i] != empty || skip_empty) return;
+    // -1, no such row yet, is the largest unsigned number.
+    atomicMin(reinterpret_cast<unsigned long long*>(status + 1),
+              static_cast<unsigned long long>(i));
+  });
+  sort_by_key(ctx, sort, count, 8 * sizeof(K));
+  with_memory(ctx, "the selection", [&](void* memory, size_t& bytes) {
+    return cub::DeviceSelect::UniqueByKey(memory, bytes, sort.sorted_keys, sort.sorted_numbers,
+                                          sort.keys, sort.numbers, distinct, count, stream_of(ctx));
+  });
+  for_each(ctx, count, [=] __device__(int64_t i) {
+    if (i >= *distinct) return;
+    // Empty slots are one key, the last.
+    if (i == *distinct - 1) status[0] = *distinct - (keys[i] == empty ? 1 : 0);
+    const int64_t entry = numbers[i];
+    if (entry >= rows) {
+      values[i] = table.values[entry - rows];
+    } else {
+      values[i] = new_values == nullptr ? static_cast<V>(entry) : new_values[entry];
+    }
+  });
+  for_each(ctx, table.count, [=] __device__(int64_t i) {
+    if (status[0] > table.count || status[1] >= 0) return;
+    table.keys[i] = i < status[0] ? keys[i] : empty;
+    table.values[i] = i < status[0] ? values[i] : static_cast<V>(-1);
+  });
+}
+
+}  // namespace
 
 template <class Key>
 void sort_keys(const Context& ctx, const Key* keys, Key* sorted, int64_t count, int bits) {
@@ -46,17 +114,6 @@ void sort_keys(const Context& ctx, const Key* keys, Key* sorted, int64_t count, 
 }
 template void sort_keys(const Context&, const uint64_t*, uint64_t*, int64_t, int);
 template void sort_keys(const Context&, const unsigned __int128*, unsigned __int128*, int64_t, int);
-
-template <class Key>
-void first_by_key(const Context& ctx, const SortArrays<Key>& arrays, int64_t n, int64_t* count) {
-  with_memory(ctx, "the selection", [&](void* memory, size_t& bytes) {
-    return cub::DeviceSelect::UniqueByKey(memory, bytes, arrays.keys, arrays.numbers,
-                                          arrays.sorted_keys, arrays.sorted_numbers, count, n,
-                                          stream_of(ctx));
-  });
-}
-template void first_by_key(const Context&, const SortArrays<uint32_t>&, int64_t, int64_t*);
-template void first_by_key(const Context&, const SortArrays<uint64_t>&, int64_t, int64_t*);
 
 void exclusive_sums(const Context& ctx, uint32_t* sums, int64_t count) {
   if (count == 0) return;
@@ -82,6 +139,18 @@ void sort_codes(const Context& ctx, const MatrixRef& codes, const SortedCodes& s
     permutation[i] = sorted_rows[i];
     inverse[sorted_rows[i]] = i;
   });
+}
+
+Matrix hash_insert(const Context& ctx, const HashTableRef& table, const HashInsert& insert) {
+  Matrix status = make_matrix(ctx, 1, 2, Dtype::i64);
+  fill_bytes(ctx, status.data, 0, sizeof(int64_t));
+  fill_bytes(ctx, status.as<int64_t>() + 1, 0xff, sizeof(int64_t));
+  dispatch_key(table.keys.dtype, [&]<class K>(Type<K>) {
+    dispatch_key(table.values.dtype, [&]<class V>(Type<V>) {
+      insert_into(ctx, HashSlots<K, V>(table), insert, status.as<int64_t>());
+    });
+  });
+  return status;
 }
 
 RowLists make_row_lists(const Context& ctx, const MatrixRef& rows, int64_t count) {
