@@ -5,11 +5,10 @@
 // By mask every segment (one group of one chunk) has all rows of its chunk, so the places of its
 // positions and tiles are formulas and nothing is read back. The steps:
 //   sort_rows      schedule_sort.cu: the order of the rows, and their Gray ranks in that order.
-//   measure_tiles  a block of threads a slab, which is 32 consecutive tiles of one segment: masks,
-//                  and where each tile goes among those of its slab. What depends on other slabs
-//                  are two prefix sums, one behind the other:
-//                    counts [segment][index blocks, falling][slab] of tiles: sums are the numbers
-//                    of the sorted tiles.
+//   measure_tiles  a block of threads 32 consecutive tiles of one segment, a slab: masks. What
+//                  depends on other tiles are two prefix sums, one behind the other:
+//                    counts [segment][index blocks, falling][tile], 1 where the tile has as many:
+//                    sums are the numbers of the sorted tiles.
 //                    index blocks [segment][tile]: sums are the numbers of the first.
 //   write_tiles    a block of threads 8 tiles and a line of taps along z: the line's index blocks,
 //                  gathered from the table (a single tap where groups do not have whole lines). In
@@ -40,19 +39,17 @@ constexpr uint32_t slab_tiles = 32;  // a lane each
 constexpr uint32_t batch_tiles = 8;
 constexpr uint32_t piece_rows = 64;  // of a tile, with a mask of their own
 
-// A schedule on its way. Tiles and slabs of all segments are numbered as if all were the longest.
+// A schedule on its way. Tiles of all segments are numbered as if all were the longest.
 struct Building {
   Cut cut;
-  uint32_t tiles_each;  // of the longest segment
-  uint32_t slabs_each;
+  uint32_t tiles_each;    // of the longest segment
   uint32_t pieces;        // of a tile
   uint32_t bins;          // numbers of index blocks that a tile may have
   uint32_t count;         // of tiles, none empty
   const uint32_t* ranks;  // [positions]
   // What measure_tiles finds out, for write_tiles.
   uint32_t* piece_masks;  // [segments][tiles][pieces]
-  uint32_t* places;       // [segments][tiles]: among the slab's with as many index blocks
-  uint32_t* counts;       // [segments][bins][slabs]: tiles
+  uint32_t* counts;       // [segments][bins][tiles]
   uint32_t* tile_blocks;  // [segments * tiles + 1], behind `counts`, of which they are sums too
   // ScheduleParts.
   const int32_t* order;
@@ -69,7 +66,6 @@ struct Building {
   Building(const KernelMap& map, const ScheduleOptions& options)
       : cut(map, options),
         tiles_each(cut.items(cut.tile_rows)),
-        slabs_each((tiles_each - 1) / slab_tiles + 1),
         pieces(cut.tile_rows / piece_rows),
         bins(cut.bits() + 1) {
     const int64_t before = std::max<int64_t>(cut.chunks() - 1, 0);  // whole chunks
@@ -77,9 +73,8 @@ struct Building {
     count = static_cast<uint32_t>((before * tiles_each + in_last) * cut.groups);
   }
 
-  // The number of an entry of `counts`.
-  __device__ uint32_t count_at(uint32_t segment, uint32_t slab, uint32_t blocks) const {
-    return (segment * bins + bins - 1 - blocks) * slabs_each + slab;
+  __device__ uint32_t* count_of(uint32_t segment, uint32_t tile, uint32_t blocks) const {
+    return counts + (segment * bins + bins - 1 - blocks) * int64_t{tiles_each} + tile;
   }
   __device__ uint32_t* masks_of(uint32_t segment, uint32_t tile) const {
     return piece_masks + (segment * int64_t{tiles_each} + tile) * pieces;
@@ -99,7 +94,7 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
   __shared__ typename Reduce::TempStorage storage;  // empty
   __shared__ uint32_t tile_masks[slab_tiles];
   const Cut& cut = to.cut;
-  const Part slab = cut.part_of(blockIdx.x, to.slabs_each);
+  const Part slab = cut.part_of(blockIdx.x, cut.items(slab_tiles * cut.tile_rows));
   const uint32_t first_tile = slab.item * slab_tiles;
   const uint32_t first_row = first_tile * cut.tile_rows;
   const auto rows = static_cast<uint32_t>(
@@ -132,16 +127,17 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
   }
   __syncthreads();
   const uint32_t blocks = __popc(tile_masks[lane]);
-  const uint32_t tile = slab.segment * to.tiles_each + first_tile + lane;
+  const uint32_t tile = first_tile + lane;
   const bool used = lane * to.pieces < pieces;
-  for (uint32_t bin = warp; bin < to.bins; bin += warps) {
-    const unsigned equals = __ballot_sync(0xffffffff, used && blocks == bin);
-    if (lane == 0) to.counts[to.count_at(slab.segment, slab.item, bin)] = __popc(equals);
-    if ((equals >> lane & 1) != 0) to.places[tile] = __popc(equals & ((1U << lane) - 1));
+  for (uint32_t bin = warp; bin < to.bins && tile < to.tiles_each; bin += warps) {
+    *to.count_of(slab.segment, tile, bin) = used && blocks == bin ? 1 : 0;
   }
-  if (warp == 0 && first_tile + lane < to.tiles_each) to.tile_blocks[tile] = blocks;
-  // What becomes the sum of all.
-  if (thread_index() == 0) to.tile_blocks[gridDim.x / to.slabs_each * to.tiles_each] = 0;
+  if (warp == 0 && tile < to.tiles_each) {
+    uint32_t* const of_tile = to.tile_blocks + slab.segment * to.tiles_each + tile;
+    of_tile[0] = blocks;
+    // Behind the last: what becomes the sum of all.
+    if (blockIdx.x == gridDim.x - 1 && tile == to.tiles_each - 1) of_tile[1] = 0;
+  }
   const int64_t each = cut.groups * int64_t{to.tiles_each};
   for (int64_t chunk = thread_index(); (chunk - 1) * each < to.count; chunk += thread_count()) {
     to.chunk_tiles[chunk] = min(chunk * each, int64_t{to.count});
@@ -171,8 +167,7 @@ __device__ FoundTile find_tile(const Building& to, const Part& segment, uint32_t
 __device__ void write_entries(const Building& to, const Part& segment, uint32_t unsorted) {
   const FoundTile tile = find_tile(to, segment, unsorted);
   if (tile.rows == 0) return;
-  const uint32_t slab = to.count_at(segment.segment, unsorted / slab_tiles, __popc(tile.mask));
-  const uint32_t number = to.counts[slab] + to.places[segment.segment * to.tiles_each + unsorted];
+  const uint32_t number = *to.count_of(segment.segment, unsorted, __popc(tile.mask));
   const uint32_t lane = threadIdx.x % 32;
   if (lane == 0) {
     to.tiles[number] = make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
@@ -258,12 +253,14 @@ ScheduleParts build_schedule(const Context& ctx,
                              const ScheduleOptions& options) {
   check(options.order == ScheduleOptions::Order::by_mask, ErrorCode::unsupported,
         "schedules by tap are made on the CPU only");
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(options.tile_rows <= most / slab_tiles, "tile_rows is ", options.tile_rows,
+        ", expected at most ", most / slab_tiles);
   Building to(map, options);
   const Cut& cut = to.cut;
   const int64_t positions = map.n_out * options.groups;
   // A tile of a group has room for all of its taps; together the groups have all taps.
   int64_t blocks = int64_t{to.count} / options.groups * map.taps();
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check(positions <= most && blocks <= most, "the schedule has ", positions, " positions and ",
         blocks, " index blocks, expected at most ", most, " of each");
   ScheduleParts parts;
@@ -275,12 +272,12 @@ ScheduleParts build_schedule(const Context& ctx,
   if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
   const SortedRows sorted = sort_rows(ctx, cut, parts.order.as<uint32_t>());
   const int64_t tiles = cut.segments() * to.tiles_each;
-  const int64_t slabs = cut.segments() * to.slabs_each;
-  const int64_t counts = slabs * to.bins + tiles + 1;
-  const auto memory = make_room(ctx, Room{&to.piece_masks, tiles * to.pieces},
-                                Room{&to.places, tiles}, Room{&to.counts, counts});
+  const int64_t slabs = cut.segments() * cut.items(slab_tiles * cut.tile_rows);
+  const int64_t counts = tiles * (to.bins + 1) + 1;
+  const auto memory =
+      make_room(ctx, Room{&to.piece_masks, tiles * to.pieces}, Room{&to.counts, counts});
   to.ranks = sorted.ranks;
-  to.tile_blocks = to.counts + slabs * to.bins;
+  to.tile_blocks = to.counts + tiles * to.bins;
   to.order = parts.order.as<int32_t>();
   to.chunk_tiles = parts.chunk_tiles.as<int64_t>();
   to.tiles = parts.tiles.as<int4>();
