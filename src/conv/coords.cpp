@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "conv/items.h"
 #include "conv/passes.h"
 #include "conv/validate.h"
 #include "voxgemm/error.h"
@@ -101,8 +102,18 @@ int32_t VoxelIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
 }
 
 UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
-  validate_coords(ctx, coords, std::nullopt, std::nullopt);
-  return run(ctx, cuda::unique, cpu::unique, coords);
+  const VoxelIndex index(ctx, coords);
+  const Matrix first = run(ctx, cuda::first_rows, cpu::first_rows, index.state(), coords);
+  const Matrix numbers = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  for_items(ctx, coords.rows, DistinctMarks(coords, first, numbers));
+  run(ctx, cuda::exclusive_sums, cpu::exclusive_sums, numbers.as<uint32_t>(), coords.rows);
+  const int64_t distinct = index.unique_voxels();
+  UniqueCoords result;
+  result.coords = make_matrix(ctx, distinct, 4, Dtype::i32);
+  result.first_row = make_matrix(ctx, distinct, 1, Dtype::i32);
+  result.inverse = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  for_items(ctx, coords.rows, DistinctRows(coords, first, numbers, result));
+  return result;
 }
 
 Matrix output_coords(const Context& ctx,

@@ -33,7 +33,11 @@ int64_t first_row_outside(const Context& ctx,
                           const MatrixRef& coords,
                           const std::array<int64_t, 4>& limits);
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords);
-UniqueCoords unique(const Context& ctx, const MatrixRef& coords);
+// i32 [n, 1]: of coordinates and their index the lowest row of every row's voxel; of padding
+// anything.
+Matrix first_rows(const Context& ctx, const VoxelIndex::State& index, const MatrixRef& coords);
+// In place: sums[i] = sums[0] + ... + sums[i - 1].
+void exclusive_sums(const Context& ctx, uint32_t* sums, int64_t count);
 // These fill in a map that has its shape and its tables' memory.
 void fill_submanifold_map(const Context& ctx,
                           const VoxelIndex::State& index,
@@ -54,8 +58,8 @@ decltype(cpu::first_row_outside) first_row_outside;
 // Does not wait. unique_voxels() and find() of the index do, and throw what went wrong: a box that
 // is too large, or a full table.
 decltype(cpu::make_index) make_index;
-// Waits once.
-decltype(cpu::unique) unique;
+decltype(cpu::first_rows) first_rows;
+decltype(cpu::exclusive_sums) exclusive_sums;
 // Waits once, a second time where the first table was too small; with max_voxels never.
 decltype(cpu::output_coords) output_coords;
 // These do not wait. Where the index of the input side could not be built, all pairs are absent and

@@ -5,8 +5,10 @@
 
 #include "conv/backend.h"
 #include "conv/curve.h"
+#include "conv/distinct.h"
 #include "conv/hash_key.h"
 #include "conv/sample_point.h"
+#include "conv/tap_counts.h"
 
 namespace voxgemm {
 
@@ -22,6 +24,9 @@ using Item = std::variant<CurveEncoder<uint32_t>,
                           HashLookup<uint64_t, uint64_t>,
                           VoxelNumbers<uint32_t>,
                           VoxelNumbers<uint64_t>,
+                          DistinctMarks,
+                          DistinctRows,
+                          TapCounts,
                           PointGradients<float>,
                           PointGradients<double>>;
 

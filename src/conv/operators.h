@@ -11,6 +11,16 @@
 // they take and do is written where they are public. Integer results are the same bits on both.
 // Nothing here waits for a CUDA device unless it says so.
 namespace voxgemm {
+
+// What pool_grad() takes back, with dy's repeated rows merged; rows of dx that repeat a voxel are
+// left to the caller.
+struct PoolBack {
+  MatrixRef dy;
+  std::optional<MatrixRef> winners;
+  MatrixRef counts;             // i32 [rows of dy, 1] of a mean: rows that each is of; else empty
+  const KernelMap* transposed;  // the map itself where that is symmetric
+};
+
 namespace cpu {
 
 // Fills in a permutation and its inverse.
@@ -25,12 +35,12 @@ void fill_sample_map(const Context& ctx,
 decltype(voxgemm::weighted_sum) weighted_sum;
 decltype(voxgemm::weighted_sum_grad_input) weighted_sum_grad_input;
 decltype(voxgemm::weighted_sum_grad_weights) weighted_sum_grad_weights;
-// For the gradients here `transposed` is given (the map itself where it is symmetric), dy has its
-// repeated rows merged, and dx of repeated rows is left to the caller.
 decltype(voxgemm::pool) pool;
-decltype(voxgemm::pool_grad) pool_grad;
+void pool_grad(const Context& ctx, const PoolBack& grad, const MatrixRef& dx);
 decltype(voxgemm::segment_reduce) segment_reduce;
 decltype(voxgemm::depthwise_forward) depthwise_forward;
+// `transposed` is given (the map itself where it is symmetric), dy has its repeated rows merged,
+// and dx of repeated rows is left to the caller.
 decltype(voxgemm::depthwise_grad_input) depthwise_grad_input;
 decltype(voxgemm::depthwise_grad_weight) depthwise_grad_weight;
 

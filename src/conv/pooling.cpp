@@ -2,6 +2,7 @@
 #include "voxgemm/pooling.h"
 
 #include "conv/backend.h"
+#include "conv/items.h"
 #include "conv/operators.h"
 #include "conv/passes.h"
 #include "conv/validate.h"
@@ -107,8 +108,11 @@ void pool_grad(const Context& ctx,
     validate_column(ctx, *grad.winners, {"winners", map.n_out, dx.cols, Dtype::i32});
   }
   WayBack back(ctx, map, grad.transposed);
-  const PoolGrad seen = {back.merged(grad.dy), grad.winners, back.transposed()};
-  run(ctx, cuda::pool_grad, cpu::pool_grad, map, reduction, seen, dx);
+  Matrix counts;
+  if (reduction == Reduction::mean) counts = make_matrix(ctx, map.n_out, 1, Dtype::i32);
+  for_items(ctx, counts.rows, TapCounts(map, counts));
+  const PoolBack seen = {back.merged(grad.dy), grad.winners, counts, back.transposed()};
+  run(ctx, cuda::pool_grad, cpu::pool_grad, seen, dx);
   back.finish(dx);
 }
 

@@ -98,47 +98,16 @@ Matrix output_coords(const Context& ctx,
   return reach.single ? reached(std::true_type{}) : reached(std::false_type{});
 }
 
-UniqueCoords unique(const Context& ctx, const MatrixRef& coords) {
-  const BrickIndex index(ctx, coords);
-  UniqueCoords result;
-  result.coords = make_matrix(ctx, index.unique_voxels(), 4, Dtype::i32);
-  result.first_row = make_matrix(ctx, index.unique_voxels(), 1, Dtype::i32);
-  result.inverse = make_matrix(ctx, coords.rows, 1, Dtype::i32);
-  const auto* data = coords.as<int32_t>();
-  auto* first_row = result.first_row.as<int32_t>();
-  auto* inverse = result.inverse.as<int32_t>();
-  const int64_t tasks = (coords.rows + rows_per_task - 1) / rows_per_task;
-  std::vector<int64_t> before(static_cast<size_t>(tasks) + 1,
-                              0);  // distinct voxels before each task's rows
+Matrix first_rows(const Context& ctx, const VoxelIndex::State& index, const MatrixRef& coords) {
+  Matrix result = make_matrix(ctx, coords.rows, 1, Dtype::i32);
   for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
-    index.first_rows(coords, first, last, inverse);
-    int64_t distinct = 0;
-    for (int64_t r = first; r < last; ++r) {
-      if (data[4 * r] == padding_batch) inverse[r] = -1;
-      distinct += inverse[r] == r ? 1 : 0;
-    }
-    before[static_cast<size_t>(first / rows_per_task) + 1] = distinct;
-  });
-  std::partial_sum(before.begin(), before.end(), before.begin());
-  for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
-    int64_t number = before[static_cast<size_t>(first / rows_per_task)];
-    for (int64_t r = first; r < last; ++r) {
-      if (inverse[r] != r) continue;
-      std::copy_n(data + 4 * r, 4, result.coords.row<int32_t>(number));
-      first_row[number] = static_cast<int32_t>(r);
-      inverse[r] = static_cast<int32_t>(number++);
-    }
-  });
-  for_pieces(ctx, coords.rows, rows_per_task, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      // A first row has its voxel's number by now, any other still its first row.
-      const int32_t value = inverse[r];
-      if (value < 0) continue;
-      const bool numbered = value < index.unique_voxels() && first_row[value] == r;
-      if (!numbered) inverse[r] = inverse[value];
-    }
+    static_cast<const BrickIndex&>(index).first_rows(coords, first, last, result.as<int32_t>());
   });
   return result;
+}
+
+void exclusive_sums(const Context&, uint32_t* sums, int64_t count) {
+  std::exclusive_scan(sums, sums + count, sums, 0U);
 }
 
 int64_t first_row_outside(const Context& ctx,

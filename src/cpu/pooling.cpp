@@ -95,15 +95,8 @@ void pool(const Context& ctx,
   });
 }
 
-void pool_grad(const Context& ctx,
-               const KernelMap& map,
-               Reduction reduction,
-               const PoolGrad& grad,
-               const MatrixRef& dx) {
-  std::vector<int32_t> counts(reduction == Reduction::mean ? map.n_out : 0, 0);
-  for (size_t r = 0; r < counts.size(); ++r) {
-    for_taps(map, static_cast<int64_t>(r), [&](int32_t) { ++counts[r]; });
-  }
+void pool_grad(const Context& ctx, const PoolBack& grad, const MatrixRef& dx) {
+  const auto* counts = grad.counts.as<int32_t>();
   const KernelMap& back = *grad.transposed;
   dispatch_float(dx.dtype, [&]<class T>(Type<T>) {
     for_vector_pieces(ctx, back.n_out, piece, [&](int64_t first, int64_t last) {
@@ -113,7 +106,7 @@ void pool_grad(const Context& ctx,
         for_taps(back, r, [&](int32_t out) {
           const T* dy = grad.dy.row<const T>(out);
           const int32_t* won = grad.winners ? grad.winners->row<int32_t>(out) : nullptr;
-          const Sum<T> count = counts.empty() ? 1 : static_cast<Sum<T>>(counts[out]);
+          const Sum<T> count = counts == nullptr ? 1 : static_cast<Sum<T>>(counts[out]);
           if (won == nullptr) {
             for (int64_t c = 0; c < dx.cols; ++c) sum[c] += widen(dy[c]) / count;
             return;

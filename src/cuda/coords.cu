@@ -109,39 +109,6 @@ int64_t first_row_outside(const Context& ctx,
       std::min<uint64_t>(read_back(ctx, lowest), static_cast<uint64_t>(coords.rows)));
 }
 
-UniqueCoords unique(const Context& ctx, const MatrixRef& matrix) {
-  const Matrix aligned = aligned_input(ctx, matrix);
-  const Coords coords(aligned);
-  const BlockIndex index(ctx, aligned);
-  const Matrix first_rows = index.first_rows(ctx, aligned);
-  const auto* first = first_rows.as<int32_t>();
-  const std::shared_ptr<void> memory = ctx.allocate(sizeof(uint32_t) * coords.rows);
-  // Distinct voxels before each row.
-  auto* numbers = static_cast<uint32_t*>(memory.get());
-  for_each(ctx, coords.rows, [=] __device__(int64_t row) {
-    numbers[row] = first[row] == row && !is_padding(coords.data[row]) ? 1 : 0;
-  });
-  exclusive_sums(ctx, numbers, coords.rows);
-  const int64_t distinct = index.unique_voxels();
-  UniqueCoords result;
-  result.coords = make_matrix(ctx, distinct, 4, Dtype::i32);
-  result.first_row = make_matrix(ctx, distinct, 1, Dtype::i32);
-  result.inverse = make_matrix(ctx, coords.rows, 1, Dtype::i32);
-  auto* voxels = result.coords.as<int4>();
-  auto* first_row = result.first_row.as<int32_t>();
-  auto* inverse = result.inverse.as<int32_t>();
-  for_each(ctx, coords.rows, [=] __device__(int64_t row) {
-    const int4 c = coords.data[row];
-    const int32_t lowest = first[row];
-    const uint32_t number = numbers[lowest];
-    inverse[row] = is_padding(c) ? -1 : static_cast<int32_t>(number);
-    if (lowest != row || is_padding(c)) return;
-    voxels[number] = c;
-    first_row[number] = lowest;
-  });
-  return result;
-}
-
 Matrix output_coords(const Context& ctx,
                      const MatrixRef& matrix,
                      const Geometry& geometry,

@@ -334,7 +334,7 @@ void fill_submanifold_map(const Context& ctx,
   const auto& blocks = static_cast<const BlockIndex&>(index);
   if (map->symmetric) map->in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
   fill(ctx, blocks, coords, map);
-  if (!map->symmetric) map->in_first = blocks.first_rows(ctx, coords);
+  if (!map->symmetric) map->in_first = first_rows(ctx, index, coords);
   map->out_first = map->in_first;
 }
 
@@ -344,7 +344,7 @@ void fill_kernel_map(const Context& ctx,
                      KernelMap* map) {
   const BlockIndex in(ctx, in_coords);
   fill(ctx, in, out_coords, map);
-  map->in_first = in.first_rows(ctx, in_coords);
+  map->in_first = first_rows(ctx, in, in_coords);
   map->out_first = first_rows(ctx, out_coords);
 }
 

@@ -27,28 +27,22 @@ void add_groups(const Context& ctx,
 
 // Rows are summed in blocks of this size, then the blocks in order, as on the CPU.
 constexpr int64_t block_rows = 2048;
-constexpr int columns_per_block = 32;
 
-// sums[b]: of the b-th `rows_at_once` rows.
+// sums: of every block of rows, or one of all rows.
 template <class T, class S>
-__global__ void sum_rows(View<T> from, int64_t rows_at_once, View<S> sums) {
-  const int64_t col = static_cast<int64_t>(blockIdx.y) * columns_per_block + threadIdx.x;
-  if (col >= from.cols) return;
-  const int64_t first = blockIdx.x * rows_at_once;
-  const int64_t last = min(from.rows, first + rows_at_once);
-  double sum = 0;
-#pragma unroll 8
-  for (int64_t row = first; row < last; ++row) sum += widen(*from.at(row, col));
-  store(sum, sums.at(blockIdx.x, col));
-}
-
-template <class T, class S>
-void sum(const Context& ctx, const MatrixRef& from, const MatrixRef& sums) {
-  launch(ctx,
-         {.blocks = sums.rows,
-          .columns = ceil_div(from.cols, columns_per_block),
-          .threads = columns_per_block},
-         sum_rows<T, S>, View<T>(from), sums.rows == 1 ? from.rows : block_rows, View<S>(sums));
+void sum(const Context& ctx, const MatrixRef& matrix, const MatrixRef& result) {
+  const View<T> from(matrix);
+  const View<S> sums(result);
+  const int64_t rows_at_once = sums.rows == 1 ? from.rows : block_rows;
+  for_each(ctx, sums.rows * sums.cols, [=] __device__(int64_t i) {
+    const int64_t block = i / sums.cols;
+    const int64_t col = i - block * sums.cols;
+    const int64_t last = min(from.rows, (block + 1) * rows_at_once);
+    double sum = 0;
+#pragma unroll 16
+    for (int64_t row = block * rows_at_once; row < last; ++row) sum += widen(*from.at(row, col));
+    store(sum, sums.at(block, col));
+  });
 }
 
 }  // namespace

@@ -128,28 +128,13 @@ void pool(const Context& ctx,
   });
 }
 
-void pool_grad(const Context& ctx,
-               const KernelMap& map,
-               Reduction reduction,
-               const PoolGrad& grad,
-               const MatrixRef& dx) {
-  const bool is_mean = reduction == Reduction::mean;
-  const Matrix counts = make_matrix(ctx, is_mean ? map.n_out : 0, 1, Dtype::i32);
-  auto* of_rows = counts.as<int32_t>();
-  const Gather taken = gather_of(map, grad.dy);
-  for_each(ctx, counts.rows, [=] __device__(int64_t r) {
-    int32_t count = 0;
-    for (int tap = 0; tap < taken.taps; ++tap) {
-      count += static_cast<uint32_t>(taken.rows[tap * taken.tap_stride + r]) < taken.rows_in;
-    }
-    of_rows[r] = count;
-  });
-  const Gather g = gather_of(*grad.transposed, grad.dy);
+void pool_grad(const Context& ctx, const PoolBack& grad, const MatrixRef& dx) {
   const Reduced result = {dx, grad.winners};
   dispatch_packs(dx.dtype, are_wide(grad.dy, result), [&]<class T, class W>(Type<T>, W) {
-    PoolArguments<T> arguments(grad.dy, result, reduction);
-    if (is_mean) arguments.counts = of_rows;
-    gather<PoolOp<T, W::n, GradientState<T, W::n>>>(ctx, g, grad.dy, arguments);
+    PoolArguments<T> arguments(grad.dy, result, Reduction::sum);
+    arguments.counts = grad.counts.as<int32_t>();
+    gather<PoolOp<T, W::n, GradientState<T, W::n>>>(ctx, gather_of(*grad.transposed, grad.dy),
+                                                    grad.dy, arguments);
   });
 }
 

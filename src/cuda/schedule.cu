@@ -29,8 +29,8 @@
 #include <cuda/std/functional>
 #include <limits>
 
+#include "conv/coords.h"
 #include "cuda/schedule_cut.cuh"
-#include "cuda/sorting.h"
 
 namespace voxgemm::cuda {
 namespace {

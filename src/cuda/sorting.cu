@@ -9,6 +9,7 @@
 #include <cub/device/device_scan.cuh>
 #include <cub/device/device_select.cuh>
 
+#include "conv/coords.h"
 #include "conv/hash_key.h"
 #include "conv/operators.h"
 #include "core/dispatch_key.h"

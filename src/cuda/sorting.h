@@ -9,7 +9,4 @@ namespace voxgemm::cuda {
 template <class Key>
 void sort_keys(const Context& ctx, const Key* keys, Key* sorted, int64_t count, int bits);
 
-// In place: sums[i] = sums[0] + ... + sums[i - 1].
-void exclusive_sums(const Context& ctx, uint32_t* sums, int64_t count);
-
 }  // namespace voxgemm::cuda

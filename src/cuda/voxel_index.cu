@@ -287,13 +287,13 @@ int32_t BlockIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
   return read_back(ctx_, row);
 }
 
-Matrix BlockIndex::first_rows(const Context& ctx, const MatrixRef& matrix) const {
-  Matrix result = make_matrix(ctx, rows, 1, Dtype::i32);
+Matrix first_rows(const Context& ctx, const VoxelIndex::State& index, const MatrixRef& matrix) {
+  Matrix result = make_matrix(ctx, matrix.rows, 1, Dtype::i32);
   auto* first = result.as<int32_t>();
   const Matrix aligned = aligned_input(ctx, matrix);
   const Coords coords(aligned);
-  const BlockSet set = set_;
-  for_each(ctx, rows, [=] __device__(int64_t row) {
+  const BlockSet set = static_cast<const BlockIndex&>(index).set();
+  for_each(ctx, matrix.rows, [=] __device__(int64_t row) {
     const int32_t lowest = is_fine(set) ? find_row(set, set.head->frame, coords.data[row]) : -1;
     first[row] = lowest < 0 ? static_cast<int32_t>(row) : lowest;
   });
@@ -301,7 +301,7 @@ Matrix BlockIndex::first_rows(const Context& ctx, const MatrixRef& matrix) const
 }
 
 Matrix first_rows(const Context& ctx, const MatrixRef& coords) {
-  return BlockIndex(ctx, coords, true).first_rows(ctx, coords);
+  return first_rows(ctx, BlockIndex(ctx, coords, true), coords);
 }
 
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords) {

@@ -61,16 +61,14 @@ class BlockIndex final : public VoxelIndex::State {
   int32_t find(int32_t batch, int32_t x, int32_t y, int32_t z) const override;
 
   const BlockSet& set() const { return set_; }
-  // i32 [n, 1]: the lowest row with the same coordinates, of every row.
-  Matrix first_rows(const Context& ctx, const MatrixRef& coords) const;
 
  private:
   Context ctx_;
   BlockSetMemory set_;
 };
 
-// i32 [n, 1]: the lowest row with the same coordinates, of every row. Costs little where the rows
-// ascend, as those that output_coords gives do.
+// As of an index that is made for it. Costs little where the rows ascend, as those that
+// output_coords gives do.
 Matrix first_rows(const Context& ctx, const MatrixRef& coords);
 
 }  // namespace voxgemm::cuda

@@ -30,7 +30,8 @@ int64_t first_row_outside(const Context&, const MatrixRef&, const std::array<int
   absent();
 }
 std::unique_ptr<VoxelIndex::State> make_index(const Context&, const MatrixRef&) { absent(); }
-UniqueCoords unique(const Context&, const MatrixRef&) { absent(); }
+Matrix first_rows(const Context&, const VoxelIndex::State&, const MatrixRef&) { absent(); }
+void exclusive_sums(const Context&, uint32_t*, int64_t) { absent(); }
 Matrix output_coords(const Context&, const MatrixRef&, const Geometry&, const OutputOptions&) {
   absent();
 }

@@ -44,9 +44,7 @@ void weighted_sum_grad_weights(const Context&,
 void pool(const Context&, const KernelMap&, const MatrixRef&, Reduction, const Reduced&) {
   absent();
 }
-void pool_grad(const Context&, const KernelMap&, Reduction, const PoolGrad&, const MatrixRef&) {
-  absent();
-}
+void pool_grad(const Context&, const PoolBack&, const MatrixRef&) { absent(); }
 void segment_reduce(const Context&, const MatrixRef&, const MatrixRef&, Reduction, const Reduced&) {
   absent();
 }

@@ -68,7 +68,7 @@ void expect_unique(const Voxels& voxels) {
   const Context& ctx = *gpu();
   const UniqueCoords expected = unique(context(), coords_matrix(context(), voxels));
   const Matrix coords = coords_on_device(ctx, voxels);
-  const UniqueCoords actual = cuda::unique(ctx, coords);
+  const UniqueCoords actual = unique(ctx, coords);
   ASSERT_EQ(fetched<int32_t>(ctx, actual.coords), fetched<int32_t>(ctx, expected.coords));
   ASSERT_EQ(fetched<int32_t>(ctx, actual.first_row), fetched<int32_t>(ctx, expected.first_row));
   ASSERT_EQ(fetched<int32_t>(ctx, actual.inverse), fetched<int32_t>(ctx, expected.inverse));
@@ -298,7 +298,7 @@ TEST_F(Coords, TooWideABoxIsAnError) {
       message_of([&] { unique(context(), coords_matrix(context(), voxels)); });
   const Matrix coords = coords_on_device(*gpu(), voxels);
   EXPECT_NE(expected, "");
-  EXPECT_EQ(message_of([&] { cuda::unique(*gpu(), coords); }), expected);
+  EXPECT_EQ(message_of([&] { unique(*gpu(), coords); }), expected);
   EXPECT_EQ(message_of([&] { cuda::make_index(*gpu(), coords)->unique_voxels(); }), expected);
   EXPECT_EQ(message_of([&] { cuda::make_index(*gpu(), coords)->find(0, 0, 0, 0); }), expected);
   expect_outputs(voxels, {.size = {1, 1, 1}});
@@ -413,7 +413,7 @@ TEST_F(Coords, WithoutRoom) {
     expect_failure(submanifold_on_device(out, Geometry::submanifold({7, 1, 1})), text);
     expect_failure(build_kernel_map(ctx, out, further, down), text);
     expect_failure(submanifold_on_device(further, Geometry::submanifold({3, 3, 3})), text);
-    ASSERT_EQ(message_of([&] { cuda::unique(ctx, out); }), text);
+    ASSERT_EQ(message_of([&] { unique(ctx, out); }), text);
     ASSERT_EQ(message_of([&] { cuda::output_coords(ctx, out, down, {}); }), text);
   }
   const Matrix edge = coords_on_device(ctx, {{0, int32_max, 0, 0}, {0, 0, 0, 0}});
@@ -439,7 +439,7 @@ TEST_F(Maps, AreTheSameBitsEveryTime) {
     const KernelMap fine = submanifold_on_device(coords, Geometry::submanifold({3, 3, 3}));
     const Matrix out = cuda::output_coords(*gpu(), coords, geometry, {});
     std::vector<int32_t> all = fetched<int32_t>(*gpu(), fine.neighbours);
-    for (const Matrix& matrix : {fine.in_first, out, cuda::unique(*gpu(), coords).inverse}) {
+    for (const Matrix& matrix : {fine.in_first, out, unique(*gpu(), coords).inverse}) {
       const auto more = fetched<int32_t>(*gpu(), matrix);
       all.insert(all.end(), more.begin(), more.end());
     }
@@ -460,7 +460,7 @@ TEST_F(Maps, ReplayFromAGraphWithOtherCoordinates) {
   const KernelMap map = build_submanifold_map(ctx, coords, fine);
   const KernelMap general = build_kernel_map(ctx, coords, coords, coarse);
   const KernelMap turned = transpose(ctx, general);
-  EXPECT_NE(message_of([&] { cuda::unique(ctx, coords); }), "");
+  EXPECT_NE(message_of([&] { unique(ctx, coords); }), "");
   cudaGraph_t graph = nullptr;
   cuda::check_cuda(cudaStreamEndCapture(stream, &graph), "end");
   cudaGraphExec_t replay = nullptr;
