@@ -22,29 +22,18 @@ struct Row {
   int groups = 1;  // more where 32 taps a group ask for it
   bool split = false;
 };
-constexpr Row variants[] = {
-    {.shape = 0, .groups = 1},
-    {.shape = 0, .groups = 2},
-    {.shape = 0, .groups = 3},
-    {.shape = 1, .groups = 1},
-    {.shape = 2, .groups = 1},
-    {.shape = 2, .groups = 3},
-    {.shape = 3, .groups = 1},
-    {.shape = 3, .groups = 3},
-    {.shape = 4, .groups = 1},
-    {.shape = 5, .groups = 1},
-    {.shape = 6, .groups = 1},
-    {.shape = 0, .groups = 1, .split = true},
-    {.shape = 2, .groups = 1, .split = true},
-    {.shape = 3, .groups = 1, .split = true},
-};
+// By shape: groups, and once more split.
+constexpr std::pair<int, int> whole[] = {{0, 1}, {0, 2}, {0, 3}, {1, 1}, {2, 1}, {2, 3},
+                                         {3, 1}, {3, 3}, {4, 1}, {5, 1}, {6, 1}};
+constexpr int split[] = {0, 2, 3};
 std::vector<Row> family_rows() {
   std::vector<Row> rows;
   for (const Math math : {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6}) {
-    for (Row row : variants) {
-      row.math = math;
+    const auto add = [&](const Row& row) {
       if (sm90::is_for(math, shapes[row.shape])) rows.push_back(row);
-    }
+    };
+    for (const auto& [shape, groups] : whole) add({math, shape, groups});
+    for (const int shape : split) add({math, shape, 1, true});
   }
   return rows;
 }
