@@ -42,33 +42,23 @@ struct GradConfig : Shape<math, rows, cols, false, false> {
   static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
 };
 
-// The part of dW that a CTA computes.
-struct GradTile {
-  int group = 0;
-  int first_tap = 0;  // of the group
-  int taps = 0;       // of the group
-  int first_piece = 0;
-  int column = 0;
-  int slice = 0;
-};
-
+// The part of dW that a CTA computes: some taps of a group, a block of columns, a slice of the
+// rows.
 template <class C>
-__device__ inline GradTile grad_tile(const GradParams& p) {
-  GradTile tile;
-  int number = blockIdx.x;
-  tile.column = number % p.column_blocks * C::cols;
-  number /= p.column_blocks;
-  tile.first_piece = number % p.cut.row_blocks * (C::rows / C::per_piece);
-  number /= p.cut.row_blocks;
-  tile.group = number % p.cut.groups;
-  tile.slice = number / p.cut.groups;
-  const auto taps_before = [&](int group) {
-    return static_cast<int>(int64_t{group} * p.taps / p.cut.groups);
-  };
-  tile.first_tap = taps_before(tile.group);
-  tile.taps = taps_before(tile.group + 1) - tile.first_tap;
-  return tile;
-}
+struct GradTile {
+  const GradParams& p;
+  int column = static_cast<int>(blockIdx.x) % p.column_blocks * C::cols;
+  int row_block = static_cast<int>(blockIdx.x) / p.column_blocks;
+  int first_piece = row_block % p.cut.row_blocks * (C::rows / C::per_piece);
+  int group = row_block / p.cut.row_blocks % p.cut.groups;
+  int slice = row_block / p.cut.row_blocks / p.cut.groups;
+  int first_tap = taps_before(group);
+  int taps = taps_before(group + 1) - first_tap;  // of the group
+
+  __device__ int taps_before(int number) const {
+    return static_cast<int>(int64_t{number} * p.taps / p.cut.groups);
+  }
+};
 
 // 64 rows of the schedule.
 struct Granule {
@@ -80,9 +70,10 @@ struct Granule {
 };
 
 // The granules of a slice that have a tap of the CTA. All threads of a CTA walk alike.
+template <class C>
 struct Walk {
   const GradParams& p;
-  const GradTile& tile;
+  const GradTile<C>& tile;
   uint32_t wanted;  // taps of the group, bit 0 = its first; all where natural order has no masks
   int count = static_cast<int>(p.tiles != nullptr ? p.group_tiles * (p.tile_rows / 64)
                                                   : (p.rows + 63) / 64);
@@ -127,9 +118,9 @@ struct Walk {
 template <class C>
 struct GradProducer {
   const GradParams& p;
-  const GradTile& tile;
+  const GradTile<C>& tile;
   uint32_t* present;
-  Walk walk = {p, tile, wanted_taps()};
+  Walk<C> walk = {p, tile, wanted_taps()};
   Place x[C::a_words] = {};
   int filled = 0;
   bool has_more = false;
@@ -199,7 +190,7 @@ struct GradProducer {
 // Writes the warp's part of the tile: finished weights, or sums. Lanes go along the input channels.
 template <class C>
 __device__ inline void write_gradient(const GradParams& p,
-                                      const GradTile& tile,
+                                      const GradTile<C>& tile,
                                       const float* laid_out) {
   constexpr int rows = C::rows / 2;
   constexpr int cols = C::cols / 2;
@@ -225,7 +216,7 @@ template <class C>
 __global__ void __launch_bounds__(threads, C::ctas_of_sm)
     grad_weight(const __grid_constant__ GradParams p) {
   if constexpr (runs_here<C::math>()) {
-    const GradTile tile = grad_tile<C>(p);
+    const GradTile<C> tile = {p};
     if (tile.first_piece >= tile.taps * p.pieces) return;
     GradProducer<C> producer{p, tile, words_of_block<C>()};
     producer.start();
