@@ -17,10 +17,8 @@ int attribute(cudaDeviceAttr which, const Device& device) {
   return value;
 }
 
-struct DestroyEvent {
-  void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
-};
-using Event = std::unique_ptr<CUevent_st, DestroyEvent>;
+using Event =
+    std::unique_ptr<CUevent_st, decltype([](cudaEvent_t event) { cudaEventDestroy(event); })>;
 
 Event make_event() {
   cudaEvent_t event = nullptr;

@@ -2,8 +2,7 @@
 #include "conv/passes.h"
 #include "cuda/device.h"
 #include "cuda/kernels/families.h"
-#include "cuda/kernels/families_sm80.h"
-#include "cuda/kernels/implicit_gemm_sm90_launch.h"
+#include "cuda/kernels/families_sm90.h"
 
 namespace voxgemm::cuda {
 

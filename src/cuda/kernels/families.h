@@ -8,6 +8,24 @@
 
 namespace voxgemm::cuda {
 
+// Of a pass as families see it: a gradient of the input is a forward.
+struct Sizes {
+  int64_t rows;  // of y
+  int taps;
+  int c_in;
+  int c_out;
+
+  Sizes(const ConvArgs& args)
+      : rows(args.y.rows), taps(args.w.taps), c_in(args.w.c_in), c_out(args.w.c_out) {}
+  Sizes(const Problem& problem)
+      : rows(problem.n_out),
+        taps(problem.geometry.taps()),
+        c_in(problem.c_in),
+        c_out(problem.c_out) {
+    if (problem.pass == Pass::grad_input) std::swap(c_in, c_out);
+  }
+};
+
 namespace sm80 {
 
 // How products are made.
@@ -28,25 +46,46 @@ void dispatch(Math math, const Body& body) {
 // Why no kernel of this arithmetic can run the problem; empty if one can.
 std::string why_not(Math math, const Problem& problem);
 
-}  // namespace sm80
+// A row of implicit_gemm_sm80.cu or, with `gradient`, of grad_weight_sm80.cu.
+struct Variant {
+  bool gradient = false;
+  Math math = Math::f16;
+  int rows = 0;  // of a tile of y; of dW: taps * c_in
+  int cols = 0;
+  Algorithm algorithm = Algorithm::implicit_gemm;
+  int slices = 1;  // of the reduction; a gradient has as many as suit it
 
-// Of a pass as families see it: a gradient of the input is a forward.
-struct Sizes {
-  int64_t rows;  // of y
-  int taps;
-  int c_in;
-  int c_out;
-
-  Sizes(const ConvArgs& args)
-      : rows(args.y.rows), taps(args.w.taps), c_in(args.w.c_in), c_out(args.w.c_out) {}
-  Sizes(const Problem& problem)
-      : rows(problem.n_out),
-        taps(problem.geometry.taps()),
-        c_in(problem.c_in),
-        c_out(problem.c_out) {
-    if (problem.pass == Pass::grad_input) std::swap(c_in, c_out);
+  // Whether its schedule is by mask, with rows sorted by the taps that they have.
+  bool masked() const {
+    return algorithm != Algorithm::implicit_gemm && algorithm != Algorithm::implicit_gemm_splitk;
+  }
+  // Of taps. One for each tap makes lists of its pairs.
+  int groups(int taps) const {
+    if (algorithm == Algorithm::explicit_gemm) return taps;
+    return masked() ? (taps + 31) / 32 : 1;
   }
 };
+
+// Launches the variant on operands that are aligned (aligned.h). One object for each arithmetic.
+template <Math math>
+void convolve(const Context& ctx, const Variant& variant, const ConvArgs& args);
+template <Math math>
+void grad_weight(const Context& ctx, const Variant& variant, const ConvArgs& args);
+// See load() of launch.cuh.
+template <Math math>
+void load_convolve();
+
+// How the weight gradient is cut.
+struct GradCut {
+  int groups = 1;      // of taps
+  int row_blocks = 0;  // of a group
+  int column_blocks = 0;
+  int slices = 1;
+  int64_t ctas() const { return int64_t{groups} * row_blocks * column_blocks * slices; }
+};
+GradCut cut_gradient(const Variant& variant, const Sizes& size);
+
+}  // namespace sm80
 
 // The rows that the families have in the registry. The first is the judge of the others, and what
 // runs where none of them can: any channels, any strides of the weights, any device.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/kernels/families_sm80.h"
+#include "cuda/kernels/families.h"
 
 #include <cmath>
 

@@ -7,8 +7,8 @@
 
 #include "core/dispatch.h"
 #include "cuda/aligned.h"
+#include "cuda/kernels/families_sm90.h"
 #include "cuda/kernels/grad_weight_sm90.cuh"
-#include "cuda/kernels/implicit_gemm_sm90_launch.h"
 #include "cuda/launch.cuh"
 
 namespace voxgemm::cuda {

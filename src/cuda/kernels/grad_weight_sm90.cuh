@@ -2,7 +2,7 @@
 #pragma once
 
 // Weight gradient on Hopper: dw[t] [c_in, c_out] = sum over pairs (i, o, t) of x[i]^T dy[o], 16-bit
-// operands or f32 ones in two or three terms of bf16 (split_sm90.h), f32 sums.
+// operands or f32 ones in two or three terms of bf16 (split_sm90.cu), f32 sums.
 //
 // Work. A CTA computes a tile of dw: `taps` taps (a group) x `ins` input channels x `columns`
 // output channels, over some batches of 64 output rows. It is limited by the reading of rows: where

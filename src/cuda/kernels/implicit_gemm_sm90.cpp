@@ -6,7 +6,7 @@
 
 #include "cuda/aligned.h"
 #include "cuda/device.h"
-#include "cuda/kernels/implicit_gemm_sm90_launch.h"
+#include "cuda/kernels/families_sm90.h"
 
 namespace voxgemm::cuda {
 namespace {

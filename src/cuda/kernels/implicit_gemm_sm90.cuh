@@ -2,7 +2,7 @@
 #pragma once
 
 // Convolution on Hopper: y[o] = bias + sum over taps of x[in(o, t)] W[t], 16-bit operands or f32
-// ones in the form of split_sm90.h, f32 sums, over the tiles of a masked schedule (schedule.h).
+// ones in the form of split_sm90.cu, f32 sums, over the tiles of a masked schedule (schedule.h).
 //
 // A CTA takes items in turn (implicit_gemm_sm90_items.cuh): a tile, a block of its columns and a
 // slice of its steps, a step being one tap and `depth` input channels; split operands count as so
@@ -43,7 +43,7 @@
 #include <type_traits>
 
 #include "cuda/kernels/implicit_gemm_sm90_items.cuh"
-#include "cuda/kernels/implicit_gemm_sm90_launch.h"
+#include "cuda/kernels/families_sm90.h"
 #include "cuda/kernels/implicit_gemm_sm90_sums.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/copy.cuh"

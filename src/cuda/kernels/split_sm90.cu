@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/kernels/split_sm90.h"
+//
+// f32 operands in the form that Hopper's matrix instructions read, made once a call: lines (rows of
+// x; the input channels of one tap and output channel of the weights) of blocks of channels,
+// rounded to tf32 or in so many pieces of bf16 as the arithmetic has products of: first pieces of
+// the block, then second ones, then third ones. Piece i of a value is what i pieces leave of it,
+// rounded to bf16. Channels beyond the last are zeros.
+#include "cuda/kernels/families_sm90.h"
 
 #include <algorithm>
 

@@ -22,7 +22,7 @@
 
 #include <type_traits>
 
-#include "cuda/kernels/families_sm80.h"
+#include "cuda/kernels/families.h"
 #include "cuda/kernels/pass.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/mma.cuh"

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cuda/kernels/split_sm90.h"
+#include "cuda/aligned.h"
+#include "cuda/device.h"
+#include "cuda/kernels/families.h"
 
 namespace voxgemm::cuda::sm90 {
 
@@ -28,7 +30,7 @@ constexpr Shape shapes[] = {
     {.rows = 256, .columns = 32, .stages = 4, .pingpong = true, .team = 1},
 };
 
-// f32 operands are brought to another form first (split_sm90.h), 64 units of it a stage.
+// f32 operands are brought to another form first (split_sm90.cu), 64 units of it a stage.
 constexpr bool is_for(Math math, const Shape& shape) {
   return shape.columns > 32 || (shape.depth == 32) == sm80::is_16bit(math);
 }
@@ -39,6 +41,50 @@ constexpr int chunk_rows(int64_t rows) { return rows > 1 << 19 ? 1 << 16 : one_c
 
 // As sm80::why_not(), and on which devices.
 std::string why_not(Math math, const Problem& problem);
+
+// 16-bit units that stand for so many channels, a multiple of 8.
+struct SplitBlock {
+  int channels;
+  int units;
+};
+
+// What implicit_gemm_sm90.cuh takes: pieces side by side in 128 bytes, of which bf16x6 uses 96. A
+// weight gradient, whose sums run over rows, takes blocks of more channels of one piece.
+constexpr SplitBlock split_block(sm80::Math math) {
+  if (math == sm80::Math::tf32) return {8, 16};
+  return {math == sm80::Math::bf16x3 ? 32 : 16, 64};
+}
+constexpr int split_channels(const SplitBlock& block, int channels) {
+  return (channels + block.channels - 1) / block.channels * block.units;
+}
+
+// As the kernels on Hopper take them: rows of 16 bytes whole; f32 split, seen as 16-bit operands of
+// split_channels() input channels, contiguous.
+struct Operands {
+  MatrixRef x;
+  WeightsRef w;
+  std::shared_ptr<void> memory = {};  // where they are copies
+};
+
+inline MatrixRef as_rows(const WeightsRef& w) {
+  return {w.data, w.c_out, w.c_in, w.out_stride, w.dtype, w.device};
+}
+// An aligned matrix (aligned.h) as weights.
+inline WeightsRef as_weights(const MatrixRef& m) {
+  WeightsRef w = one_tap(m);
+  w.c_in = static_cast<int>(ceil_div(m.cols, 4) * 4);
+  return w;
+}
+
+// A matrix is weights of one tap with a row for each output channel.
+struct SplitSource {
+  WeightsRef w;
+  SplitBlock block;
+};
+Operands split_operands(const Context& ctx,
+                        sm80::Math math,
+                        const SplitSource& x,
+                        const SplitSource& w);
 
 // The convolution `args`, of which y and the residual are aligned (aligned.h). With slices, into
 // which the reduction of a tile is cut, all sums are partial, for a pass of its own to add; 0:
