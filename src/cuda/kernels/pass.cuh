@@ -136,12 +136,11 @@ __global__ void add_slices(const __grid_constant__ PassArgs p, const Sum<T>* sum
   }
 }
 
-// The bias of `count` columns, 0 where there is none.
+// The bias of `count` columns, past the last one its; 0 where there is none.
 template <class T, int count>
 __device__ inline void load_bias(const PassArgs& p, int n, float (&bias)[count]) {
   unroll<count>([&](int i) {
-    bias[i] = 0;
-    if (p.bias != nullptr && n + i < p.c_out) bias[i] = widen(static_cast<const T*>(p.bias)[n + i]);
+    bias[i] = p.bias != nullptr ? widen(static_cast<const T*>(p.bias)[min(n + i, p.c_out - 1)]) : 0;
   });
 }
 
