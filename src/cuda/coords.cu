@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "conv/items.h"
 #include "conv/reach.h"
 #include "cuda/sorting.h"
 #include "cuda/voxel_index.cuh"
@@ -152,6 +153,10 @@ Matrix output_coords(const Context& ctx,
           " blocks of output voxels is full");
     room = std::min(worst, 8 * room);
   }
+}
+
+void for_items(const Context& ctx, int64_t count, const Item& item) {
+  std::visit([&](const auto& body) { for_each(ctx, count, body); }, item);
 }
 
 }  // namespace voxgemm::cuda

@@ -42,8 +42,8 @@
 
 #include <type_traits>
 
-#include "cuda/kernels/implicit_gemm_sm90_items.cuh"
 #include "cuda/kernels/families_sm90.h"
+#include "cuda/kernels/implicit_gemm_sm90_items.cuh"
 #include "cuda/kernels/implicit_gemm_sm90_sums.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/copy.cuh"

@@ -173,8 +173,7 @@ class Sums {
     auto& words = reinterpret_cast<uint32_t(&)[at_once * sizeof(R) / 4]>(out);
     exchange<R>(words);
     for_pieces<R>(first, row, end, words, [&](bool exists, R* to, const uint32_t* words) {
-      if (exists)
-        *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+      ptx::store_16(to, make_uint4(words[0], words[1], words[2], words[3]), exists);
     });
   }
 

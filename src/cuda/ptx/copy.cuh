@@ -115,8 +115,8 @@ __device__ inline void store_shared_16(uint32_t to, const int4& v) {
                : "memory");
 }
 
-// 16 bytes by way of the second-level cache, or zeros without a read: no branch, so that several are
-// under way at a time.
+// 16 bytes by way of the second-level cache, or zeros without a read; and 16 bytes to memory, or
+// none. No branches, so that several are under way at a time.
 __device__ inline uint4 load_16(const void* from, bool present) {
   uint4 v = {};
   asm volatile(
@@ -129,6 +129,16 @@ __device__ inline uint4 load_16(const void* from, bool present) {
       : "l"(from), "r"(static_cast<int>(present))
       : "memory");
   return v;
+}
+__device__ inline void store_16(void* to, const uint4& v, bool present) {
+  asm volatile(
+      "{\n"
+      ".reg .pred present;\n"
+      "setp.ne.s32 present, %5, 0;\n"
+      "@present st.global.v4.b32 [%4], {%0, %1, %2, %3};\n"
+      "}\n" ::"r"(v.x),
+      "r"(v.y), "r"(v.z), "r"(v.w), "l"(to), "r"(static_cast<int>(present))
+      : "memory");
 }
 
 // Brings the 128 bytes around `from` to the second-level cache.
