@@ -59,7 +59,9 @@ struct BestState {
   }
   __device__ void join(const BestState& later) {
     for (int i = 0; i < n; ++i) {
-      if (later.winner[i] >= 0) take(i, later.best[i], later.winner[i]);
+      // Of none it takes what it has: a branch for each would cost sm_80 more barriers than it has.
+      const bool none = later.winner[i] < 0;
+      take(i, none ? best[i] : later.best[i], none ? winner[i] : later.winner[i]);
     }
   }
   __device__ void write(const PoolArguments<T>& a, int64_t row, int64_t col) const {
