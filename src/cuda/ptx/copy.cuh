@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Copies from global to shared memory that run beside the thread (sm_80; the tensor copies sm_90).
+// Copies from global to shared memory that run beside the thread (sm_80; the tensor copies sm_90),
+// and 16 bytes at a time to registers and from them.
 
 #include <cstdint>
 
