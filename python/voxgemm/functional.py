@@ -22,13 +22,12 @@ from .algorithms import (
     precision_of,
 )
 from .errors import ArgumentError
+from .geometry import Geometry, Triple
 from .kernel_map import (
     PADDING_BATCH,
     Asked,
     Choice,
-    Geometry,
     KernelMap,
-    Triple,
     UniqueCoords,
     build_map,
     generated_coords,

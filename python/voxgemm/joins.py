@@ -9,7 +9,7 @@ import torch
 
 from . import kernel_map
 from .errors import ArgumentError
-from .kernel_map import triple
+from .geometry import triple
 from .segments import merged_rows
 from .tensor import SparseTensor, check_shared
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,61 +13,13 @@ from torch.utils import _pytree as pytree
 from ._library import call, ops
 from .algorithms import DTYPES, OPERATIONS, OUTPUT_RULES, index_in
 from .errors import ArgumentError
+from .geometry import Geometry, Triple, three, triple
 
-Triple = tuple[int, int, int]
 Lists = tuple[list[Any], ...]  # KernelMap.lists
 # Before a filter's numbers: measured times do not count.
 _MODEL_ONLY = -2
 # VOXGEMM_TUNE, read here so that a bad value is an error of the import.
 _TUNES_AT_FIRST_USE = bool(call(ops._tunes_at_first_use.default).item())
-
-
-def triple(value: int | Iterable[int], what: str) -> Triple:
-    if isinstance(value, int):
-        return value, value, value
-    if isinstance(value, Iterable):
-        values = tuple(value)
-        if len(values) == 3 and all(isinstance(v, int) for v in values):
-            return values
-    raise ArgumentError(f"{what} is {value!r}, expected an int or three")
-
-
-class Geometry(NamedTuple):
-    """Per axis (x, y, z): in = out * stride - padding + tap * dilation, with 0 <= tap < size.
-
-    >>> vg.Geometry((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1)).out_shape((9, 8, 7))
-    (5, 4, 4)
-    """
-
-    size: Triple
-    stride: Triple = (1, 1, 1)
-    padding: Triple = (0, 0, 0)
-    dilation: Triple = (1, 1, 1)
-
-    @staticmethod
-    def submanifold(size: Triple, dilation: Triple) -> Geometry:
-        """Stride 1 and the padding under which tap size // 2 reads the output's own voxel."""
-        (x, y, z), (dx, dy, dz) = size, dilation
-        return Geometry(size, (1, 1, 1), (x // 2 * dx, y // 2 * dy, z // 2 * dz), dilation)
-
-    def numbers(self) -> list[int]:
-        """The twelve numbers, axis by axis, as C++ takes them."""
-        return [*self.size, *self.stride, *self.padding, *self.dilation]
-
-    def out_shape(self, shape: Triple) -> Triple:
-        """As torch's Conv3d; 0 where the kernel does not fit."""
-        axes = zip(shape, *self, strict=True)
-        return _three((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
-
-    def in_shape(self, shape: Triple, output_padding: Triple = (0, 0, 0)) -> Triple:
-        """As torch's ConvTranspose3d: what a transposed convolution makes of a shape."""
-        axes = zip(shape, *self, output_padding, strict=True)
-        return _three((n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in axes)
-
-
-def _three(values: Iterable[int]) -> Triple:
-    x, y, z = (max(value, 0) for value in values)
-    return x, y, z
 
 
 # A row of coordinates with this batch number is padding: no voxel, whatever its other numbers.
@@ -132,7 +83,6 @@ class _Status:
         return bool(self._event.query())
 
 
-@dataclasses.dataclass(eq=False)
 class KernelMap:
     """Which input row feeds which output row through which tap; what every convolution runs on.
 
@@ -154,16 +104,23 @@ class KernelMap:
     operation: int  # of OPERATIONS
     symmetric: bool  # transposing only mirrors the taps
     is_transposed: bool
-    _transposed: KernelMap | None = dataclasses.field(default=None, repr=False)
+    _transposed: KernelMap | None
     # By options the tensors of a schedule; by what is asked for what runs.
-    _schedules: dict[tuple[int, ...], list[Tensor]] = dataclasses.field(default_factory=dict)
-    _choices: dict[Asked, Choice] = dataclasses.field(default_factory=dict)
-    _status: _Status | None = None
+    _schedules: dict[tuple[int, ...], list[Tensor]]
+    _choices: dict[Asked, Choice]
+    _status: _Status | None
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
-    _masks: Tensor | None = dataclasses.field(default=None, repr=False)
+    _masks: Tensor | None
     # Views of schedules by options, of the map by (), and "layer"; what passes.py keeps of them.
-    _numbers: dict[object, Tensor] = dataclasses.field(default_factory=dict, init=False)
-    _lists: dict[object, Lists] = dataclasses.field(default_factory=dict, init=False)
+    _numbers: dict[object, Tensor]
+    _lists: dict[object, Lists]
+
+    def __init__(self, *fields: Any, masks: Tensor | None = None):
+        """Of the nine fields above, in their order."""
+        # All at once: setting them one by one takes a tenth of an eager map of a small cloud.
+        made = dict(zip(_FIELDS, fields, strict=True))
+        vars(self).update(made, _transposed=None, _schedules={}, _choices={}, _status=None)
+        vars(self).update(_masks=masks, _numbers={}, _lists={})
 
     def __setattr__(self, name: str, value: object) -> None:
         """An address goes with its tensor."""
@@ -227,17 +184,18 @@ class KernelMap:
             asked = asked._replace(filter=(_MODEL_ONLY, *asked.filter))
         if torch.compiler.is_compiling():
             return Choice([], self.layer(asked.precision, filter=asked.filter))
-        if asked not in self._choices:
-            layer = self.layer(asked.precision, filter=asked.filter)
+        found = self._choices.get(asked)
+        if found is None:
             dtype = index_in(DTYPES, asked.dtype, "the dtype")
             problem = [asked.number, dtype, asked.c_in, asked.c_out]
             if _TUNES_AT_FIRST_USE:
                 self._measure_once(asked, problem)
+            layer = self.layer(asked.precision, filter=asked.filter)
             numbers = call(ops._choice.default, self.tensors(), layer, problem)
             layer = numbers.tolist()
             parts = self._walked(asked.number == 1).schedule(_schedule_of(layer))
-            self._choices[asked] = Choice(parts, layer, numbers)
-        return self._choices[asked]
+            found = self._choices[asked] = Choice(parts, layer, numbers)
+        return found
 
     def _walked(self, back: bool) -> KernelMap:
         """The map whose schedule a pass takes."""
@@ -294,12 +252,15 @@ class KernelMap:
                 map._lists.clear()
 
     def schedule(self, options: tuple[int, ...]) -> list[Tensor]:
-        """The tensors of a schedule with these options, built once."""
-        if options not in self._schedules:
-            self._schedules[options] = call(
-                ops._schedule.default, self.tensors(), self.layer(), list(options), self._masks
-            )
-        return self._schedules[options]
+        """The tensors of a schedule with these options, built once; none of natural order."""
+        parts = self._schedules.get(options)
+        if parts is None:
+            parts = []
+            if options[0] != 0:
+                wanted = self.tensors(), self.layer(), list(options), self._masks
+                parts = call(ops._schedule.default, *wanted)
+            self._schedules[options] = parts
+        return parts
 
     def watch(self, status: Tensor) -> KernelMap:
         """Brings to the host, without waiting, what settle() must know: nothing of an empty one."""
@@ -332,24 +293,25 @@ class KernelMap:
     def transposed(self) -> KernelMap:
         """The same pairs with the sides exchanged: for inverse convolutions and gradients."""
         if self._transposed is None:
+            neighbours, pairs = call(ops._transpose.default, self.tensors(), self.layer())
+            first = self.out_first.detach(), self.in_first.detach()
+            operation = (0, 2, 1)[self.operation]
+            there = KernelMap(
+                *(neighbours, pairs, *first, self.n_out, self.geometry),
+                *(operation, self.symmetric, not self.is_transposed),
+            )
             # The way back is a copy of this map, not this map: no cycle keeps memory alive. Its
             # tensors are views: torch 2.10 cannot trace a function that sees one tensor twice.
             views = {name: getattr(self, name).detach() for name in _TENSORS}
-            neighbours, pairs = call(ops._transpose.default, self.tensors(), self.layer())
-            self._transposed = KernelMap(
-                neighbours=neighbours,
-                pairs_per_tap=pairs,
-                in_first=self.out_first.detach(),
-                out_first=self.in_first.detach(),
-                n_in=self.n_out,
-                geometry=self.geometry,
-                operation=(0, 2, 1)[self.operation],
-                symmetric=self.symmetric,
-                is_transposed=not self.is_transposed,
-                _transposed=dataclasses.replace(self, **views),
-                _status=self._status,
-            )
+            there._transposed, there._status = self._copy(**views), self._status
+            self._transposed = there
         return self._transposed
+
+    def _copy(self, **changes: Tensor) -> KernelMap:
+        """Of the same pairs: schedules, choices and what is on its way are shared."""
+        copy = KernelMap.__new__(KernelMap)
+        vars(copy).update({**vars(self), **changes, "_numbers": {}, "_lists": {}})
+        return copy
 
     def backward_tensors(
         self, schedule: Iterable[Tensor] = ()
@@ -378,6 +340,7 @@ def _schedule_of(layer: list[int]) -> tuple[int, ...]:
 
 _TENSORS = ("neighbours", "pairs_per_tap", "in_first", "out_first")
 _CONTEXT = ("geometry", "operation", "symmetric", "is_transposed")
+_FIELDS = (*_TENSORS, "n_in", *_CONTEXT)
 
 
 def _flatten(map: KernelMap) -> tuple[list[object], tuple[object, ...]]:
@@ -492,7 +455,7 @@ def generated_coords(
         )
     shape = None
     if spatial_shape is not None:
-        shape = _three(n + r for n, r in zip(spatial_shape, spread, strict=True))
+        shape = three(n + r for n, r in zip(spatial_shape, spread, strict=True))
     reach = Geometry(geometry.size, dilation=geometry.dilation)
     return output_coords(narrow, reach, "reached", shape)
 
@@ -550,7 +513,7 @@ def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
     )
     odd = all(k % 2 == 1 for k in geometry.size)
     parts = (table, pairs, first, first.detach())  # not one tensor twice, as in transposed()
-    map = KernelMap(*parts, coords.shape[0], geometry, 0, odd, False, _masks=masks)
+    map = KernelMap(*parts, coords.shape[0], geometry, 0, odd, False, masks=masks)
     return map.watch(status)
 
 
@@ -576,7 +539,7 @@ def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> Kerne
         ops._kernel_map.default, coords, out_coords, geometry.numbers(), _can_be_watched(coords)
     )
     n_in = coords.shape[0]
-    map = KernelMap(table, pairs, first, out_first, n_in, geometry, 1, False, False, _masks=masks)
+    map = KernelMap(table, pairs, first, out_first, n_in, geometry, 1, False, False, masks=masks)
     return map.watch(status)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from . import kernel_map
 from .errors import ArgumentError
-from .kernel_map import Geometry, KernelMap, Triple, triple
+from .geometry import Geometry, Triple, triple
+from .kernel_map import KernelMap
 
 # Whole where it can be: a transposed convolution of the first set leads to a part of a voxel.
 Stride = tuple[float, float, float]

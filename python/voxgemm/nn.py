@@ -14,7 +14,8 @@ from .algorithms import OUTPUT_RULES, filters_of, index_in
 from .containers import Sequential, SparseModule
 from .depthwise import grouped_conv3d
 from .errors import ArgumentError
-from .kernel_map import Geometry, KernelMap, Triple, triple
+from .geometry import Geometry, Triple, triple
+from .kernel_map import KernelMap
 from .map_cache import way_back
 from .norm import BatchNorm, SyncBatchNorm, fold_batch_norm
 from .pool_layers import SparseAvgPool3d, SparseGlobalPool, SparseMaxPool3d, SparseUnpool3d

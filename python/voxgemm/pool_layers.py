@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .algorithms import OUTPUT_RULES, index_in
 from .containers import SparseModule
-from .kernel_map import Geometry, Triple, triple
+from .geometry import Geometry, Triple, triple
 from .map_cache import way_back
 from .pooling import REDUCTIONS, global_pool, pool
 from .tensor import SparseTensor

@@ -12,7 +12,7 @@ from ._library import call, ops
 from .algorithms import index_in
 from .columns import as_bits, may_wait
 from .errors import ArgumentError
-from .kernel_map import Triple, triple
+from .geometry import Triple, triple
 
 __all__ = [
     "AXES",

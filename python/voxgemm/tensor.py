@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from . import kernel_map
 from ._library import call, ops
 from .errors import ArgumentError
-from .kernel_map import Triple, triple
+from .geometry import Triple, triple
 from .map_cache import CoordinateSet, MapCache, Stride
 from .segments import merged_rows
 

@@ -25,7 +25,7 @@ bool inside(const Kernel& kernel, const Filter& filter) {
 }
 
 std::string reason_against(const Kernel& kernel, const Problem& problem, const Filter& filter) {
-  if (inside(kernel, filter)) return kernel.why_not(kernel, problem);
+  if (inside(kernel, filter)) return why_not(kernel, problem);
   if (!filter.kernel.empty()) return join("the filter asks for ", filter.kernel);
   return join("the filter leaves out ", name(kernel.algorithm));
 }
@@ -40,22 +40,22 @@ Picked pick(const Problem& problem, const Filter& filter, const Known& known) {
   if (!filter.kernel.empty()) {
     // A name leaves nothing to compare.
     const Kernel* named = find_kernel(problem.device.kind, filter.kernel);
-    const bool runs = named != nullptr && named->why_not(*named, problem).empty();
+    const bool runs = named != nullptr && can_run(*named, problem);
     return {runs ? named : nullptr, Chooser::filter};
   }
   Ranking<const Kernel*> ranking;
-  const auto can_run = [&](const Kernel& kernel) {
-    return inside(kernel, filter) && kernel.why_not(kernel, problem).empty();
+  const auto competes = [&](const Kernel& kernel) {
+    return can_run(kernel, problem) && inside(kernel, filter);
   };
   for (const Kernel& kernel : registry(problem.device.kind)) {
-    if (!can_run(kernel)) continue;
+    if (!competes(kernel)) continue;
     ranking.offer(&kernel, known.predicted(kernel), kernel.reference);
   }
   if (ranking.empty()) return {};
   if (known.times()) {
     for (const Store::Known& time : *known.times()) {
       const Kernel* kernel = find_kernel(problem.device.kind, time.kernel);
-      if (kernel == nullptr || kernel->revision != time.revision || !can_run(*kernel)) continue;
+      if (kernel == nullptr || kernel->revision != time.revision || !competes(*kernel)) continue;
       ranking.measured(kernel, time.seconds);
     }
   }

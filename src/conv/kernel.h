@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,25 +29,37 @@ struct ConvArgs {
   bool mirror_taps = false;    // index blocks of tap t multiply W[taps - 1 - t]
 };
 
+// What a row computes.
+enum class Passes { all, convolutions, weight_gradient };
+
 // One launchable kernel: a row of the registry. Its name is its identity everywhere.
 struct Kernel {
   std::string name;  // "masked_implicit_gemm_v4/f32/128"
   Algorithm algorithm = Algorithm::implicit_gemm;
   // Other search spaces that it belongs to as well, where it is what their names promise.
   std::vector<Algorithm> also = {};
+  std::optional<Dtype> dtype = {};          // of the operands; none: any
+  std::optional<Precision> precision = {};  // of f32 operands; none: any
+  Passes passes = Passes::all;
   bool reference = false;  // judge of the others; never picked while another can run
   int slices = 1;          // of the reduction
   int revision = 1;        // raised when its speed changes
   // Why this machine cannot run it, found once when the registry is made; empty if it can.
   std::string unavailable = {};
-  // Empty: it can run; else the reason in words.
-  std::string (*why_not)(const Kernel&, const Problem&) = nullptr;
+  // Of a problem with these operands and passes: why it cannot run that; empty if it can. None: it
+  // always can.
+  std::string (*limits)(const Kernel&, const Problem&) = nullptr;
   // Predicted seconds.
   double (*cost)(const Kernel&, const Problem&) = nullptr;
   ScheduleOptions (*schedule)(const Kernel&, const Problem&) = nullptr;
   void (*launch)(const Kernel&, const Context&, Pass, const ConvArgs&) = nullptr;
   const void* family = nullptr;  // what the functions of the family need, e.g. a cpu::Engine
 };
+
+// Makes no words: a choice asks every row.
+bool can_run(const Kernel& kernel, const Problem& problem);
+// Why it cannot; empty if it can.
+std::string why_not(const Kernel& kernel, const Problem& problem);
 
 // The rows of each backend.
 namespace cpu {

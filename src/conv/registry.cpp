@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "voxgemm/choose.h"
+#include "voxgemm/error.h"
 
 namespace voxgemm {
 
@@ -26,6 +27,40 @@ const Kernel* find_kernel(DeviceKind kind, std::string_view name) {
   const Names& names = kind == DeviceKind::cuda ? of_cuda : of_cpu;
   const auto found = names.find(name);
   return found == names.end() ? nullptr : found->second;
+}
+
+namespace {
+
+bool takes_operands(const Kernel& kernel, const Problem& problem) {
+  if (kernel.dtype && *kernel.dtype != problem.dtype) return false;
+  return problem.dtype != Dtype::f32 || !kernel.precision || *kernel.precision == problem.precision;
+}
+
+bool computes(const Kernel& kernel, Pass pass) {
+  if (kernel.passes == Passes::all) return true;
+  return (pass == Pass::grad_weight) == (kernel.passes == Passes::weight_gradient);
+}
+
+std::string limits_of(const Kernel& kernel, const Problem& problem) {
+  if (!kernel.unavailable.empty() || kernel.limits == nullptr) return kernel.unavailable;
+  return kernel.limits(kernel, problem);
+}
+
+}  // namespace
+
+bool can_run(const Kernel& kernel, const Problem& problem) {
+  return takes_operands(kernel, problem) && computes(kernel, problem.pass) &&
+         limits_of(kernel, problem).empty();
+}
+
+std::string why_not(const Kernel& kernel, const Problem& problem) {
+  if (!takes_operands(kernel, problem)) {
+    const bool split = kernel.precision && *kernel.precision != Precision::ieee;
+    return join("takes ", split ? name(*kernel.precision) : name(*kernel.dtype));
+  }
+  if (computes(kernel, problem.pass)) return limits_of(kernel, problem);
+  return kernel.passes == Passes::convolutions ? "computes no weight gradient"
+                                               : "computes the weight gradient only";
 }
 
 std::vector<std::string> kernel_names(DeviceKind kind) {

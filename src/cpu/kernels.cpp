@@ -45,12 +45,6 @@ int columns(const Problem& problem) {
   return problem.pass == Pass::grad_input ? problem.c_in : problem.c_out;
 }
 
-std::string why_not(const Kernel& kernel, const Problem& problem) {
-  const Engine& engine = engine_of(kernel);
-  if (engine.dtype != problem.dtype) return std::string("takes ").append(name(engine.dtype));
-  return kernel.unavailable;
-}
-
 // 128 rows keep tile, operand rows and one tap's weights in the second-level cache at 64 channels;
 // wider layers stream the weights from further away, and twice the rows halve that. In narrow
 // layers a pair takes so little that calls show, and short pieces of the index table: with 512 rows
@@ -170,9 +164,9 @@ std::vector<Kernel> kernels() {
       rows.push_back(
           {.name = join(name(variant.algorithm), "_cpu/", name(engine->dtype), "/", engine->isa),
            .algorithm = variant.algorithm,
+           .dtype = engine->dtype,
            .slices = variant.slices,
            .unavailable = unavailable,
-           .why_not = why_not,
            .cost = cost,
            .schedule = schedule,
            .launch = launch,

@@ -82,8 +82,6 @@ void launch(const Kernel&, const Context& ctx, Pass pass, const ConvArgs& args) 
   });
 }
 
-std::string why_not(const Kernel&, const Problem&) { return ""; }
-
 // Three loops of scalar double sums: about 1 GFLOP/s a thread.
 double cost(const Kernel&, const Problem& problem) {
   return problem.useful_flops() / (1e9 * problem.threads);
@@ -96,7 +94,6 @@ ScheduleOptions schedule(const Kernel&, const Problem&) { return {}; }
 Kernel reference_kernel() {
   return {.name = "reference_cpu",
           .reference = true,
-          .why_not = why_not,
           .cost = cost,
           .schedule = schedule,
           .launch = launch};

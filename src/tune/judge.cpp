@@ -18,7 +18,7 @@ constexpr int64_t most_elements = int64_t{1} << 22;
 
 const Kernel* reference_for(const Problem& problem) {
   for (const Kernel& kernel : registry(problem.device.kind)) {
-    if (kernel.reference && kernel.why_not(kernel, problem).empty()) return &kernel;
+    if (kernel.reference && can_run(kernel, problem)) return &kernel;
   }
   return nullptr;
 }

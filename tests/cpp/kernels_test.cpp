@@ -33,7 +33,7 @@ TEST_P(Problems, EveryKernelAgreesWithTheReference) {
     const Operands operands = make_operands(c, fill, true);
     const Sums expected = judge(context(), c, operands);
     for (const Kernel& kernel : registry(DeviceKind::cpu)) {
-      if (!why_not(context(), c, kernel).empty()) continue;
+      if (!can_run(context(), c, kernel)) continue;
       SCOPED_TRACE(kernel.name + " on " + GetParam());
       // The layout changes from kernel to kernel, so that each meets all of them over the list.
       const Layout layout = layouts[(ran++ + rows) % std::size(layouts)];
@@ -61,7 +61,7 @@ class Kernels : public ::testing::TestWithParam<std::string> {
   Case accepted(const std::string& layer, Pass pass) const {
     for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
       Case c = make_case(context(), problem_text(pass, dtype, layer));
-      if (why_not(context(), c, kernel()).empty()) return c;
+      if (can_run(context(), c, kernel())) return c;
     }
     throw std::logic_error(kernel().name + " takes " + layer + " in no dtype");
   }
@@ -181,7 +181,7 @@ TEST(Engines, GiveTheSameBitsForEveryScheduleWithoutSlices) {
         const Operands operands = make_operands(c, Fill::reals);
         std::map<const void*, std::vector<double>> of_engine;
         for (const Kernel& kernel : registry(DeviceKind::cpu)) {
-          if (kernel.slices > 1 || !why_not(context(), c, kernel).empty()) continue;
+          if (kernel.slices > 1 || !can_run(context(), c, kernel)) continue;
           SCOPED_TRACE(kernel.name + " on " + c.problem.text());
           const std::vector<double> result = run(context(), c, kernel.name, operands);
           EXPECT_TRUE(
@@ -227,7 +227,7 @@ TEST(Engines, TakeWeightsThatDoNotFitTheirBudgets) {
     const Sums expected = judge(context(), c, operands);
     for (const Kernel& kernel : registry(DeviceKind::cpu)) {
       const bool first = kernel.algorithm == Algorithm::implicit_gemm && !kernel.reference;
-      if (!first || !why_not(context(), c, kernel).empty()) continue;
+      if (!first || !can_run(context(), c, kernel)) continue;
       EXPECT_TRUE(within_bound(run(context(), c, kernel.name, operands), expected,
                                {accumulator(kernel), Dtype::f32}))
           << kernel.name << " on " << c.problem.text();
@@ -241,7 +241,7 @@ TEST(Engines, TakeRowsThatDoNotFitTheirBudgets) {
   const Operands operands = make_operands(c, Fill::integers);
   const Sums expected = judge(context(), c, operands);
   for (const Kernel& kernel : registry(DeviceKind::cpu)) {
-    if (kernel.slices == 1 || !why_not(context(), c, kernel).empty()) continue;
+    if (kernel.slices == 1 || !can_run(context(), c, kernel)) continue;
     EXPECT_TRUE(within_bound(run(context(), c, kernel.name, operands), expected,
                              {accumulator(kernel), Dtype::f32}))
         << kernel.name;

@@ -72,7 +72,7 @@ void check_problem(const std::string& text, Random* random) {
   EXPECT_TRUE(same_bits(expected_integers.values, brute_force(c, integers)));
   std::vector<const Kernel*> able;
   for (const Kernel& kernel : registry(DeviceKind::cpu)) {
-    if (why_not(context(), c, kernel).empty()) able.push_back(&kernel);
+    if (can_run(context(), c, kernel)) able.push_back(&kernel);
   }
   for (int repeat = 0; repeat < 2; ++repeat) {
     const Kernel& kernel = *random->pick(able);

@@ -200,7 +200,7 @@ void expect_agreement(const LayerCase& layer_case, std::initializer_list<Fill> f
       Case precise = c;
       precise.problem.precision = precision;
       for (const Kernel& kernel : cuda::kernels()) {
-        if (!kernel.why_not(kernel, problem_on_device(precise)).empty()) continue;
+        if (!can_run(kernel, problem_on_device(precise))) continue;
         SCOPED_TRACE(kernel.name + " on " + precise.problem.text());
         const Memory memory{.layout = layouts[ran++ % std::size(layouts)]};
         const auto once = run_on_device(precise, kernel, operands, memory);
@@ -250,7 +250,7 @@ TEST_F(Kernels, ManyRowsAndWideWeights) {
         const Operands operands = make_operands(c, Fill::reals);
         const Sums expected = judge(context(), c, operands);
         for (const Kernel& kernel : cuda::kernels()) {
-          if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+          if (!can_run(kernel, problem_on_device(c))) continue;
           SCOPED_TRACE(kernel.name + " on " + c.problem.text());
           const auto once = run_on_device(c, kernel, operands);
           EXPECT_TRUE(within_bound(once, expected, {sum_dtype(dtype), dtype}));
@@ -268,7 +268,7 @@ TEST_F(Kernels, WriteWeightGradientsInF32) {
       const Case c = make_case(context(), problem_text(Pass::grad_weight, dtype, layer));
       const Operands operands = make_operands(c, Fill::reals);
       for (const Kernel& kernel : cuda::kernels()) {
-        if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+        if (!can_run(kernel, problem_on_device(c))) continue;
         EXPECT_TRUE(within_bound(run_on_device(c, kernel, operands, {.gradient = Dtype::f32}),
                                  judge(context(), c, operands), {Dtype::f32, Dtype::f32}));
       }
@@ -295,7 +295,7 @@ TEST_F(Kernels, NeverMultiplyAnAbsentNeighbour) {
         }
         const Sums expected = judge(context(), c, operands);
         for (const Kernel& kernel : cuda::kernels()) {
-          if (!kernel.why_not(kernel, problem_on_device(c)).empty()) continue;
+          if (!can_run(kernel, problem_on_device(c))) continue;
           SCOPED_TRACE(kernel.name + " on " + c.problem.text());
           const auto sums = run_on_device(c, kernel, poisoned);
           EXPECT_TRUE(within_bound(sums, expected, {sum_dtype(dtype), dtype}));
@@ -324,7 +324,7 @@ TEST_F(Kernels, NeverMultiplyTheGradientOfAnAbsentNeighbour) {
         Case precise = c;
         precise.problem.precision = precision;
         for (const Kernel& kernel : cuda::kernels()) {
-          if (!kernel.why_not(kernel, problem_on_device(precise)).empty()) continue;
+          if (!can_run(kernel, problem_on_device(precise))) continue;
           SCOPED_TRACE(kernel.name + " on " + precise.problem.text());
           EXPECT_TRUE(within_bound(run_on_device(precise, kernel, operands), expected.in(precision),
                                    {sum_dtype(dtype), dtype}));

@@ -105,7 +105,7 @@ class OnDevice {
     static const std::vector<Kernel> family = cuda::implicit_gemm_sm90_kernels();
     std::vector<const Kernel*> able;
     for (const Kernel& kernel : family) {
-      if (kernel.why_not(kernel, problem_).empty()) able.push_back(&kernel);
+      if (can_run(kernel, problem_)) able.push_back(&kernel);
     }
     return able;
   }

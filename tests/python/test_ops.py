@@ -185,7 +185,7 @@ def test_transposing_twice_gives_the_map_back(clouds):
     map = vg.build_map(coords, 2, out_coords=vg.output_coords(coords, GEOMETRY), stride=2)
     again = map.transposed().transposed()
     assert (again.n_in, again.n_out, again.operation) == (map.n_in, map.n_out, map.operation)
-    fresh = vg.KernelMap(**{k: v for k, v in vars(map.transposed()).items() if k[0] != "_"})
+    fresh = vg.KernelMap(*(v for k, v in vars(map.transposed()).items() if k[0] != "_"))
     for back in (again, fresh.transposed()):
         assert all(torch.equal(a, b) for a, b in zip(back.tensors(), map.tensors(), strict=True))
 

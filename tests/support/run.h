@@ -192,10 +192,9 @@ inline const Kernel& kernel_named(const std::string& name) {
                        [&](const Kernel& kernel) { return kernel.name == name; });
 }
 
-// Why a kernel does not run this problem; empty if it does.
-inline std::string why_not(const Context& ctx, const Case& c, const Kernel& kernel) {
+inline bool can_run(const Context& ctx, const Case& c, const Kernel& kernel) {
   Plan plan = Plan::make(ctx, c.map, plan_options(c.problem, {}));
-  return kernel.why_not(kernel, plan.problem(ctx, c.problem.pass));
+  return can_run(kernel, plan.problem(ctx, c.problem.pass));
 }
 
 }  // namespace voxgemm::test

@@ -35,6 +35,8 @@ constexpr Math all_math[] = {Math::f16,    Math::bf16,   Math::tf32,
 constexpr bool is_16bit(Math math) { return math == Math::f16 || math == Math::bf16; }
 
 std::string_view name(Math math);
+Dtype dtype_of(Math math);
+Precision precision_of(Math math);
 
 // Calls body.operator()<math>() with the arithmetic as a constant.
 template <Math known = Math::f16, class Body>
@@ -43,8 +45,8 @@ void dispatch(Math math, const Body& body) {
   if constexpr (known != Math::ieee) dispatch<all_math[int(known) + 1]>(math, body);
 }
 
-// Why no kernel of this arithmetic can run the problem; empty if one can.
-std::string why_not(Math math, const Problem& problem);
+// Why the device has no such arithmetic; empty if it has.
+std::string limits(Math math, const Problem& problem);
 
 // A row of implicit_gemm_sm80.cu or, with `gradient`, of grad_weight_sm80.cu.
 struct Variant {

@@ -70,13 +70,10 @@ const Variant& variant_of(const Kernel& kernel) {
   return *static_cast<const Variant*>(kernel.family);
 }
 
-std::string why_not(const Kernel& kernel, const Problem& problem) {
+std::string limits(const Kernel& kernel, const Problem& problem) {
   const Variant& variant = variant_of(kernel);
-  std::string reason = sm80::why_not(variant.math, problem);
+  std::string reason = sm80::limits(variant.math, problem);
   if (!reason.empty()) return reason;
-  if ((problem.pass == Pass::grad_weight) != variant.gradient) {
-    return variant.gradient ? "computes grad_weight" : "computes forward and grad_input";
-  }
   if (problem.architecture < 80 && (variant.gradient || variant.rows > 64)) {
     return "needs more shared memory than compute capability 7.5 has";
   }
@@ -221,18 +218,14 @@ std::vector<Algorithm> also(const Variant& variant) {
 std::string_view sm80::name(Math math) { return facts_of(math).name; }
 
 // Called for every row of the registry in every call of an operator: the usual reasons are short.
-std::string sm80::why_not(Math math, const Problem& problem) {
-  const Facts& facts = facts_of(math);
-  if (problem.dtype != facts.dtype ||
-      (problem.dtype == Dtype::f32 && problem.precision != facts.precision)) {
-    return std::string("takes ").append(facts.name);
-  }
-  const int needed = facts.architecture;
-  if (problem.architecture < needed) {
-    return join("needs compute capability ", needed / 10, ".", needed % 10, ", the device has ",
-                problem.architecture / 10, ".", problem.architecture % 10);
-  }
-  return "";
+Dtype sm80::dtype_of(Math math) { return facts_of(math).dtype; }
+Precision sm80::precision_of(Math math) { return facts_of(math).precision; }
+
+std::string sm80::limits(Math math, const Problem& problem) {
+  const int needed = facts_of(math).architecture;
+  if (problem.architecture >= needed) return "";
+  return join("needs compute capability ", needed / 10, ".", needed % 10, ", the device has ",
+              problem.architecture / 10, ".", problem.architecture % 10);
 }
 
 GradCut sm80::cut_gradient(const Variant& variant, const Sizes& size) {
@@ -270,8 +263,11 @@ std::vector<Kernel> sm80_kernels() {
                       variant.slices > 1 ? join(".k", variant.slices) : ""),
          .algorithm = variant.algorithm,
          .also = also(variant),
+         .dtype = sm80::dtype_of(variant.math),
+         .precision = sm80::precision_of(variant.math),
+         .passes = variant.gradient ? Passes::weight_gradient : Passes::convolutions,
          .slices = variant.slices,
-         .why_not = why_not,
+         .limits = limits,
          .cost = cost,
          .schedule = schedule,
          .launch = launch_pass,

@@ -39,8 +39,8 @@ constexpr bool is_for(Math math, const Shape& shape) {
 // one. Rows of a mask lie all over a chunk; of many the second-level cache holds too few.
 constexpr int chunk_rows(int64_t rows) { return rows > 1 << 19 ? 1 << 16 : one_chunk; }
 
-// As sm80::why_not(), and on which devices.
-std::string why_not(Math math, const Problem& problem);
+// As sm80::limits(), and of the device itself.
+std::string limits(Math math, const Problem& problem);
 
 // 16-bit units that stand for so many channels, a multiple of 8.
 struct SplitBlock {

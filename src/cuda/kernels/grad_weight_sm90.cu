@@ -135,9 +135,8 @@ auto with_tile(Math math, const Sizes& size, const Body& body) {
 
 Math math_of(const Kernel& kernel) { return *static_cast<const Math*>(kernel.family); }
 
-std::string why_not(const Kernel& kernel, const Problem& problem) {
-  if (problem.pass != Pass::grad_weight) return "computes the weight gradient only";
-  std::string reason = sm90::why_not(math_of(kernel), problem);
+std::string limits(const Kernel& kernel, const Problem& problem) {
+  std::string reason = sm90::limits(math_of(kernel), problem);
   if (!reason.empty()) return reason;
   const int most_taps =
       with_tile(math_of(kernel), problem, []<class C>(Type<C>) { return C::most_taps; });
@@ -216,7 +215,10 @@ std::vector<Kernel> grad_weight_sm90_kernels() {
                     // rows cut in slices of which one may be all: every way but gathering.
                     .also = {Algorithm::masked_implicit_gemm, Algorithm::implicit_gemm,
                              Algorithm::implicit_gemm_splitk},
-                    .why_not = why_not,
+                    .dtype = sm80::dtype_of(math),
+                    .precision = sm80::precision_of(math),
+                    .passes = Passes::weight_gradient,
+                    .limits = limits,
                     .cost = cost,
                     .schedule = schedule,
                     .launch = launch_pass,

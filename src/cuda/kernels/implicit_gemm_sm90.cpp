@@ -89,11 +89,10 @@ void launch_pass(const Kernel& kernel, const Context& ctx, Pass, const ConvArgs&
   write_back(ctx, y, args.y);
 }
 
-std::string why_not(const Kernel& kernel, const Problem& problem) {
+std::string limits(const Kernel& kernel, const Problem& problem) {
   const Row& row = row_of(kernel);
-  std::string reason = sm90::why_not(row.math, problem);
+  std::string reason = sm90::limits(row.math, problem);
   if (!reason.empty()) return reason;
-  if (problem.pass == Pass::grad_weight) return "has no weight gradient";
   const int taps = problem.geometry.taps();
   if (row.groups < most_groups && taps > most_taps * row.groups) {
     return join("takes at most ", most_taps * row.groups, " taps, the kernel has ", taps);
@@ -155,8 +154,8 @@ ScheduleOptions schedule(const Kernel& kernel, const Problem& problem) {
 
 }  // namespace
 
-std::string sm90::why_not(Math math, const Problem& problem) {
-  std::string reason = sm80::why_not(math, problem);
+std::string sm90::limits(Math math, const Problem& problem) {
+  std::string reason = sm80::limits(math, problem);
   if (!reason.empty() || problem.architecture / 10 == 9) return reason;
   return join("runs on compute capability 9.x only, this is ", problem.architecture / 10, ".",
               problem.architecture % 10);
@@ -172,8 +171,11 @@ std::vector<Kernel> implicit_gemm_sm90_kernels() {
     rows.push_back({.name = join(name(algorithm), "_sm90/", sm80::name(row.math), "/", shape.rows,
                                  "x", shape.columns, ".g", row.groups),
                     .algorithm = algorithm,
+                    .dtype = sm80::dtype_of(row.math),
+                    .precision = sm80::precision_of(row.math),
+                    .passes = Passes::convolutions,
                     .slices = row.split ? 16 : 1,
-                    .why_not = why_not,
+                    .limits = limits,
                     .cost = cost,
                     .schedule = schedule,
                     .launch = launch_pass,

@@ -84,11 +84,6 @@ void grad_weight(const Context& ctx, const PassArgs& p) {
   launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, partial, slices);
 }
 
-std::string why_not(const Kernel& kernel, const Problem& problem) {
-  const auto& dtype = *static_cast<const Dtype*>(kernel.family);
-  return dtype == problem.dtype ? "" : join("takes ", name(dtype));
-}
-
 void launch_pass(const Kernel&, const Context& ctx, Pass pass, const ConvArgs& args) {
   const PassArgs p(args);
   dispatch_device_float(args.x.dtype, [&]<class T>(Type<T>) {
@@ -99,18 +94,16 @@ void launch_pass(const Kernel&, const Context& ctx, Pass pass, const ConvArgs& a
 }  // namespace
 
 std::vector<Kernel> naive_kernels() {
-  static constexpr Dtype dtypes[] = {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64};
   std::vector<Kernel> rows;
-  for (const Dtype& dtype : dtypes) {
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64}) {
     rows.push_back(
         {.name = join("naive_cuda/", name(dtype)),
+         .dtype = dtype,
          .reference = true,
-         .why_not = why_not,
          // About 2 TFLOP/s, whatever the device: it is the last choice.
          .cost = [](const Kernel&, const Problem& p) { return 5e-6 + p.useful_flops() / 2e12; },
          .schedule = [](const Kernel&, const Problem&) { return ScheduleOptions(); },
-         .launch = launch_pass,
-         .family = &dtype});
+         .launch = launch_pass});
   }
   return rows;
 }

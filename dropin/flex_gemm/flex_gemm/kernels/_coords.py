@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from voxgemm import kernel_map, serialization
-from voxgemm.kernel_map import Geometry, Triple
+from voxgemm.geometry import Geometry, Triple
 
 from ..errors import expect
 

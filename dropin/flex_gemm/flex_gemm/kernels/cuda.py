@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from voxgemm import hashmap, kernel_map, sampling, serialization
-from voxgemm.kernel_map import Geometry
+from voxgemm.geometry import Geometry
 
 from ..errors import speaking
 from . import _coords, _tables

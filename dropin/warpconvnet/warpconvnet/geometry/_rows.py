@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from voxgemm import ArgumentError, kernel_map
-from voxgemm.kernel_map import Geometry
+from voxgemm.geometry import Geometry
 
 Sizes = tuple[int, ...]
 

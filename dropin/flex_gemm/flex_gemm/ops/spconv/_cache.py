@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxgemm.kernel_map import Geometry, KernelMap, table_map
+from voxgemm.geometry import Geometry
+from voxgemm.kernel_map import KernelMap, table_map
 
 from ...errors import expect
 from ...kernels import _tables

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from voxgemm import passes, sampling
 from voxgemm.algorithms import filters_of, precision_of
-from voxgemm.kernel_map import KernelMap, Triple
+from voxgemm.geometry import Triple
+from voxgemm.kernel_map import KernelMap
 from voxgemm.passes import How
 
 from ...errors import expect

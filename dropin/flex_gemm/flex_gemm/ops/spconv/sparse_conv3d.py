@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from voxgemm import kernel_map
-from voxgemm.kernel_map import Geometry, KernelMap, triple
+from voxgemm.geometry import Geometry, triple
+from voxgemm.kernel_map import KernelMap
 
 from ...errors import expect, expect_tensors, raise_type, speaking
 from ...kernels import _coords

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from voxgemm import kernel_map, passes
 from voxgemm._library import call, ops
-from voxgemm.kernel_map import Geometry, KernelMap, Triple, triple
+from voxgemm.geometry import Geometry, Triple, triple
+from voxgemm.kernel_map import KernelMap
 
 from ...errors import expect, expect_tensors, raise_type, speaking
 from ...kernels import _tables

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from voxgemm import ArgumentError, depthwise, kernel_map, passes
 from voxgemm.algorithms import precision_of
-from voxgemm.kernel_map import Geometry, KernelMap
+from voxgemm.geometry import Geometry
+from voxgemm.kernel_map import KernelMap
 
 from ..._search import Names
 from ...geometry import _rows

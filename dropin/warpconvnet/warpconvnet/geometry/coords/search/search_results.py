@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from voxgemm import ArgumentError
-from voxgemm.kernel_map import Geometry, KernelMap, table_map
+from voxgemm.geometry import Geometry
+from voxgemm.kernel_map import KernelMap, table_map
 
 
 class IntSearchResult:

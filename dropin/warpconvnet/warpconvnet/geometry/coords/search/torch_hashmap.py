@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from voxgemm import kernel_map
-from voxgemm.kernel_map import Geometry
+from voxgemm.geometry import Geometry
 
 from ..._rows import to_rows
 
