@@ -217,7 +217,6 @@ std::vector<Algorithm> also(const Variant& variant) {
 
 std::string_view sm80::name(Math math) { return facts_of(math).name; }
 
-// Called for every row of the registry in every call of an operator: the usual reasons are short.
 Dtype sm80::dtype_of(Math math) { return facts_of(math).dtype; }
 Precision sm80::precision_of(Math math) { return facts_of(math).precision; }
 
