@@ -160,8 +160,6 @@ __global__ __launch_bounds__(256) void add_slices(
   store(total, &dw[i / cols * dw_stride + i % cols]);
 }
 
-bool has_products(const Context& ctx) { return architecture(ctx.device) >= 80; }
-
 template <class T>
 void convolve(const Context& ctx, const depthwise_sm80::Convolution& c) {
   using namespace depthwise_sm80;
@@ -177,53 +175,6 @@ void convolve(const Context& ctx, const depthwise_sm80::Convolution& c) {
                          : run(depthwise_sm80::convolve<T, 2>, 2 * chunk_cols);
 }
 
-struct SlicedSums {
-  std::shared_ptr<void> memory;  // [slices, taps, cols]
-  int64_t slices;
-};
-
-// Slices for several blocks on every multiprocessor there is, of rows enough to be worth their
-// sums.
-template <class T, int n>
-SlicedSums sum_slices(const Context& ctx, Gather g, const MatrixRef& x, const MatrixRef& dy) {
-  constexpr bool by_products = sizeof(T) == 2 && n == 8;
-  // us of 1.03 M rows on an H200, by products and not: 16 columns 386 and 287, 32 437 and 399, 64
-  // 522 and 650, 128 1015 and 1090, 256 2784 and 1880.
-  const bool products = by_products && has_products(ctx) && g.cols > 32 && g.cols <= 128;
-  const int64_t most = products ? 1536 / ceil_div(g.cols, 64) : 512;
-  const int64_t rows = std::max(ceil_div(g.rows_out, most), int64_t{256});
-  // Whole blocks of them.
-  constexpr int warps = depthwise_sm80::convolve_warps;
-  const int64_t slices = ceil_div(ceil_div(g.rows_out, rows), warps) * warps;
-  SlicedSums result = {ctx.allocate(sizeof(Sum<T>) * slices * g.taps * g.cols), slices};
-  auto* sums = static_cast<Sum<T>*>(result.memory.get());
-  if constexpr (by_products) {
-    using namespace depthwise_sm80;
-    const auto tap_blocks = static_cast<int>(ceil_div(g.taps, taps_at_once));
-    const WeightSums all = {g, x.data, dy.data, row_bytes(dy), rows, tap_blocks, sums};
-    if (products) {
-      launch(ctx,
-             {.blocks = slices / warps * tap_blocks,
-              .columns = ceil_div(g.cols, sum_chunks * chunk_cols),
-              .threads = warps * 32},
-             sum_weights<T>, all);
-      return result;
-    }
-  }
-  const int64_t packs = ceil_div(g.cols, n);
-  cut(&g, packs, tile_steps);
-  g.pitch = tap_pitch;
-  const Slices s = {g, dy.stride, rows, static_cast<int>(ceil_div(g.taps, tap_group))};
-  launch(ctx,
-         {.blocks = slices * s.groups,
-          .columns = ceil_div(packs, int64_t{1} << g.lane_bits),
-          .threads = gather_threads,
-          .shared_bytes = std::max(sizeof(int32_t) * g.block_rows() * g.pitch,
-                                   sizeof(Sum<T>) * gather_threads * n)},
-         sum_rows<T, n>, s, x.as<T>(), dy.as<T>(), sums);
-  return result;
-}
-
 // last_tap: what the weights are mirrored about, or -1.
 void multiply(const Context& ctx,
               const KernelMap& map,
@@ -237,7 +188,7 @@ void multiply(const Context& ctx,
   const bool wide = is_wide(x) && is_wide(w) && is_wide(y);
   dispatch_packs(x.dtype, wide, [&]<class T, class W>(Type<T>, W) {
     if constexpr (sizeof(T) == 2 && W::n == 8) {
-      if (has_products(ctx)) {
+      if (architecture(ctx.device) >= 80) {
         return convolve<T>(ctx, {.g = g,
                                  .x = x.data,
                                  .w = w.data,
@@ -278,12 +229,28 @@ void depthwise_grad_weight(const Context& ctx,
                            const MatrixRef& dw) {
   if (map.n_in == 0 || map.n_out == 0) return fill_zero(ctx, one_tap(dw));
   dispatch_packs(x.dtype, is_wide(x) && is_wide(dy), [&]<class T, class W>(Type<T>, W) {
-    const SlicedSums sums = sum_slices<T, W::n>(ctx, gather_of(map, x), x, dy);
+    // Slices for several blocks on every multiprocessor there is, of rows enough to be worth their
+    // sums.
+    const int64_t rows = std::max(ceil_div(map.n_out, int64_t{512}), int64_t{256});
+    const int64_t slices = ceil_div(map.n_out, rows);
+    const int64_t count = map.taps() * x.cols;
+    const std::shared_ptr<void> memory = ctx.allocate(sizeof(Sum<T>) * slices * count);
+    auto* sums = static_cast<Sum<T>*>(memory.get());
+    Gather g = gather_of(map, x);
+    const int64_t packs = ceil_div(g.cols, W::n);
+    cut(&g, packs, tile_steps);
+    g.pitch = tap_pitch;
+    const Slices s = {g, dy.stride, rows, static_cast<int>(ceil_div(g.taps, tap_group))};
+    launch(ctx,
+           {.blocks = slices * s.groups,
+            .columns = ceil_div(packs, int64_t{1} << g.lane_bits),
+            .threads = gather_threads,
+            .shared_bytes = std::max(sizeof(int32_t) * g.block_rows() * g.pitch,
+                                     sizeof(Sum<T>) * gather_threads * W::n)},
+           sum_rows<T, W::n>, s, x.as<T>(), dy.as<T>(), sums);
     const auto add = [&]<class D>(Type<D>) {
-      const int64_t count = map.taps() * x.cols;
-      launch(ctx, {.blocks = ceil_div(count, 32)}, add_slices<Sum<T>, D>,
-             static_cast<const Sum<T>*>(sums.memory.get()), sums.slices, count, x.cols, dw.as<D>(),
-             dw.stride);
+      launch(ctx, {.blocks = ceil_div(count, 32)}, add_slices<Sum<T>, D>, sums, slices, count,
+             x.cols, dw.as<D>(), dw.stride);
     };
     dw.dtype == x.dtype ? add(Type<T>{}) : add(Type<float>{});
   });

@@ -16,10 +16,6 @@
 // others read, in other banks. Row numbers come to shared memory a warp for itself, [taps][rows].
 // A lane ends with every second of 8 columns of two rows, and swaps with lane l ^ 4.
 //
-// dw[t, c] = sum over rows r of x[in(r, t), c] dy[r, c] is the same product, with taps where rows
-// were: A has row r of dy on its diagonal, B what 8 taps read of x. A warp owns a slice of the
-// rows, 32 taps and 64 columns; add_slices in depthwise.cu adds the slices in order.
-//
 // A zero for an absent row times an infinite weight, or a zero off the diagonal times an infinite
 // element, is NaN: sums that come out NaN are computed again, over present rows and one by one.
 #pragma once
@@ -102,14 +98,16 @@ __device__ inline void fetch_weights(const Convolution& c,
   }
 }
 
-// Gives the row numbers of up to 32 rows, a lane each, at taps from `first_tap` on to put(tap,
-// number), -1 where they are absent, and returns which of the taps any row has. By a warp.
-template <class Put>
-__device__ inline uint32_t fetch_group(
-    const Gather& g, int first_tap, int64_t first_row, int64_t last_row, const Put& put) {
+// Brings the row numbers of a group at taps from `first_tap` on to [tap][rows], -1 where they are
+// absent, and returns which of the taps any row has. By a warp, a lane a row; rows g, g + 8, g + 16
+// and g + 24 stand side by side.
+__device__ inline uint32_t fetch_group(const Gather& g,
+                                       int first_tap,
+                                       int64_t first_row,
+                                       int32_t (&numbers)[taps_at_once][group_rows]) {
   constexpr int batch = 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool exists = first_row + lane < last_row;
+  const bool exists = first_row + lane < g.rows_out;
   const int taps = exists ? min(taps_at_once, g.taps - first_tap) : 0;
   const int32_t* from = g.rows + first_tap * g.tap_stride + (exists ? first_row + lane : 0);
   uint32_t present = 0;
@@ -126,7 +124,7 @@ __device__ inline uint32_t fetch_group(
     for (int i = 0; i < batch; ++i) {
       const bool there = static_cast<uint32_t>(in[i]) < g.rows_in;
       if (there) present |= 1U << (tap + i);
-      put(tap + i, there ? in[i] : -1);
+      numbers[tap + i][lane % 8 * 4 + lane / 8] = there ? in[i] : -1;
     }
   }
   __syncwarp();
@@ -143,12 +141,6 @@ __device__ inline const char* row_at(const void* column, int32_t row, uint32_t r
   __builtin_assume(__isGlobal(from));
   return from;
 }
-// A zero that stays in its register.
-__device__ inline uint32_t kept_zero() {
-  uint32_t zero;
-  asm volatile("mov.b32 %0, 0;" : "=r"(zero));
-  return zero;
-}
 
 // Sums of a warp: [chunk][i][rows of 8][.].
 template <int chunks>
@@ -160,7 +152,10 @@ struct Diagonals {
   uint32_t a[chunks][2][4];
 
   __device__ Diagonals() {
-    for (int i = 0; i < 8 * chunks; ++i) a[i / 8][i / 4 % 2][i % 4] = kept_zero();
+    // Zeros that stay in their registers.
+    for (int i = 0; i < 8 * chunks; ++i) {
+      asm volatile("mov.b32 %0, 0;" : "=r"(a[i / 8][i / 4 % 2][i % 4]));
+    }
   }
 };
 
@@ -168,7 +163,6 @@ struct Diagonals {
 template <class T, int chunks>
 struct Lane {
   int g;
-  int u;
   bool diagonal;
   int64_t col;         // in the first chunk
   int chunks_here;     // that have the lane's columns
@@ -177,9 +171,8 @@ struct Lane {
 
   __device__ Lane(const Gather& gather, const void* x, int64_t first_col)
       : g(static_cast<int>(threadIdx.x) % 32 / 4),
-        u(static_cast<int>(threadIdx.x) % 4),
-        diagonal(u == g / 2),
-        col(first_col + u * 8),
+        diagonal(static_cast<int>(threadIdx.x) % 4 == g / 2),
+        col(first_col + threadIdx.x % 4 * 8),
         chunks_here(static_cast<int>((gather.cols - col + chunk_cols - 1) / chunk_cols)),
         column(kept(at<T>(x, col < gather.cols ? col : 0))),
         x_bytes(gather.x_bytes) {}
@@ -276,11 +269,7 @@ __global__ __launch_bounds__(convolve_warps * 32,
         fetch_weights<T, chunks>(c, first_tap, first_col, weights);
         __syncthreads();
       }
-      // Rows g, g + 8, g + 16 and g + 24 side by side.
-      int32_t* to = &numbers[0][threadIdx.x % 8 * 4 + threadIdx.x % 32 / 8];
-      uint32_t present =
-          fetch_group(c.g, first_tap, row, c.g.rows_out,
-                      [&](int tap, int32_t number) { to[tap * group_rows] = number; });
+      uint32_t present = fetch_group(c.g, first_tap, row, numbers);
       const auto next = [&] {
         const int tap = __ffs(static_cast<int>(present)) - 1;
         present &= present - 1;
@@ -320,112 +309,6 @@ __global__ __launch_bounds__(convolve_warps * 32,
     }
     write_group<T, chunks>(c, row, first_col, sums);
   }
-#endif
-}
-
-// Of a warp.
-constexpr int sum_chunks = 2;
-
-struct WeightSums {
-  Gather g;
-  const void* x;
-  const void* dy;
-  uint32_t dy_bytes;
-  int64_t slice_rows;  // of a warp
-  int tap_blocks;      // of 32 taps
-  float* sums;         // [slices, taps, cols]
-};
-
-// The sum over a slice's present pairs at a tap and a column.
-template <class T>
-__device__ inline float sum_again(const WeightSums& p, int64_t slice, int tap, int64_t col) {
-  float sum = 0;
-  const int64_t last = min(p.g.rows_out, (slice + 1) * p.slice_rows);
-#pragma unroll 1
-  for (int64_t row = slice * p.slice_rows; row < last; ++row) {
-    const int32_t in = p.g.rows[tap * p.g.tap_stride + row];
-    if (static_cast<uint32_t>(in) >= p.g.rows_in) continue;
-    const T x = *row_of<T>(at<T>(p.x, col), in, p.g.x_bytes);
-    const T dy = *at<T>(static_cast<const char*>(p.dy) + row * p.dy_bytes, col);
-    sum += widen(x) * widen(dy);
-  }
-  return sum;
-}
-
-// Writes a warp's sums: word k of tile and pair i belongs to tap 8 * tile + 2u + k % 2 and column
-// 4i + 2 * (k / 2) + g % 2 of the lane's 8.
-template <class T>
-__device__ inline void write_sums(const WeightSums& p,
-                                  int64_t slice,
-                                  int first_tap,
-                                  int64_t first_col,
-                                  const GroupSums<sum_chunks>& sums) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto tap_of = [&](int n) { return first_tap + n / 4 % 4 * 8 + lane % 4 * 2 + n % 2; };
-  const auto col_of = [&](int n) {
-    return first_col + n / 32 * chunk_cols + lane / 8 * 8 + n / 16 % 2 * 4 + n / 2 % 2 * 2 +
-           lane / 4 % 2;
-  };
-  const auto to = [&](int n) {
-    return p.sums + (slice * p.g.taps + tap_of(n)) * p.g.cols + col_of(n);
-  };
-  uint64_t broken = 0;
-#pragma unroll
-  for (int n = 0; n < sum_chunks * 32; ++n) {
-    const float sum = sums[n / 32][n / 16 % 2][n / 4 % 4][n % 4];
-    if (tap_of(n) >= p.g.taps || col_of(n) >= p.g.cols) continue;
-    if (sum != sum) broken |= uint64_t{1} << n;
-    *to(n) = sum;
-  }
-#pragma unroll 1
-  for (; broken != 0; broken &= broken - 1) {
-    const int n = __ffsll(static_cast<int64_t>(broken)) - 1;
-    *to(n) = sum_again<T>(p, slice, tap_of(n), col_of(n));
-  }
-}
-
-template <class T>
-__global__ __launch_bounds__(convolve_warps * 32, blocks_here(3)) void sum_weights(WeightSums p) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  // A lane's four numbers of a row are 16 bytes; rows that are written at once in different banks.
-  constexpr int pitch = taps_at_once + 4;
-  __shared__ __align__(16) int32_t all_numbers[convolve_warps][group_rows][pitch];
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  auto& numbers = all_numbers[warp];
-  const int64_t slice = static_cast<int64_t>(blockIdx.x / p.tap_blocks) * convolve_warps + warp;
-  const int first_tap = static_cast<int>(blockIdx.x % p.tap_blocks) * taps_at_once;
-  const int64_t first_col = static_cast<int64_t>(blockIdx.y) * sum_chunks * chunk_cols;
-  const Lane<T, sum_chunks> lane(p.g, p.x, first_col);
-  const uint32_t half = lane.g % 2 == 0 ? 0xffff : 0xffff0000;
-  const int64_t last = min(p.g.rows_out, (slice + 1) * p.slice_rows);
-  GroupSums<sum_chunks> sums = {};
-  Diagonals<sum_chunks> diagonals;
-  for (int64_t row = slice * p.slice_rows; row < last; row += group_rows) {
-    // Taps g, g + 8, g + 16 and g + 24 side by side.
-    int32_t* to = numbers[threadIdx.x % 32];
-    fetch_group(p.g, first_tap, row, last,
-                [&](int tap, int32_t number) { to[tap % 8 * 4 + tap / 8] = number; });
-    const auto rows = static_cast<int>(min(last - row, static_cast<int64_t>(group_rows)));
-    const char* dy = static_cast<const char*>(p.dy) + row * p.dy_bytes + lane.col * sizeof(T);
-#pragma unroll 1
-    for (int r = 0; r < rows; ++r, dy += p.dy_bytes) {
-#pragma unroll
-      for (int chunk = 0; chunk < sum_chunks; ++chunk) {
-        uint4 words = {};
-        if (lane.diagonal && chunk < lane.chunks_here) {
-          words = *reinterpret_cast<const uint4*>(dy + chunk * chunk_cols * sizeof(T));
-        }
-        diagonals.a[chunk][0][0] = words.x & half;
-        diagonals.a[chunk][0][3] = words.y & half;
-        diagonals.a[chunk][1][0] = words.z & half;
-        diagonals.a[chunk][1][3] = words.w & half;
-      }
-      uint4 x[4][sum_chunks];
-      lane.load(load_pack<int32_t, 4>(&numbers[r][lane.g * 4]), x);
-      lane.multiply(diagonals, x, sums);
-    }
-  }
-  write_sums<T>(p, slice, first_tap, first_col, sums);
 #endif
 }
 
