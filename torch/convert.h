@@ -109,6 +109,15 @@ inline Context::Allocate torch_memory(const Device& device) {
   };
 }
 
+// The same for a matrix, whose tensor is one of its shape: what tensor_of() gives of it is no view.
+inline Context::AllocateMatrix torch_matrices(const Device& device) {
+  return [device](const MatrixRef& shape) {
+    if (shape.rows == 0 || shape.cols == 0) return torch_memory(device)(0);
+    const Tensor tensor = empty_tensor(device, {shape.rows, shape.cols}, scalar_type(shape.dtype));
+    return std::shared_ptr<void>(tensor.mutable_data_ptr(), TensorOwner{tensor});
+  };
+}
+
 // Where the operators of a tensor run; cpu.cpp and cuda.cpp each have their own.
 Context context_of(const Tensor& tensor);
 
@@ -154,6 +163,8 @@ inline Tensor tensor_of(const Matrix& matrix, Ints sizes = {}) {
   if (owner == nullptr || matrix.stride != matrix.cols) {
     throw std::logic_error("a result is not contiguous memory of torch");
   }
+  const Tensor& whole = owner->tensor;
+  if (whole.scalar_type() == type && std::ranges::equal(whole.sizes(), sizes)) return whole;
   const auto offset =
       static_cast<char*>(matrix.data) - static_cast<char*>(owner->tensor.data_ptr());
   Ints strides(sizes.size(), 1);

@@ -14,6 +14,7 @@ Context context_of(const Tensor&) {
   };
   Context ctx = Context::shared(static_cast<int>(torch::stable::get_num_threads()), on_torchs);
   ctx.allocate = torch_memory({});
+  ctx.allocate_matrix = torch_matrices({});
   return ctx;
 }
 

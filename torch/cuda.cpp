@@ -13,6 +13,7 @@ Context cuda_context_of(const Device& device) {
     for (int worker = 0; worker < workers; ++worker) body(worker);
   };
   ctx.allocate = torch_memory(device);
+  ctx.allocate_matrix = torch_matrices(device);
   return ctx;
 }
 

@@ -46,37 +46,29 @@ Tensor strided_coords(const Tensor& coords,
                                   .max_voxels = max_voxels}));
 }
 
-// map_status(), i64 [3], of a CUDA map where it is asked for.
-Tensor status_of(const Context& ctx, const KernelMap& map, bool is_asked) {
-  return is_asked ? tensor_of(map_status(ctx, map), {3})
-                  : empty_tensor(ctx.device, {0}, ScalarType::Long);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords,
-                                                                   const Ints& geometry,
-                                                                   bool asks_status) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords,
+                                                           const Ints& geometry,
+                                                           int64_t answer) {
   const Context ctx = context_of(coords);
   const HeldMatrix held = held_matrix(coords, "coords");
-  const KernelMap map = build_submanifold_map(ctx, held.matrix, geometry_of(geometry));
+  const KernelMap map = build_submanifold_map(ctx, held.matrix, geometry_of(geometry),
+                                              reinterpret_cast<int64_t*>(answer));
   return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first, ctx.device), row_numbers(map.masks, ctx.device),
-          status_of(ctx, map, asks_status)};
+          row_numbers(map.in_first, ctx.device), row_numbers(map.masks, ctx.device)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
-                                                                      const Tensor& out_coords,
-                                                                      const Ints& geometry,
-                                                                      bool asks_status) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
+                                                              const Tensor& out_coords,
+                                                              const Ints& geometry,
+                                                              int64_t answer) {
   const Context ctx = context_of(in_coords);
   const HeldMatrix in = held_matrix(in_coords, "in_coords");
   const HeldMatrix out = held_matrix(out_coords, "out_coords");
-  const KernelMap map = build_kernel_map(ctx, in.matrix, out.matrix, geometry_of(geometry));
-  return {tensor_of(map.neighbours),
-          tensor_of(map.pairs_per_tap, {map.taps()}),
-          row_numbers(map.in_first, ctx.device),
-          row_numbers(map.out_first, ctx.device),
-          row_numbers(map.masks, ctx.device),
-          status_of(ctx, map, asks_status)};
+  const KernelMap map = build_kernel_map(ctx, in.matrix, out.matrix, geometry_of(geometry),
+                                         reinterpret_cast<int64_t*>(answer));
+  return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
+          row_numbers(map.in_first, ctx.device), row_numbers(map.out_first, ctx.device),
+          row_numbers(map.masks, ctx.device)};
 }
 
 std::tuple<Tensor, Tensor> transposed_map(const Tensors& map, const Ints& layer) {

@@ -11,11 +11,12 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   m.def("_check_coords(Tensor coords, int[]? spatial_shape, int? batch_size) -> Tensor");
   m.def("_unique(Tensor coords) -> (Tensor coords, Tensor first_row, Tensor inverse)");
   m.def("_output_coords(Tensor coords, int[] geometry, int rule, int[]? spatial_shape, int? max_voxels=None) -> Tensor");
-  // The status, int64 [3] of map_status(), is empty unless asked for, and a CUDA map's only.
-  m.def("_submanifold_map(Tensor coords, int[] geometry, bool asks_status=False) -> "
-        "(Tensor neighbours, Tensor pairs_per_tap, Tensor first, Tensor masks, Tensor status)");
-  m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry, bool asks_status=False) -> "
-        "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first, Tensor masks, Tensor status)");
+  // answer: of kernel_map.h, the address of pinned memory, or 0. Whoever gives it keeps it until all is written. As a
+  // tensor that is written it would be no operator that torch can trace.
+  m.def("_submanifold_map(Tensor coords, int[] geometry, int answer=0) -> "
+        "(Tensor neighbours, Tensor pairs_per_tap, Tensor first, Tensor masks)");
+  m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry, int answer=0) -> "
+        "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first, Tensor masks)");
   m.def("_transpose(Tensor[] map, SymInt[] layer) -> (Tensor neighbours, Tensor pairs_per_tap)");
 
   m.def("_pairs(Tensor[] map, SymInt[] layer) -> Tensor");

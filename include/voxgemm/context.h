@@ -17,12 +17,15 @@ struct VOXGEMM_EXPORT Context {
   using Run = std::function<void(int workers, const std::function<void(int worker)>& body)>;
   // Returns `bytes` bytes aligned to 64, or throws.
   using Allocate = std::function<std::shared_ptr<void>(size_t bytes)>;
+  // The same for a matrix that knows its rows, columns and dtype.
+  using AllocateMatrix = std::function<std::shared_ptr<void>(const MatrixRef& shape)>;
 
   Device device = {};
   void* stream = nullptr;  // cudaStream_t; null on the CPU
   int threads = 1;         // the most workers a pass uses; results do not depend on it
   Run run;
   Allocate allocate;
+  AllocateMatrix allocate_matrix;  // what make_matrix() asks instead, or null
 
   // A CPU context with `threads` threads of its own (0: as many as the process may use) that sleep
   // between parallel regions. They start when first needed, and anew in a forked child.

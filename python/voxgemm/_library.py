@@ -145,10 +145,6 @@ def _tables(like: torch.Tensor, rows: Any, geometry: list[int]) -> tuple[torch.T
     return _int32(like, taps, rows), pairs, masks
 
 
-def _status(like: torch.Tensor, is_asked: bool) -> torch.Tensor:
-    return like.new_empty((3 if is_asked else 0,), dtype=torch.int64)
-
-
 @torch.library.register_fake("voxgemm::_check_coords")
 def _(coords, spatial_shape, batch_size):
     return _int32(coords, 1)
@@ -166,16 +162,16 @@ def _(coords, geometry, rule, spatial_shape, max_voxels=None):
 
 
 @torch.library.register_fake("voxgemm::_submanifold_map")
-def _(coords, geometry, asks_status=False):
+def _(coords, geometry, answer=0):
     tables = _tables(coords, coords.shape[0], geometry)
-    return *tables[:2], _repeats(coords), tables[2], _status(coords, asks_status)
+    return *tables[:2], _repeats(coords), tables[2]
 
 
 @torch.library.register_fake("voxgemm::_kernel_map")
-def _(in_coords, out_coords, geometry, asks_status=False):
+def _(in_coords, out_coords, geometry, answer=0):
     tables = _tables(in_coords, out_coords.shape[0], geometry)
     firsts = _repeats(in_coords), _repeats(in_coords)
-    return *tables[:2], *firsts, tables[2], _status(in_coords, asks_status)
+    return *tables[:2], *firsts, tables[2]
 
 
 @torch.library.register_fake("voxgemm::_transpose")

@@ -14,6 +14,7 @@ from ._library import call, ops
 from .algorithms import DTYPES, OPERATIONS, OUTPUT_RULES, index_in
 from .errors import ArgumentError
 from .geometry import Geometry, Triple, three, triple
+from .status import Status, status_of
 
 Lists = tuple[list[Any], ...]  # KernelMap.lists
 # Before a filter's numbers: measured times do not count.
@@ -61,28 +62,6 @@ class Choice(NamedTuple):
         return bytes(self.layer[self.layer.index(-1) + 1 :]).decode()
 
 
-class _Status:
-    """Three numbers on their way from a CUDA device; they serve the transposed map, too."""
-
-    def __init__(self, status: Tensor, is_transposed: bool):
-        self.is_transposed = is_transposed  # the map that was asked
-        self.host = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
-        self.host.copy_(status, non_blocking=True)
-        # A third of the time that torch.cuda's takes; without a stream it means the current device.
-        self._event = torch.Event(device=status.device)
-        if status.device.index == torch.cuda.current_device():
-            self._event.record()
-        else:
-            self._event.record(torch.cuda.current_stream(status.device))
-
-    def arrived(self, wait: bool) -> bool:
-        if torch.cuda.is_current_stream_capturing():
-            return False
-        if wait:
-            self._event.synchronize()
-        return bool(self._event.query())
-
-
 class KernelMap:
     """Which input row feeds which output row through which tap; what every convolution runs on.
 
@@ -108,18 +87,18 @@ class KernelMap:
     # By options the tensors of a schedule; by what is asked for what runs.
     _schedules: dict[tuple[int, ...], list[Tensor]]
     _choices: dict[Asked, Choice]
-    _status: _Status | None
+    _status: Status | None
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
     _masks: Tensor | None
     # Views of schedules by options, of the map by (), and "layer"; what passes.py keeps of them.
     _numbers: dict[object, Tensor]
     _lists: dict[object, Lists]
 
-    def __init__(self, *fields: Any, masks: Tensor | None = None):
+    def __init__(self, *fields: Any, masks: Tensor | None = None, status: Status | None = None):
         """Of the nine fields above, in their order."""
         # All at once: setting them one by one takes a tenth of an eager map of a small cloud.
         made = dict(zip(_FIELDS, fields, strict=True))
-        vars(self).update(made, _transposed=None, _schedules={}, _choices={}, _status=None)
+        vars(self).update(made, _transposed=None, _schedules={}, _choices={}, _status=status)
         vars(self).update(_masks=masks, _numbers={}, _lists={})
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -262,12 +241,6 @@ class KernelMap:
             self._schedules[options] = parts
         return parts
 
-    def watch(self, status: Tensor) -> KernelMap:
-        """Brings to the host, without waiting, what settle() must know: nothing of an empty one."""
-        if status.shape[0]:
-            self._status = _Status(status, self.is_transposed)
-        return self
-
     def settle(self, wait: bool) -> None:
         """Raises if a CUDA map could not be built; forgets the first rows if nothing repeats.
 
@@ -278,7 +251,7 @@ class KernelMap:
         if status is None or torch.compiler.is_compiling() or not status.arrived(wait):
             return
         self._status = None
-        pairs, *repeats = status.host.tolist()
+        pairs, *repeats = status.numbers
         if pairs < 0:
             self.pairs  # noqa: B018  raises with the reason
         if self.is_transposed != status.is_transposed:
@@ -508,20 +481,15 @@ def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
 
     Raises ArgumentError: as build_map.
     """
-    table, pairs, first, masks, status = call(
-        ops._submanifold_map.default, coords, geometry.numbers(), _can_be_watched(coords)
+    status = status_of(coords)
+    answer = 0 if status is None else status.address
+    table, pairs, first, masks = call(
+        ops._submanifold_map.default, coords, geometry.numbers(), answer
     )
     odd = all(k % 2 == 1 for k in geometry.size)
     parts = (table, pairs, first, first.detach())  # not one tensor twice, as in transposed()
-    map = KernelMap(*parts, coords.shape[0], geometry, 0, odd, False, masks=masks)
-    return map.watch(status)
-
-
-def _can_be_watched(coords: Tensor) -> bool:
-    """Whether a map of them is built on a device that will answer."""
-    if torch.compiler.is_compiling() or not coords.is_cuda:
-        return False
-    return not torch.cuda.is_current_stream_capturing()
+    n = coords.shape[0]
+    return KernelMap(*parts, n, geometry, 0, odd, False, status=status, masks=masks)
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
@@ -535,12 +503,14 @@ def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> Kerne
 
     Raises ArgumentError: as build_map.
     """
-    table, pairs, first, out_first, masks, status = call(
-        ops._kernel_map.default, coords, out_coords, geometry.numbers(), _can_be_watched(coords)
+    status = status_of(coords)
+    answer = 0 if status is None else status.address
+    table, pairs, first, out_first, masks = call(
+        ops._kernel_map.default, coords, out_coords, geometry.numbers(), answer
     )
+    parts = (table, pairs, first, out_first)
     n_in = coords.shape[0]
-    map = KernelMap(table, pairs, first, out_first, n_in, geometry, 1, False, False, masks=masks)
-    return map.watch(status)
+    return KernelMap(*parts, n_in, geometry, 1, False, False, status=status, masks=masks)
 
 
 def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:

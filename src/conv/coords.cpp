@@ -36,13 +36,34 @@ KernelMap shaped_map(const Context& ctx, const Geometry& geometry, int64_t n_in,
   map.n_in = n_in;
   map.n_out = n_out;
   map.neighbours = make_matrix(ctx, map.taps(), n_out, Dtype::i32);
-  map.pairs_per_tap = make_matrix(ctx, 1, map.taps(), Dtype::i64);
+  // A CUDA device counts more than pairs.
+  map.pairs_per_tap = make_matrix(ctx, 1, map.taps() + (on_device(ctx) ? 3 : 0), Dtype::i64);
+  map.pairs_per_tap.cols = map.pairs_per_tap.stride = map.taps();
   return map;
 }
 
-void validate_index(const VoxelIndex& index, const MatrixRef& coords) {
-  check(index.rows() == coords.rows, "the voxel index has ", index.rows(),
-        " rows, the coordinates have ", coords.rows);
+void validate_answer(const Context& ctx, const int64_t* answer) {
+  check(answer == nullptr || on_device(ctx),
+        "an answer is of a CUDA map, but the context is on the CPU");
+}
+
+KernelMap submanifold_map(const Context& ctx,
+                          const VoxelIndex* index,
+                          const MatrixRef& coords,
+                          const Geometry& geometry,
+                          int64_t* answer) {
+  geometry.validate();
+  check(geometry.stride == Int3{1, 1, 1}, "the geometry of a submanifold map is ", geometry.text(),
+        ", expected stride 1");
+  validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  validate_answer(ctx, answer);
+  check(index == nullptr || index->rows() == coords.rows, "the voxel index has ",
+        index == nullptr ? 0 : index->rows(), " rows, the coordinates have ", coords.rows);
+  KernelMap map = shaped_map(ctx, geometry, coords.rows, coords.rows);
+  map.symmetric = geometry.mirrors();
+  const VoxelIndex::State* const state = index == nullptr ? nullptr : &index->state();
+  run(ctx, cuda::fill_submanifold_map, cpu::fill_submanifold_map, state, coords, &map, answer);
+  return map;
 }
 
 }  // namespace
@@ -134,34 +155,30 @@ Matrix output_coords(const Context& ctx,
 
 KernelMap build_submanifold_map(const Context& ctx,
                                 const MatrixRef& coords,
-                                const Geometry& geometry) {
-  return build_submanifold_map(ctx, VoxelIndex(ctx, coords), coords, geometry);
+                                const Geometry& geometry,
+                                int64_t* answer) {
+  return submanifold_map(ctx, nullptr, coords, geometry, answer);
 }
 
 KernelMap build_submanifold_map(const Context& ctx,
                                 const VoxelIndex& index,
                                 const MatrixRef& coords,
-                                const Geometry& geometry) {
-  geometry.validate();
-  check(geometry.stride == Int3{1, 1, 1}, "the geometry of a submanifold map is ", geometry.text(),
-        ", expected stride 1");
-  validate_coords(ctx, coords, std::nullopt, std::nullopt);
-  validate_index(index, coords);
-  KernelMap map = shaped_map(ctx, geometry, coords.rows, coords.rows);
-  map.symmetric = geometry.mirrors();
-  run(ctx, cuda::fill_submanifold_map, cpu::fill_submanifold_map, index.state(), coords, &map);
-  return map;
+                                const Geometry& geometry,
+                                int64_t* answer) {
+  return submanifold_map(ctx, &index, coords, geometry, answer);
 }
 
 KernelMap build_kernel_map(const Context& ctx,
                            const MatrixRef& in_coords,
                            const MatrixRef& out_coords,
-                           const Geometry& geometry) {
+                           const Geometry& geometry,
+                           int64_t* answer) {
   geometry.validate();
   validate_coords(ctx, in_coords, std::nullopt, std::nullopt);
   validate_coords(ctx, out_coords, std::nullopt, std::nullopt);
+  validate_answer(ctx, answer);
   KernelMap map = shaped_map(ctx, geometry, in_coords.rows, out_coords.rows);
-  run(ctx, cuda::fill_kernel_map, cpu::fill_kernel_map, in_coords, out_coords, &map);
+  run(ctx, cuda::fill_kernel_map, cpu::fill_kernel_map, in_coords, out_coords, &map, answer);
   return map;
 }
 
@@ -172,6 +189,8 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
   result.is_transposed = !map.is_transposed;
   result.in_first = map.out_first;
   result.out_first = map.in_first;
+  result.in_repeats = map.out_repeats;
+  result.out_repeats = map.in_repeats;
   run(ctx, cuda::fill_transposed, cpu::fill_transposed, map, &result);
   return result;
 }
@@ -188,18 +207,16 @@ int64_t KernelMap::pairs(const Context& ctx) const {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }
 
-Matrix map_status(const Context& ctx, const KernelMap& map) {
-  check(on_device(ctx), "a map's status is that of a CUDA map, the context is on the CPU");
-  return cuda::map_status(ctx, map);
-}
-
 void settle(const Context& ctx, KernelMap* map) {
   if (!on_device(ctx)) return;
-  std::array<int64_t, 3> status{};
-  cuda::read_back(ctx, map_status(ctx, *map).data, status.data(), sizeof(status));
-  cuda::check_built(*map, status[0]);
-  if (status[1] == 0) map->in_first = {};
-  if (status[2] == 0) map->out_first = {};
+  const auto number_in = [&](const MatrixRef& matrix) {
+    int64_t number = 0;
+    cuda::read_back(ctx, matrix.data, &number, sizeof(number));
+    return number;
+  };
+  cuda::check_built(*map, number_in(map->pairs_per_tap));
+  if (number_in(map->in_repeats) == 0) map->in_first = {};
+  if (number_in(map->out_repeats) == 0) map->out_first = {};
 }
 
 }  // namespace voxgemm

@@ -38,15 +38,18 @@ std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRe
 Matrix first_rows(const Context& ctx, const VoxelIndex::State& index, const MatrixRef& coords);
 // In place: sums[i] = sums[0] + ... + sums[i - 1].
 void exclusive_sums(const Context& ctx, uint32_t* sums, int64_t count);
-// These fill in a map that has its shape and its tables' memory.
+// These fill in a map that has its shape and its tables' memory; on CUDA with three words more
+// behind pairs_per_tap. index: null where there is none yet. answer: CUDA only.
 void fill_submanifold_map(const Context& ctx,
-                          const VoxelIndex::State& index,
+                          const VoxelIndex::State* index,
                           const MatrixRef& coords,
-                          KernelMap* map);
+                          KernelMap* map,
+                          int64_t* answer);
 void fill_kernel_map(const Context& ctx,
                      const MatrixRef& in_coords,
                      const MatrixRef& out_coords,
-                     KernelMap* map);
+                     KernelMap* map,
+                     int64_t* answer);
 void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result);
 
 }  // namespace cpu
@@ -67,7 +70,6 @@ decltype(cpu::output_coords) output_coords;
 decltype(cpu::fill_submanifold_map) fill_submanifold_map;
 decltype(cpu::fill_kernel_map) fill_kernel_map;
 decltype(cpu::fill_transposed) fill_transposed;
-Matrix map_status(const Context& ctx, const KernelMap& map);
 // Throws where the pairs of its first tap say that the map could not be built.
 void check_built(const KernelMap& map, int64_t first_pairs);
 

@@ -59,6 +59,7 @@ namespace {
 class Metered {
  public:
   Metered(const Context& ctx, int64_t* most) : context_(ctx), most_(most) {
+    context_.allocate_matrix = nullptr;
     context_.allocate = [this, &ctx](size_t bytes) {
       std::shared_ptr<void> memory = ctx.allocate(bytes);
       const auto size = static_cast<int64_t>(bytes);

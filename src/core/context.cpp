@@ -320,7 +320,7 @@ Matrix make_matrix(const Context& ctx, int64_t rows, int64_t cols, Dtype dtype) 
   matrix.stride = cols;
   matrix.dtype = dtype;
   matrix.device = ctx.device;
-  matrix.storage = ctx.allocate(bytes);
+  matrix.storage = ctx.allocate_matrix ? ctx.allocate_matrix(matrix) : ctx.allocate(bytes);
   matrix.data = matrix.storage.get();
   return matrix;
 }

@@ -315,10 +315,12 @@ void count_pairs(KernelMap* map, int tap) {
 }  // namespace
 
 void fill_submanifold_map(const Context& ctx,
-                          const VoxelIndex::State& index,
+                          const VoxelIndex::State* index,
                           const MatrixRef& coords,
-                          KernelMap* map) {
-  const auto& bricks = static_cast<const BrickIndex&>(index);
+                          KernelMap* map,
+                          int64_t*) {
+  const auto own = index == nullptr ? make_index(ctx, coords) : nullptr;
+  const auto& bricks = static_cast<const BrickIndex&>(index == nullptr ? *own : *index);
   fill(ctx, bricks, coords, map);
   map->in_first = map->out_first = bricks.first_rows(ctx, coords);
 }
@@ -326,7 +328,8 @@ void fill_submanifold_map(const Context& ctx,
 void fill_kernel_map(const Context& ctx,
                      const MatrixRef& in_coords,
                      const MatrixRef& out_coords,
-                     KernelMap* map) {
+                     KernelMap* map,
+                     int64_t*) {
   const BrickIndex in(ctx, in_coords);
   fill(ctx, in, out_coords, map);
   map->in_first = in.first_rows(ctx, in_coords);

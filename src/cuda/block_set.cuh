@@ -34,15 +34,12 @@ struct Frame {
   }
 };
 
-// What kernels find out about a set. Zero before the first.
+// What kernels find out about a set.
 struct SetHead {
   Status status;
   uint64_t voxels;
   uint32_t blocks;
-  uint32_t done;        // blocks of threads that have measured their rows
-  uint32_t largest[8];  // ordered bits of the coordinates, then of their complements
-  uint32_t outside;     // complement of the lowest row with an output that int32 does not hold
-  uint32_t unsorted;    // whether the rows do not ascend
+  uint32_t outside;  // complement of the lowest row with an output that int32 does not hold
   Frame frame;
 };
 
@@ -52,14 +49,16 @@ struct alignas(16) Slot {
 };
 
 struct BlockSet {
+  // One behind the other in memory, which the first kernel zeroes: the head, slots, occupied, rows.
+  SetHead* head = nullptr;
   Slot* slots = nullptr;         // [8 * groups]
-  uint32_t* ranks = nullptr;     // [8 * groups]: voxels of the set before the slot's
   uint32_t* occupied = nullptr;  // [groups / 4]: a bit a slot, set where it is in use
-  uint32_t* list = nullptr;      // [8 * groups] or null: once ranked, the slots in use
   // [rows] or null: complement of the lowest row of every rank; zeroed memory is above every row.
   uint32_t* rows = nullptr;
-  SetHead* head = nullptr;
-  uint32_t groups = 0;  // a multiple of 4
+  uint32_t* ranks = nullptr;  // [8 * groups]: voxels of the set before the slot's
+  uint32_t* list = nullptr;   // [8 * groups] or null: once ranked, the slots in use
+  uint32_t* boxes = nullptr;  // of the measured rows, see measure_rows
+  uint32_t groups = 0;        // a multiple of 4
 };
 
 constexpr uint32_t no_slot = 0xffffffff;

@@ -134,7 +134,7 @@ Matrix output_coords(const Context& ctx,
   if (bounded) room = std::max<int64_t>(1, std::min(worst, *options.max_voxels));
   while (true) {
     const BlockSetMemory set = make_block_set(ctx, room, 0);
-    fill_set(ctx, coords, reach, set);
+    fill_sets(ctx, Sides({coords, set}), reach);
     // Of a box that the host does not know 2^37 bricks of 8^3 voxels are the most.
     constexpr int most_bits = 37 + 9;
     if (bounded) return ascending<uint64_t>(ctx, set, *options.max_voxels, most_bits);

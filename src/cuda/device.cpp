@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "conv/passes.h"
 #include "voxgemm/cuda.h"
@@ -11,10 +12,18 @@ namespace voxgemm {
 namespace cuda {
 namespace {
 
-int attribute(cudaDeviceAttr which, const Device& device) {
-  int value = 0;
-  check_cuda(cudaDeviceGetAttribute(&value, which, device.index), "cudaDeviceGetAttribute");
-  return value;
+// Read once, as every launch asks.
+const cudaDeviceProp& properties_of(const Device& device) {
+  static const std::vector<cudaDeviceProp> all = [] {
+    int devices = 0;
+    check_cuda(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+    std::vector<cudaDeviceProp> found(devices);
+    for (int i = 0; i < devices; ++i) {
+      check_cuda(cudaGetDeviceProperties(&found[i], i), "cudaGetDeviceProperties");
+    }
+    return found;
+  }();
+  return all.at(device.index);
 }
 
 using Event =
@@ -85,19 +94,10 @@ bool is_capturing(const Context& ctx) {
 }
 
 int architecture(const Device& device) {
-  return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-         attribute(cudaDevAttrComputeCapabilityMinor, device);
+  return 10 * properties_of(device).major + properties_of(device).minor;
 }
-
-int multiprocessors(const Context& ctx) {
-  return attribute(cudaDevAttrMultiProcessorCount, ctx.device);
-}
-
-std::string model(const Device& device) {
-  cudaDeviceProp properties = {};
-  check_cuda(cudaGetDeviceProperties(&properties, device.index), "cudaGetDeviceProperties");
-  return properties.name;
-}
+int multiprocessors(const Context& ctx) { return properties_of(ctx.device).multiProcessorCount; }
+std::string model(const Device& device) { return properties_of(device).name; }
 
 double time_calls(const Context& ctx, int calls, const std::function<void()>& work) {
   const DeviceGuard guard(ctx.device);

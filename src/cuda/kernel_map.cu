@@ -24,10 +24,9 @@ namespace {
 constexpr unsigned all_lanes = 0xffffffff;
 
 struct Table {
-  int32_t* neighbours;        // [taps, rows]
-  unsigned long long* pairs;  // [taps], zero before
-  uint32_t* masks;            // [rows], or null where they have not all taps
-  int32_t* first;             // [rows] or null: what the middle tap finds, the row's own voxel
+  int32_t* neighbours;  // [taps, rows]
+  uint32_t* masks;      // [rows], or null where they have not all taps
+  int32_t* first;       // [rows] or null: what the middle tap finds, the row's own voxel
 };
 
 // The input voxels of one output row.
@@ -91,25 +90,25 @@ struct Window {
   }
 };
 
-// Counts of pairs go to the map: where it could not be built, minus the status of the index or of
-// the output_coords that made no output.
-__device__ void add_pairs(const BlockSet& set,
-                          const Coords& out,
-                          const uint32_t* pairs_of_block,
-                          int taps,
-                          unsigned long long* pairs) {
+// Counts go to the map: where it could not be built, minus the status of the index or of the
+// output_coords that made no output for pairs.
+__device__ void give_counts(const BlockSet& set,
+                            const Coords& out,
+                            const uint32_t* counts_of_block,
+                            const Counts& counts) {
   __syncthreads();
   Status failure = Status::fine;
   if (blockIdx.x == 0) {
     const Status status = set.head->status;
-    failure = status > Status::distinct ? status : failure_in(out.data[0]);
+    failure = status > Status::distinct || out.rows == 0 ? status : failure_in(out.data[0]);
   }
-  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
-    if (pairs_of_block[tap] != 0) {
-      atomicAdd(&pairs[tap], static_cast<unsigned long long>(pairs_of_block[tap]));
+  for (int i = threadIdx.x; i <= counts.taps; i += blockDim.x) {
+    if (counts_of_block[i] != 0) counts.add(i, counts_of_block[i]);
+    if (failure > Status::distinct && i < counts.taps) {
+      counts.words[i] = -static_cast<uint64_t>(failure);
     }
-    if (failure != Status::fine) pairs[tap] = -static_cast<unsigned long long>(failure);
   }
+  counts.give();
 }
 
 constexpr int fill_threads = 256;
@@ -207,9 +206,11 @@ __device__ uint32_t transpose_bits(uint32_t word) {
   return word;
 }
 
-__device__ void write_first(const Table& table, int64_t middle_tap, uint32_t row) {
+__device__ void write_first(const Table& table, int64_t middle_tap, uint32_t row, uint32_t* count) {
+  if (table.first == nullptr) return;
   const int32_t own = table.neighbours[middle_tap + row];
   table.first[row] = own >= 0 ? own : static_cast<int32_t>(row);
+  if (own >= 0 && own != static_cast<int32_t>(row)) atomicAdd(count, 1U);
 }
 
 constexpr int some_cube = 0;
@@ -221,15 +222,15 @@ constexpr int any_kernel = -1;
 // one tap.
 template <int size>
 __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_here(cube_blocks))
-    fill_table(BlockSet set, Reach reach, Coords out, Table table) {
-  extern __shared__ uint32_t pairs_of_block[];  // [taps]
+    fill_table(BlockSet set, Reach reach, Coords out, Table table, Counts counts) {
+  extern __shared__ uint32_t counts_of_block[];  // [taps + 1]
   __shared__ Cube cube;
   __shared__ Frame frame;
   constexpr bool has_mask = size > 0;
   const int sizes[3] = {size > 0 ? size : reach.axes[0].taps, size > 0 ? size : reach.axes[1].taps,
                         size > 0 ? size : reach.axes[2].taps};
   const int taps = sizes[0] * sizes[1] * sizes[2];
-  for (int tap = threadIdx.x; tap < taps; tap += fill_threads) pairs_of_block[tap] = 0;
+  for (int i = threadIdx.x; i <= taps; i += fill_threads) counts_of_block[i] = 0;
   copy_frame(set, &frame);
   const bool fine = is_fine(set);
   const int lane = threadIdx.x % 32;
@@ -249,7 +250,7 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
     };
     const auto count = [&](int first_tap, uint32_t bits) {
       const uint32_t rows_with = transpose_bits(bits);
-      if (rows_with != 0) atomicAdd(&pairs_of_block[first_tap + lane], __popc(rows_with));
+      if (rows_with != 0) atomicAdd(&counts_of_block[first_tap + lane], __popc(rows_with));
     };
     // That the row's inputs along z follow each other.
     uint32_t steady = has_mask ? steady_bit : 0;
@@ -293,11 +294,11 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
         mask |= plane << first_tap % 32;
       }
     }
-    if (used && table.first != nullptr) write_first(table, int64_t{taps / 2} * rows, row);
+    if (used) write_first(table, int64_t{taps / 2} * rows, row, &counts_of_block[taps]);
     if (used && table.masks != nullptr) table.masks[row] = mask | steady;
     if (has_mask) count(0, mask);
   }
-  add_pairs(set, out, pairs_of_block, taps, table.pairs);
+  give_counts(set, out, counts_of_block, counts);
 }
 
 // All have the same parameters.
@@ -310,42 +311,80 @@ auto fill_kernel(const Geometry& geometry) {
   return size == Int3{2, 2, 2} ? fill_table<2> : fill_table<some_cube>;
 }
 
-// Where the map has in_first already, it is the rows that the middle tap finds.
-void fill(const Context& ctx, const BlockIndex& in, const MatrixRef& out_coords, KernelMap* map) {
-  fill_bytes(ctx, map->pairs_per_tap.data, 0, sizeof(int64_t) * map->taps());
-  if (map->taps() <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
-  Grid grid = over(ctx, map->n_out);
+// Of a map without masks and numbers of repeats, which it gets, on so many sides.
+Counts counts_of(const Context& ctx, int sides, int64_t* host, KernelMap* map) {
+  const int taps = map->taps();
+  if (taps <= 32) map->masks = make_matrix(ctx, map->n_out, 1, Dtype::i32);
+  Counts counts{map->pairs_per_tap.as<uint64_t>(), taps, sides};
+  map->in_repeats = map->out_repeats = map->pairs_per_tap;
+  map->in_repeats.data = counts.words + taps;
+  map->out_repeats.data = counts.words + taps + sides - 1;
+  map->in_repeats.cols = map->out_repeats.cols = 1;
+  if (host != nullptr) {
+    void* mapped = nullptr;
+    check_cuda(cudaHostGetDevicePointer(&mapped, host, 0), "cudaHostGetDevicePointer");
+    counts.host = static_cast<uint64_t*>(mapped);
+  }
+  return counts;
+}
+
+// From the first side to the last. in_first of a symmetric map is what the middle tap finds.
+void fill(const Context& ctx, const Sides& sides, KernelMap* map) {
+  const Coords& out = sides.sides[1].coords;
+  Grid grid = over(ctx, std::max<int64_t>(out.rows, 1));
   // A block of threads has at most three rounds, so that the last blocks end together.
-  grid.blocks = std::max(grid.blocks, ceil_div(map->n_out, 3 * grid.threads));
-  grid.shared_bytes = sizeof(uint32_t) * map->taps();
-  const Matrix aligned = aligned_input(ctx, out_coords);
-  const Table table = {map->neighbours.as<int32_t>(), map->pairs_per_tap.as<unsigned long long>(),
-                       map->masks.as<uint32_t>(), map->in_first.as<int32_t>()};
-  launch(ctx, grid, fill_kernel(map->geometry), in.set(), Reach(map->geometry, {}), Coords(aligned),
-         table);
+  grid.blocks = std::max(grid.blocks, ceil_div(out.rows, 3 * grid.threads));
+  grid.shared_bytes = sizeof(uint32_t) * (map->taps() + 1);
+  const Table table = {map->neighbours.as<int32_t>(), map->masks.as<uint32_t>(),
+                       map->symmetric ? map->in_first.as<int32_t>() : nullptr};
+  Counts counts = sides.counts;
+  if (!map->symmetric) counts.host = nullptr;
+  launch(ctx, grid, fill_kernel(map->geometry), sides.sides[0].set, Reach(map->geometry, {}), out,
+         table, counts);
+  if (!map->symmetric) write_first_rows(ctx, sides);
 }
 
 }  // namespace
 
 void fill_submanifold_map(const Context& ctx,
-                          const VoxelIndex::State& index,
+                          const VoxelIndex::State* index,
                           const MatrixRef& coords,
-                          KernelMap* map) {
-  const auto& blocks = static_cast<const BlockIndex&>(index);
-  if (map->symmetric) map->in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
-  fill(ctx, blocks, coords, map);
-  if (!map->symmetric) map->in_first = first_rows(ctx, index, coords);
-  map->out_first = map->in_first;
+                          KernelMap* map,
+                          int64_t* answer) {
+  const Counts counts = counts_of(ctx, 1, answer, map);
+  map->out_first = map->in_first = make_matrix(ctx, coords.rows, 1, Dtype::i32);
+  const Matrix aligned = aligned_input(ctx, coords);
+  BlockSetMemory made;
+  if (index == nullptr) made = make_block_set(ctx, coords.rows, coords.rows);
+  const BlockSet& set = index == nullptr ? made : static_cast<const BlockIndex&>(*index).set();
+  Sides sides({Coords(aligned), set, map->in_first.as<int32_t>()});
+  sides.counts = counts;
+  if (index == nullptr) {
+    index_rows(ctx, sides);
+  } else {
+    fill_bytes(ctx, counts.words, 0, sizeof(uint64_t) * (counts.taps + 3));
+  }
+  fill(ctx, sides, map);
 }
 
 void fill_kernel_map(const Context& ctx,
                      const MatrixRef& in_coords,
                      const MatrixRef& out_coords,
-                     KernelMap* map) {
-  const BlockIndex in(ctx, in_coords);
-  fill(ctx, in, out_coords, map);
-  map->in_first = first_rows(ctx, in, in_coords);
-  map->out_first = first_rows(ctx, out_coords);
+                     KernelMap* map,
+                     int64_t* answer) {
+  const Counts counts = counts_of(ctx, 2, answer, map);
+  map->in_first = make_matrix(ctx, in_coords.rows, 1, Dtype::i32);
+  map->out_first = make_matrix(ctx, out_coords.rows, 1, Dtype::i32);
+  const Matrix in = aligned_input(ctx, in_coords);
+  const Matrix out = aligned_input(ctx, out_coords);
+  const BlockSetMemory in_set = make_block_set(ctx, in.rows, in.rows);
+  const BlockSetMemory out_set = make_block_set(ctx, out.rows, out.rows);
+  // Rows that ascend, as those of output_coords do, cost little.
+  Sides sides({Coords(in), in_set, map->in_first.as<int32_t>()},
+              {Coords(out), out_set, map->out_first.as<int32_t>(), /*distinct_will_do=*/true});
+  sides.counts = counts;
+  index_rows(ctx, sides);
+  fill(ctx, sides, map);
 }
 
 // Every pair is seen from its lowest output row, and copied to the rows that repeat its input.
@@ -389,23 +428,6 @@ void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result
       if (out >= 0) atomicAdd(&pairs[tap], 1ULL);
     }
   });
-}
-
-Matrix map_status(const Context& ctx, const KernelMap& map) {
-  const DeviceGuard guard(ctx.device);
-  Matrix result = make_matrix(ctx, 1, 3, Dtype::i64);
-  fill_bytes(ctx, result.data, 0, 3 * sizeof(int64_t));
-  auto* status = result.as<unsigned long long>();
-  const auto* pairs = map.pairs_per_tap.as<unsigned long long>();
-  const int32_t* first[] = {map.in_first.as<int32_t>(), map.out_first.as<int32_t>()};
-  const int64_t rows[] = {map.in_first.rows, map.out_first.rows};
-  for_each(ctx, std::max<int64_t>({1, rows[0], rows[1]}), [=] __device__(int64_t row) {
-    if (row == 0) status[0] = pairs[0];
-    for (int side = 0; side < 2; ++side) {
-      if (row < rows[side] && first[side][row] != row) atomicAdd(status + 1 + side, 1ULL);
-    }
-  });
-  return result;
 }
 
 void check_built(const KernelMap& map, int64_t first_pairs) {

@@ -88,6 +88,15 @@ __device__ inline int64_t thread_index() {
 }
 __device__ inline int64_t thread_count() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
+// What join makes of the values of a warp, in every lane: sm_75 has no instruction for it.
+template <class Join>
+__device__ inline uint32_t over_warp(uint32_t value, const Join& join) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    value = join(value, __shfl_xor_sync(0xffffffff, value, lanes));
+  }
+  return value;
+}
+
 // Threads for a loop over items: enough to fill the device, so that a block of threads that ends
 // with something costly (a global count) does so rarely. Eight such blocks are all that a
 // multiprocessor holds.

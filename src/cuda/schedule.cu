@@ -5,11 +5,9 @@
 // By mask every segment (one group of one chunk) has all rows of its chunk, so the places of its
 // positions and tiles are formulas and nothing is read back. The steps:
 //   sort_rows      schedule_sort.cu: the order of the rows, and their Gray ranks in that order.
-//   measure_tiles  a block of threads 32 consecutive tiles of one segment, a slab: masks. What
-//                  depends on other tiles are two prefix sums, one behind the other:
-//                    counts [segment][index blocks, falling][tile], 1 where the tile has as many:
-//                    sums are the numbers of the sorted tiles.
-//                    index blocks [segment][tile]: sums are the numbers of the first.
+//   measure_tiles  a block of threads 32 consecutive tiles of one segment, a slab: masks. Of other
+//                  slabs a tile needs how many index blocks come before its own and how many tiles
+//                  of its segment have as many as it has: both by looking back, as sort_digit.
 //   write_tiles    a block of threads 8 tiles and a line of taps along z: the line's index blocks,
 //                  gathered from the table (a single tap where groups do not have whole lines). In
 //                  a chunk all blocks of threads of one line come before those of the next, so
@@ -26,6 +24,7 @@
 #include "conv/schedule.h"
 
 #include <cub/warp/warp_reduce.cuh>
+#include <cub/warp/warp_scan.cuh>
 #include <cuda/std/functional>
 #include <limits>
 
@@ -44,13 +43,17 @@ struct Building {
   Cut cut;
   uint32_t tiles_each;    // of the longest segment
   uint32_t pieces;        // of a tile
+  uint32_t slabs_each;    // of a segment
   uint32_t bins;          // numbers of index blocks that a tile may have
   uint32_t count;         // of tiles, none empty
   const uint32_t* ranks;  // [positions]
   // What measure_tiles finds out, for write_tiles.
-  uint32_t* piece_masks;  // [segments][tiles][pieces]
-  uint32_t* counts;       // [segments][bins][tiles]
-  uint32_t* tile_blocks;  // [segments * tiles + 1], behind `counts`, of which they are sums too
+  uint32_t* piece_masks;   // [segments][tiles][pieces]
+  uint32_t* first_blocks;  // [segments][tiles]
+  uint32_t* numbers;  // [segments][tiles]: in ScheduleParts, but for tiles with more index blocks
+  // Zero before: how many slabs are begun; [segments][slabs][bins + 1], look_back()'s words for
+  // tiles by numbers of index blocks in the segment, and for all index blocks.
+  uint32_t* ticket;
   // ScheduleParts.
   const int32_t* order;
   int64_t* chunk_tiles;
@@ -67,17 +70,18 @@ struct Building {
       : cut(map, options),
         tiles_each(cut.items(cut.tile_rows)),
         pieces(cut.tile_rows / piece_rows),
+        slabs_each(cut.items(slab_tiles * cut.tile_rows)),
         bins(cut.bits() + 1) {
     const int64_t before = std::max<int64_t>(cut.chunks() - 1, 0);  // whole chunks
     const int64_t in_last = ceil_div(cut.rows - before * cut.chunk_rows, cut.tile_rows);
     count = static_cast<uint32_t>((before * tiles_each + in_last) * cut.groups);
   }
 
-  __device__ uint32_t* count_of(uint32_t segment, uint32_t tile, uint32_t blocks) const {
-    return counts + (segment * bins + bins - 1 - blocks) * int64_t{tiles_each} + tile;
-  }
   __device__ uint32_t* masks_of(uint32_t segment, uint32_t tile) const {
     return piece_masks + (segment * int64_t{tiles_each} + tile) * pieces;
+  }
+  __host__ __device__ uint32_t* words_of(int64_t slab) const {
+    return ticket + 1 + slab * (bins + 1);
   }
   // Rows of a segment from a tile's first on, of at most one tile.
   __device__ uint32_t rows_of(const Part& segment, uint32_t tile) const {
@@ -88,13 +92,20 @@ struct Building {
 
 constexpr int measure_threads = 512;
 
-// A warp takes several pieces of 64 rows at once, then all tiles for some numbers of index blocks.
+// A warp takes several pieces of 64 rows at once.
 __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to) {
   using Reduce = cub::WarpReduce<uint32_t>;
-  __shared__ typename Reduce::TempStorage storage;  // empty
+  using Scan = cub::WarpScan<uint32_t>;
+  __shared__ typename Reduce::TempStorage storage;     // empty
+  __shared__ typename Scan::TempStorage scan_storage;  // empty
   __shared__ uint32_t tile_masks[slab_tiles];
+  __shared__ uint32_t before[34];  // of earlier slabs, for all words
+  __shared__ uint32_t number;
+  if (threadIdx.x == 0) number = atomicAdd(to.ticket, 1U);
+  if (threadIdx.x < slab_tiles) tile_masks[threadIdx.x] = 0;
+  __syncthreads();
   const Cut& cut = to.cut;
-  const Part slab = cut.part_of(blockIdx.x, cut.items(slab_tiles * cut.tile_rows));
+  const Part slab = cut.part_of(number, to.slabs_each);
   const uint32_t first_tile = slab.item * slab_tiles;
   const uint32_t first_row = first_tile * cut.tile_rows;
   const auto rows = static_cast<uint32_t>(
@@ -106,8 +117,6 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
   constexpr uint32_t warps = measure_threads / 32;
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t lane = threadIdx.x % 32;
-  if (warp == 0) tile_masks[lane] = 0;
-  __syncthreads();
   for (uint32_t first = warp; first < pieces; first += at_once * warps) {
     uint32_t mask[at_once];
 #pragma unroll
@@ -126,17 +135,34 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
     }
   }
   __syncthreads();
-  const uint32_t blocks = __popc(tile_masks[lane]);
-  const uint32_t tile = first_tile + lane;
-  const bool used = lane * to.pieces < pieces;
-  for (uint32_t bin = warp; bin < to.bins && tile < to.tiles_each; bin += warps) {
-    *to.count_of(slab.segment, tile, bin) = used && blocks == bin ? 1 : 0;
+  const uint32_t tiles = pieces / to.pieces;
+  if (threadIdx.x <= to.bins) {
+    const bool is_all = threadIdx.x == to.bins;
+    uint32_t count = 0;
+    for (uint32_t tile = 0; tile < tiles; ++tile) {
+      const uint32_t blocks = __popc(tile_masks[tile]);
+      count += is_all ? blocks : blocks == threadIdx.x ? 1 : 0;
+    }
+    const uint32_t earlier = is_all ? number : slab.item;
+    volatile uint32_t* word = to.words_of(number) + threadIdx.x;
+    *word = earlier == 0 ? is_sum | count : 1 + count;
+    const uint32_t sum = earlier == 0 ? 0 : look_back(word, to.bins + 1, earlier);
+    *word = is_sum | (sum + count);
+    before[threadIdx.x] = sum;
   }
-  if (warp == 0 && tile < to.tiles_each) {
-    uint32_t* const of_tile = to.tile_blocks + slab.segment * to.tiles_each + tile;
-    of_tile[0] = blocks;
-    // Behind the last: what becomes the sum of all.
-    if (blockIdx.x == gridDim.x - 1 && tile == to.tiles_each - 1) of_tile[1] = 0;
+  __syncthreads();
+  if (warp == 0) {
+    const uint32_t blocks = __popc(tile_masks[lane]);
+    uint32_t sum = 0;  // of the tiles before
+    Scan(scan_storage).ExclusiveSum(blocks, sum);
+    const uint32_t alike = __match_any_sync(0xffffffff, blocks) & ((1U << lane) - 1);
+    const uint32_t first_number = slab.chunk * cut.groups * to.tiles_each +
+                                  slab.group * ((slab.rows - 1) / cut.tile_rows + 1);
+    const int64_t tile = slab.segment * int64_t{to.tiles_each} + first_tile + lane;
+    if (lane < tiles) {
+      to.first_blocks[tile] = before[to.bins] + sum;
+      to.numbers[tile] = first_number + before[blocks] + __popc(alike);
+    }
   }
   const int64_t each = cut.groups * int64_t{to.tiles_each};
   for (int64_t chunk = thread_index(); (chunk - 1) * each < to.count; chunk += thread_count()) {
@@ -159,7 +185,7 @@ __device__ FoundTile find_tile(const Building& to, const Part& segment, uint32_t
   const uint32_t* masks = to.masks_of(segment.segment, number);
   for (uint32_t piece = 0; piece < to.pieces; ++piece) tile.mask |= masks[piece];
   tile.first = segment.position + number * to.cut.tile_rows;
-  tile.first_block = to.tile_blocks[segment.segment * to.tiles_each + number] - to.count;
+  tile.first_block = to.first_blocks[segment.segment * int64_t{to.tiles_each} + number];
   return tile;
 }
 
@@ -167,8 +193,14 @@ __device__ FoundTile find_tile(const Building& to, const Part& segment, uint32_t
 __device__ void write_entries(const Building& to, const Part& segment, uint32_t unsorted) {
   const FoundTile tile = find_tile(to, segment, unsorted);
   if (tile.rows == 0) return;
-  const uint32_t number = *to.count_of(segment.segment, unsorted, __popc(tile.mask));
   const uint32_t lane = threadIdx.x % 32;
+  const uint32_t* words = to.words_of((segment.segment + 1) * to.slabs_each - 1);
+  uint32_t number = 0;
+  for (uint32_t blocks = __popc(tile.mask) + 1 + lane; blocks < to.bins; blocks += 32) {
+    number += words[blocks] & ~is_sum;
+  }
+  number = over_warp(number, [](uint32_t a, uint32_t b) { return a + b; }) +
+           to.numbers[segment.segment * int64_t{to.tiles_each} + unsorted];
   if (lane == 0) {
     to.tiles[number] = make_int4(static_cast<int>(tile.first), static_cast<int>(tile.first_block),
                                  static_cast<int>(tile.rows), static_cast<int>(segment.group));
@@ -270,22 +302,21 @@ ScheduleParts build_schedule(const Context& ctx,
   parts.masks = make_matrix(ctx, to.count, to.pieces, Dtype::i32);
   // Without rows nothing is launched.
   if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
-  const SortedRows sorted = sort_rows(ctx, cut, parts.order.as<uint32_t>());
   const int64_t tiles = cut.segments() * to.tiles_each;
-  const int64_t slabs = cut.segments() * cut.items(slab_tiles * cut.tile_rows);
-  const int64_t counts = tiles * (to.bins + 1) + 1;
-  const auto memory =
-      make_room(ctx, Room{&to.piece_masks, tiles * to.pieces}, Room{&to.counts, counts});
+  const int64_t slabs = cut.segments() * to.slabs_each;
+  const SortedRows sorted =
+      sort_rows(ctx, cut, parts.order.as<uint32_t>(), Room{&to.ticket, slabs * (to.bins + 1) + 1},
+                Room{&to.first_blocks, tiles * (to.pieces + 2)});
   to.ranks = sorted.ranks;
-  to.tile_blocks = to.counts + tiles * to.bins;
+  to.numbers = to.first_blocks + tiles;
+  to.piece_masks = to.numbers + tiles;
   to.order = parts.order.as<int32_t>();
   to.chunk_tiles = parts.chunk_tiles.as<int64_t>();
   to.tiles = parts.tiles.as<int4>();
   to.masks = parts.masks.as<uint32_t>();
   launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
-  if (slabs > 0) exclusive_sums(ctx, to.counts, counts);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
-    blocks = read_back(ctx, to.tile_blocks + tiles) - to.count;
+    blocks = read_back(ctx, to.words_of(slabs) - 1) & ~is_sum;
   }
   parts.block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
   parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);

@@ -95,12 +95,47 @@ struct Cut {
   }
 };
 
+// Counts of blocks of threads that add up those of all before them: each publishes its own in a
+// word, and then the sum with all before:
+//   0                nothing yet
+//   1 + count        of this block alone
+//   is_sum | sum     of this block and all before; 31 bits
+// The first publishes a sum. Blocks are numbered by a ticket, so those before are running or done:
+// it always ends.
+constexpr uint32_t is_sum = 1U << 31;
+
+// What the `blocks` blocks before this one add up to; their words are `stride` apart.
+__device__ inline uint32_t look_back(const volatile uint32_t* own,
+                                     uint32_t stride,
+                                     uint32_t blocks) {
+  constexpr uint32_t window = 8;
+  uint32_t sum = 0;
+  while (true) {
+    uint32_t words[window];
+#pragma unroll
+    for (uint32_t i = 0; i < window; ++i) {
+      words[i] = i < blocks ? own[-(i + int64_t{1}) * stride] : 0;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < window && words[i] != 0; ++i) {
+      if ((words[i] & is_sum) != 0) return sum + (words[i] & ~is_sum);
+      sum += words[i] - 1;
+      own -= stride;
+      --blocks;
+    }
+  }
+}
+
 // Rows of every segment by the Gray ranks of their masks, then by row.
 struct SortedRows {
   std::shared_ptr<void> memory;
   const uint32_t* ranks = nullptr;  // [positions]
 };
-// rows: [positions], written.
-SortedRows sort_rows(const Context& ctx, const Cut& cut, uint32_t* rows);
+// rows: [positions], written. The caller's own rooms are in the memory, too.
+SortedRows sort_rows(const Context& ctx,
+                     const Cut& cut,
+                     uint32_t* rows,
+                     const Room<uint32_t>& zeroed,
+                     const Room<uint32_t>& others);
 
 }  // namespace voxgemm::cuda

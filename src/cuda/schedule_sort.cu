@@ -9,15 +9,8 @@
 //                one segment and adds its counts of every digit's values to the segment's.
 //   sort_digit   a block of threads sorts 1024, 2048 or 4096 positions by one digit (the toolkit's
 //                ranks) and writes them out. The rows of a digit's value go behind those of lower
-//                values of the segment (from the counts) and of earlier blocks of the segment. For
-//                the latter every block publishes its counts, a word for each value, and then the
-//                sums with all blocks before it:
-//                  0                   nothing yet
-//                  1 + count           of this block alone
-//                  top bit | sum       of this block and all before
-//                and looks back from its own word, 8 words at a time, until it meets a sum. Blocks
-//                are numbered by a ticket, so those before are running or done: it always ends.
-//                Positions have 31-bit numbers, so a sum leaves the top bit free.
+//                values of the segment (from the counts) and of earlier blocks of the segment, for
+//                which every block has a word for each value (look_back).
 //
 // 27 bits of 1.03 M rows take 55 us on an H200, 17 a digit and 21 the first. The toolkit's sort
 // takes 86, needs the segment's number in the key, and with it sometimes keys of 64 bits.
@@ -115,27 +108,6 @@ struct SortPass {
   uint32_t digit;
 };
 
-constexpr uint32_t is_sum = 1U << 31;
-
-// What the `blocks` blocks before this one published adds up to. The first of a segment publishes a
-// sum.
-__device__ uint32_t look_back(const volatile uint32_t* own, uint32_t blocks) {
-  constexpr uint32_t window = 8;
-  uint32_t sum = 0;
-  while (true) {
-    uint32_t words[window];
-#pragma unroll
-    for (uint32_t i = 0; i < window; ++i) words[i] = i < blocks ? own[-(i + int64_t{1}) * bins] : 0;
-#pragma unroll
-    for (uint32_t i = 0; i < window && words[i] != 0; ++i) {
-      if ((words[i] & is_sum) != 0) return sum + (words[i] & ~is_sum);
-      sum += words[i] - 1;
-      own -= bins;
-      --blocks;
-    }
-  }
-}
-
 // Behind the last row of a segment positions have the highest value and come last: nothing depends
 // on them.
 template <int rounds>
@@ -186,7 +158,7 @@ __global__ void __launch_bounds__(sort_threads, blocks_here(2)) sort_digit(Cut c
   const cub::BFEDigitExtractor<uint32_t> digit(pass.digit * digit_bits, digit_bits);
   Rank(shared.rank).RankKeys(ranks, places, digit, start, publish);
   if (part.item > 0) {
-    before = look_back(word, part.item);
+    before = look_back(word, bins, part.item);
     *word = is_sum | (before + in_block);
   }
   targets[value] = first + before - begin - start[0];
@@ -207,7 +179,11 @@ __global__ void __launch_bounds__(sort_threads, blocks_here(2)) sort_digit(Cut c
 
 }  // namespace
 
-SortedRows sort_rows(const Context& ctx, const Cut& cut, uint32_t* rows) {
+SortedRows sort_rows(const Context& ctx,
+                     const Cut& cut,
+                     uint32_t* rows,
+                     const Room<uint32_t>& zeroed,
+                     const Room<uint32_t>& others) {
   const int64_t positions = int64_t{cut.rows} * cut.groups;
   const int64_t segments = cut.segments();
   const uint32_t digits = digits_of(cut);
@@ -228,8 +204,8 @@ SortedRows sort_rows(const Context& ctx, const Cut& cut, uint32_t* rows) {
   uint32_t* spare = nullptr;
   result.memory =
       make_room(ctx, Room{&tickets, most_digits}, Room{&counts, segments * digits * bins},
-                Room{&words, blocks * digits * bins}, Room{&ranks[0], positions},
-                Room{&ranks[1], positions}, Room{&spare, digits > 1 ? positions : 0});
+                Room{&words, blocks * digits * bins}, zeroed, Room{&ranks[0], positions},
+                Room{&ranks[1], positions}, Room{&spare, digits > 1 ? positions : 0}, others);
   fill_bytes(ctx, tickets, 0, sizeof(uint32_t) * (ranks[0] - tickets));
   // Rows of a block of threads: two blocks a multiprocessor, as each clears and adds up its counts.
   const int64_t rows_each = ceil_div(cut.rows, int64_t{rank_threads} * 2 * multiprocessors(ctx));

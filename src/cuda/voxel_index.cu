@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The index of a coordinate set, in four kernels without a wait: measure (16 bytes a row), insert
-// (16 bytes a row, an atomic for every block that a warp's rows lie in), rank (a bit a slot, 16
-// bytes a block), rows (16 bytes and one atomic a row).
+// The index of a coordinate set, or of two at once, in four kernels without a wait: measure (16
+// bytes a row; zeroes the table), insert (16 bytes a row, an atomic for every block that a warp's
+// rows lie in), rank (a bit a slot, 16 bytes a block), rows (16 bytes and one atomic a row).
 // Which slot a block takes and which rank it gets depend on timing; what a look-up answers does
 // not.
 #include "cuda/voxel_index.cuh"
@@ -20,17 +20,20 @@ __device__ int64_t from_ordered_bits(uint32_t bits) {
   return static_cast<int32_t>(bits ^ 0x80000000);
 }
 
-// The frame of what the measured box reaches.
-__device__ void set_frame(const BlockSet& set, const Reach& reach) {
-  Frame& frame = set.head->frame;
+// Of measured rows: the largest ordered bits of the coordinates, then of their complements; whether
+// the rows do not ascend.
+constexpr int box_numbers = 9;
+__device__ uint32_t larger(uint32_t a, uint32_t b) { return max(a, b); }
+
+// The frame of what a box reaches.
+__device__ Status make_frame(const uint32_t (&box)[box_numbers], const Reach& reach, Frame* made) {
+  Frame& frame = *made;
   Status status = Status::fine;
   uint64_t bricks = 1;
-  uint32_t largest[8];
-  for (int i = 0; i < 8; ++i) largest[i] = __ldcg(&set.head->largest[i]);
 #pragma unroll
   for (int axis = 3; axis >= 0; --axis) {
-    int64_t low = from_ordered_bits(~largest[4 + axis]);
-    int64_t high = from_ordered_bits(largest[axis]);
+    int64_t low = from_ordered_bits(~box[4 + axis]);
+    int64_t high = from_ordered_bits(box[axis]);
     if (axis > 0) {
       low = reach.axes[axis - 1].low(low);
       high = reach.axes[axis - 1].high(high);
@@ -49,7 +52,36 @@ __device__ void set_frame(const BlockSet& set, const Reach& reach) {
     if (!fits && status == Status::fine) status = Status::too_wide;
     bricks *= extent;
   }
-  if (status != Status::fine) report(set, status);
+  return status;
+}
+
+// By the threads of a block together, the same in all of them; the first brings it to the set.
+// Whether anything is to be added.
+__device__ bool find_frame(const Sides& sides, const Reach& reach, Frame* frame) {
+  const Sides::Side& side = sides.here();
+  __shared__ uint32_t box[box_numbers];
+  __shared__ bool fine;
+  const uint32_t lane = threadIdx.x % 32;
+  for (uint32_t i = threadIdx.x / 32; i < box_numbers; i += blockDim.x / 32) {
+    uint32_t largest = 0;
+    for (uint32_t b = lane; b < sides.boxes; b += 32) {
+      largest = max(largest, side.set.boxes[i * sides.boxes + b]);
+    }
+    largest = over_warp(largest, larger);
+    if (lane == 0) box[i] = largest;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    Status status = make_frame(box, reach, frame);
+    if (side.distinct_will_do && box[8] == 0) status = Status::distinct;
+    const Status failure = side.coords.rows > 0 ? failure_in(side.coords.data[0]) : Status::fine;
+    if (failure != Status::fine) status = failure;
+    fine = status == Status::fine;
+    if (blockIdx.x == 0) side.set.head->frame = *frame;
+    if (blockIdx.x == 0 && !fine) side.set.head->status = status;
+  }
+  __syncthreads();
+  return fine;
 }
 
 // Whether a voxel stands behind the row before it.
@@ -61,8 +93,18 @@ __device__ bool ascends(const int4& before, const int4& c) {
 
 constexpr int measure_batch = 4;  // rows of a thread at once
 
-__global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool distinct_will_do) {
-  uint32_t largest[8] = {};
+__global__ void measure_rows(const __grid_constant__ Sides sides) {
+  const Sides::Side& side = sides.here();
+  const Coords& coords = side.coords;
+  auto* const end = reinterpret_cast<uint4*>(side.set.ranks);
+  for (auto* word = reinterpret_cast<uint4*>(side.set.head) + thread_index(); word < end;
+       word += thread_count()) {
+    *word = make_uint4(0, 0, 0, 0);
+  }
+  const int64_t counts =
+      sides.counts.words != nullptr && blockIdx.y == 0 ? sides.counts.taps + 3 : 0;
+  for (int64_t i = thread_index(); i < counts; i += thread_count()) sides.counts.words[i] = 0;
+  uint32_t largest[box_numbers] = {};
   for (int64_t first = thread_index(); first < coords.rows;
        first += measure_batch * thread_count()) {
     int4 batch[measure_batch];
@@ -75,9 +117,8 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
     for (int i = 0; i < measure_batch; ++i) {
       if (is_padding(batch[i])) continue;
       const int64_t row = first + i * thread_count();
-      if (distinct_will_do && row > 0 && !ascends(coords.data[row - 1], batch[i])) {
-        set.head->unsorted = 1;
-        __threadfence();
+      if (side.distinct_will_do && row > 0 && !ascends(coords.data[row - 1], batch[i])) {
+        largest[8] = 1;
       }
       const int32_t values[4] = {batch[i].x, batch[i].y, batch[i].z, batch[i].w};
 #pragma unroll
@@ -88,37 +129,25 @@ __global__ void measure_rows(Coords coords, Reach reach, BlockSet set, bool dist
       }
     }
   }
-  __shared__ uint32_t of_block[8];
-  if (threadIdx.x < 8) of_block[threadIdx.x] = 0;
+  __shared__ uint32_t of_block[box_numbers];
+  if (threadIdx.x < box_numbers) of_block[threadIdx.x] = 0;
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      largest[i] = max(largest[i], __shfl_xor_sync(0xffffffff, largest[i], lanes));
-    }
+  for (int i = 0; i < box_numbers; ++i) {
+    largest[i] = over_warp(largest[i], larger);
     if (threadIdx.x % 32 == 0) atomicMax(&of_block[i], largest[i]);
   }
   __syncthreads();
-  if (threadIdx.x < 8) {
-    atomicMax(&set.head->largest[threadIdx.x], of_block[threadIdx.x]);
-    __threadfence();
+  if (threadIdx.x < box_numbers) {
+    side.set.boxes[threadIdx.x * gridDim.x + blockIdx.x] = of_block[threadIdx.x];
   }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  if (atomicAdd(&set.head->done, 1U) != gridDim.x - 1) return;
-  __threadfence();
-  const Status failure = failure_in(coords.data[0]);
-  if (failure != Status::fine) return report(set, failure);
-  if (distinct_will_do && __ldcg(&set.head->unsorted) == 0) {
-    return report(set, Status::distinct);
-  }
-  set_frame(set, reach);
 }
 
 constexpr int rank_threads = 256;
 
 // A thread a group of slots, which are one line of memory.
-__global__ void __launch_bounds__(rank_threads) rank_groups(BlockSet set) {
+__global__ void __launch_bounds__(rank_threads) rank_groups(const __grid_constant__ Sides sides) {
+  const BlockSet& set = sides.here().set;
   using Scan = cub::BlockScan<uint64_t, rank_threads, cub::BLOCK_SCAN_WARP_SCANS>;
   __shared__ typename Scan::TempStorage storage;
   __shared__ uint32_t first_rank;
@@ -165,11 +194,12 @@ __global__ void __launch_bounds__(rank_threads) rank_groups(BlockSet set) {
 // is_single: as the reach is.
 template <bool is_single>
 __global__ void __launch_bounds__(Collector::threads, blocks_here(3))
-    insert_outputs(Coords coords, Reach reach, BlockSet set) {
+    insert_outputs(const __grid_constant__ Sides sides, Reach reach) {
   __shared__ Frame frame;
   __shared__ uint32_t shared[Collector::threads][2];
-  if (!is_fine(set)) return;
-  copy_frame(set, &frame);
+  const Coords& coords = sides.here().coords;
+  const BlockSet& set = sides.here().set;
+  if (!find_frame(sides, reach, &frame)) return;
   // Numbers of rows fit 31 bits, and registers are short.
   const auto rows = static_cast<uint32_t>(coords.rows);
   for (uint32_t row = thread_index(); row < rows; row += thread_count()) {
@@ -189,7 +219,9 @@ __global__ void __launch_bounds__(Collector::threads, blocks_here(3))
   }
 }
 
-__global__ void lowest_rows(Coords coords, BlockSet set) {
+__global__ void lowest_rows(const __grid_constant__ Sides sides) {
+  const Coords& coords = sides.here().coords;
+  const BlockSet& set = sides.here().set;
   if (!is_fine(set)) return;
   const Frame frame = set.head->frame;
   for (int64_t row = thread_index(); row < coords.rows; row += thread_count()) {
@@ -203,6 +235,25 @@ __global__ void lowest_rows(Coords coords, BlockSet set) {
   }
 }
 
+__global__ void find_first_rows(const __grid_constant__ Sides sides) {
+  const Sides::Side& side = sides.here();
+  const bool fine = is_fine(side.set);
+  uint32_t repeats = 0;
+  for (int64_t row = thread_index(); row < side.coords.rows; row += thread_count()) {
+    const int32_t lowest =
+        fine ? find_row(side.set, side.set.head->frame, side.coords.data[row]) : -1;
+    side.first[row] = lowest < 0 ? static_cast<int32_t>(row) : lowest;
+    if (lowest >= 0 && lowest != row) ++repeats;
+  }
+  if (repeats > 0 && sides.counts.words != nullptr) {
+    sides.counts.add(sides.counts.taps + blockIdx.y, repeats);
+  }
+  sides.counts.give();
+}
+
+// Blocks of threads that measure a side: every box is read by all that insert.
+int64_t most_boxes(const Context& ctx) { return 2 * int64_t{multiprocessors(ctx)}; }
+
 }  // namespace
 
 BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t rows) {
@@ -213,10 +264,9 @@ BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t r
   set.groups = static_cast<uint32_t>(groups);
   set.memory = make_room(ctx, Room{&set.head, 1}, Room{&set.slots, 8 * groups},
                          Room{&set.occupied, groups / 4}, Room{&set.rows, rows},
-                         Room{&set.ranks, 8 * groups}, Room{&set.list, rows == 0 ? 8 * groups : 0});
+                         Room{&set.ranks, 8 * groups}, Room{&set.list, rows == 0 ? 8 * groups : 0},
+                         Room{&set.boxes, box_numbers * most_boxes(ctx)});
   if (rows > 0) set.list = nullptr;
-  const auto* end_of_zeroed = reinterpret_cast<char*>(set.ranks);
-  fill_bytes(ctx, set.head, 0, end_of_zeroed - static_cast<char*>(set.memory.get()));
   return set;
 }
 
@@ -245,27 +295,33 @@ SetHead read_head(const Context& ctx, const BlockSet& set) {
   return head;
 }
 
-void fill_set(const Context& ctx,
-              const Coords& coords,
-              const Reach& reach,
-              const BlockSet& set,
-              bool distinct_will_do) {
-  const Grid grid = over(ctx, coords.rows);
-  // Every block ends with global counts in the same few words.
+void fill_sets(const Context& ctx, Sides sides, const Reach& reach) {
+  Grid grid = sides.grid(ctx);
   Grid few = grid;
-  few.blocks = std::min<int64_t>(grid.blocks, 2 * multiprocessors(ctx));
-  launch(ctx, few, measure_rows, coords, reach, set, distinct_will_do);
-  launch(ctx, grid, reach.single ? insert_outputs<true> : insert_outputs<false>, coords, reach,
-         set);
-  launch(ctx, over(ctx, set.groups), rank_groups, set);
+  few.blocks = std::min(grid.blocks, most_boxes(ctx));
+  sides.boxes = static_cast<uint32_t>(few.blocks);
+  launch(ctx, few, measure_rows, sides);
+  // As many as run at once: each finds the frame.
+  grid.blocks = std::min<int64_t>(grid.blocks, (reach.single ? 6 : 3) * multiprocessors(ctx));
+  launch(ctx, grid, reach.single ? insert_outputs<true> : insert_outputs<false>, sides, reach);
+  grid = over(ctx, std::max(sides.sides[0].set.groups, sides.sides[1].set.groups));
+  grid.columns = sides.count;
+  launch(ctx, grid, rank_groups, sides);
 }
 
-BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix, bool distinct_will_do)
+void index_rows(const Context& ctx, const Sides& sides) {
+  fill_sets(ctx, sides, {});
+  launch(ctx, sides.grid(ctx), lowest_rows, sides);
+}
+
+void write_first_rows(const Context& ctx, const Sides& sides) {
+  launch(ctx, sides.grid(ctx), find_first_rows, sides);
+}
+
+BlockIndex::BlockIndex(const Context& ctx, const MatrixRef& matrix)
     : State(matrix.rows), ctx_(ctx), set_(make_block_set(ctx, matrix.rows, matrix.rows)) {
   const Matrix aligned = aligned_input(ctx, matrix);
-  const Coords coords(aligned);
-  fill_set(ctx, coords, {}, set_, distinct_will_do);
-  launch(ctx, over(ctx, rows), lowest_rows, coords, set_);
+  index_rows(ctx, Sides({Coords(aligned), set_}));
 }
 
 int64_t BlockIndex::unique_voxels() const {
@@ -289,19 +345,10 @@ int32_t BlockIndex::find(int32_t batch, int32_t x, int32_t y, int32_t z) const {
 
 Matrix first_rows(const Context& ctx, const VoxelIndex::State& index, const MatrixRef& matrix) {
   Matrix result = make_matrix(ctx, matrix.rows, 1, Dtype::i32);
-  auto* first = result.as<int32_t>();
   const Matrix aligned = aligned_input(ctx, matrix);
-  const Coords coords(aligned);
-  const BlockSet set = static_cast<const BlockIndex&>(index).set();
-  for_each(ctx, matrix.rows, [=] __device__(int64_t row) {
-    const int32_t lowest = is_fine(set) ? find_row(set, set.head->frame, coords.data[row]) : -1;
-    first[row] = lowest < 0 ? static_cast<int32_t>(row) : lowest;
-  });
+  const BlockSet& set = static_cast<const BlockIndex&>(index).set();
+  write_first_rows(ctx, Sides({Coords(aligned), set, result.as<int32_t>()}));
   return result;
-}
-
-Matrix first_rows(const Context& ctx, const MatrixRef& coords) {
-  return first_rows(ctx, BlockIndex(ctx, coords, true), coords);
 }
 
 std::unique_ptr<VoxelIndex::State> make_index(const Context& ctx, const MatrixRef& coords) {

@@ -29,8 +29,8 @@ __device__ inline Status failure_in(const int4& c) {
   return static_cast<Status>(static_cast<uint64_t>(c.w) << 32 | static_cast<uint32_t>(c.z));
 }
 
-// An empty set, at most half full with this many blocks; for an index of so many rows, or without
-// rows with a list of its blocks.
+// The memory of a set, at most half full with this many blocks; for an index of so many rows, or
+// without rows with a list of its blocks.
 struct BlockSetMemory : BlockSet {
   std::shared_ptr<void> memory;
 };
@@ -42,19 +42,66 @@ SetHead read_head(const Context& ctx, const BlockSet& set);
 // Throws unless a set of so many rows was made.
 void check_made(Status status, int64_t rows);
 
-// Adds what the coordinates reach to an empty set, and ranks its blocks; or sets the status: with
-// distinct_will_do `distinct` where the rows ascend.
-void fill_set(const Context& ctx,
-              const Coords& coords,
-              const Reach& reach,
-              const BlockSet& set,
-              bool distinct_will_do = false);
+// What a build of a map counts, and tells the host when it is done.
+struct Counts {
+  // Pairs of every tap; rows of each side that repeat a voxel, where the sides are one the first
+  // alone; a counter that give() needs.
+  uint64_t* words = nullptr;  // [taps + 3]
+  int taps = 0;
+  int sides = 0;
+  volatile uint64_t* host = nullptr;  // [3], or null: nobody asks
+
+  __device__ void add(int word, uint64_t count) const {
+    atomicAdd(reinterpret_cast<unsigned long long*>(words + word),
+              static_cast<unsigned long long>(count));
+  }
+  // At the end of the last kernel, by all of its threads.
+  __device__ void give() const {
+    if (host == nullptr) return;
+    __threadfence();
+    __syncthreads();
+    auto* done = reinterpret_cast<unsigned long long*>(words + taps + 2);
+    if (threadIdx.x != 0 || atomicAdd(done, 1ULL) != gridDim.x * gridDim.y - 1) return;
+    __threadfence();
+    host[0] = __ldcg(words);
+    host[1] = __ldcg(words + taps);
+    host[2] = __ldcg(words + taps + sides - 1);
+  }
+};
+
+// What is built at once, for every column of blocks of threads the set of a side's coordinates.
+struct Sides {
+  struct Side {
+    Coords coords;
+    BlockSet set;
+    int32_t* first = nullptr;       // [rows], for write_first_rows
+    bool distinct_will_do = false;  // where the rows ascend the status is `distinct`
+  } sides[2];
+  int count;
+  Counts counts = {};  // zeroed by the first kernel
+  uint32_t boxes = 0;  // of measured rows; fill_sets knows
+
+  explicit Sides(const Side& side) : sides{side, side}, count(1) {}
+  Sides(const Side& in, const Side& out) : sides{in, out}, count(2) {}
+  __device__ const Side& here() const { return sides[blockIdx.y]; }
+  Grid grid(const Context& ctx) const {
+    Grid grid = over(ctx, std::max({int64_t{1}, sides[0].coords.rows, sides[1].coords.rows}));
+    grid.columns = count;
+    return grid;
+  }
+};
+// Adds what the coordinates reach to new sets, and ranks their blocks; or sets the status.
+void fill_sets(const Context& ctx, Sides sides, const Reach& reach);
+// The sets of the coordinates themselves, and the lowest row of every voxel.
+void index_rows(const Context& ctx, const Sides& sides);
+// The lowest row of every row's voxel, of sides that are indexed; gives the counts.
+void write_first_rows(const Context& ctx, const Sides& sides);
 
 // The set of a coordinate matrix and the lowest row of every voxel, about 45 bytes a row. Built
 // without waiting for the device: what goes wrong is found by the first read of a size.
 class BlockIndex final : public VoxelIndex::State {
  public:
-  BlockIndex(const Context& ctx, const MatrixRef& coords, bool distinct_will_do = false);
+  BlockIndex(const Context& ctx, const MatrixRef& coords);
 
   // Wait for the device.
   int64_t unique_voxels() const override;
@@ -66,9 +113,5 @@ class BlockIndex final : public VoxelIndex::State {
   Context ctx_;
   BlockSetMemory set_;
 };
-
-// As of an index that is made for it. Costs little where the rows ascend, as those that
-// output_coords gives do.
-Matrix first_rows(const Context& ctx, const MatrixRef& coords);
 
 }  // namespace voxgemm::cuda

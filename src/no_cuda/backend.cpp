@@ -35,12 +35,14 @@ void exclusive_sums(const Context&, uint32_t*, int64_t) { absent(); }
 Matrix output_coords(const Context&, const MatrixRef&, const Geometry&, const OutputOptions&) {
   absent();
 }
-void fill_submanifold_map(const Context&, const VoxelIndex::State&, const MatrixRef&, KernelMap*) {
+void fill_submanifold_map(
+    const Context&, const VoxelIndex::State*, const MatrixRef&, KernelMap*, int64_t*) {
   absent();
 }
-void fill_kernel_map(const Context&, const MatrixRef&, const MatrixRef&, KernelMap*) { absent(); }
+void fill_kernel_map(const Context&, const MatrixRef&, const MatrixRef&, KernelMap*, int64_t*) {
+  absent();
+}
 void fill_transposed(const Context&, const KernelMap&, KernelMap*) { absent(); }
-Matrix map_status(const Context&, const KernelMap&) { absent(); }
 void check_built(const KernelMap&, int64_t) { absent(); }
 ScheduleParts build_schedule(const Context&, const KernelMap&, const ScheduleOptions&) { absent(); }
 

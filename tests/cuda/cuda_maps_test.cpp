@@ -19,6 +19,14 @@ std::string message_of(const Call& call) {
   return "";
 }
 
+int64_t repeats_in(const std::vector<int32_t>& first_rows) {
+  int64_t repeats = 0;
+  for (size_t row = 0; row < first_rows.size(); ++row) {
+    if (first_rows[row] != static_cast<int32_t>(row)) ++repeats;
+  }
+  return repeats;
+}
+
 void expect_same_map(const KernelMap& map, const KernelMap& expected) {
   ASSERT_EQ(map.geometry, expected.geometry);
   ASSERT_EQ(map.n_in, expected.n_in);
@@ -31,10 +39,12 @@ void expect_same_map(const KernelMap& map, const KernelMap& expected) {
   ASSERT_EQ(fetched<int64_t>(ctx, map.pairs_per_tap),
             fetched<int64_t>(ctx, expected.pairs_per_tap));
   ASSERT_EQ(map.pairs(ctx), expected.pairs(context()));
-  ASSERT_EQ(fetched<int32_t>(ctx, map.in_first),
-            all_first_rows(ctx, expected.in_first, expected.n_in));
-  ASSERT_EQ(fetched<int32_t>(ctx, map.out_first),
-            all_first_rows(ctx, expected.out_first, expected.n_out));
+  const std::vector<int32_t> in_first = all_first_rows(ctx, expected.in_first, expected.n_in);
+  const std::vector<int32_t> out_first = all_first_rows(ctx, expected.out_first, expected.n_out);
+  ASSERT_EQ(fetched<int32_t>(ctx, map.in_first), in_first);
+  ASSERT_EQ(fetched<int32_t>(ctx, map.out_first), out_first);
+  ASSERT_EQ(fetched<int64_t>(ctx, map.in_repeats), std::vector{repeats_in(in_first)});
+  ASSERT_EQ(fetched<int64_t>(ctx, map.out_repeats), std::vector{repeats_in(out_first)});
 }
 
 // The map, its transpose and the transpose of that.
@@ -51,16 +61,30 @@ KernelMap submanifold_on_device(const MatrixRef& coords, const Geometry& geometr
 
 void expect_submanifold(const Voxels& voxels, const Geometry& geometry) {
   SCOPED_TRACE(geometry.text() + ", " + describe(voxels));
-  expect_same_maps(submanifold_on_device(coords_on_device(*gpu(), voxels), geometry),
-                   build_submanifold_map(context(), coords_matrix(context(), voxels), geometry));
+  const Context& ctx = *gpu();
+  const Matrix coords = coords_on_device(ctx, voxels);
+  const KernelMap expected =
+      build_submanifold_map(context(), coords_matrix(context(), voxels), geometry);
+  const VoxelIndex index(ctx, coords);
+  for (const bool is_indexed : {false, true}) {
+    const Answer answer;
+    const KernelMap map =
+        is_indexed ? build_submanifold_map(ctx, index, coords, geometry, answer.numbers())
+                   : build_submanifold_map(ctx, coords, geometry, answer.numbers());
+    ASSERT_NO_FATAL_FAILURE(expect_same_maps(map, expected));
+    ASSERT_NO_FATAL_FAILURE(answer.expect(map));
+  }
 }
 
 void expect_general(const Voxels& in, const Voxels& out, const Geometry& geometry) {
   SCOPED_TRACE(geometry.text() + ", in " + describe(in) + ", out " + describe(out));
-  expect_same_maps(build_kernel_map(*gpu(), coords_on_device(*gpu(), in),
-                                    coords_on_device(*gpu(), out), geometry),
-                   build_kernel_map(context(), coords_matrix(context(), in),
-                                    coords_matrix(context(), out), geometry));
+  const Answer answer;
+  const KernelMap map = build_kernel_map(*gpu(), coords_on_device(*gpu(), in),
+                                         coords_on_device(*gpu(), out), geometry, answer.numbers());
+  ASSERT_NO_FATAL_FAILURE(
+      expect_same_maps(map, build_kernel_map(context(), coords_matrix(context(), in),
+                                             coords_matrix(context(), out), geometry)));
+  ASSERT_NO_FATAL_FAILURE(answer.expect(map));
 }
 
 void expect_unique(const Voxels& voxels) {

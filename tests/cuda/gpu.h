@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <optional>
 
+#include "cuda/device.h"
 #include "support/run.h"
 #include "voxgemm/cuda.h"
 #include "voxgemm/error.h"
@@ -81,6 +83,32 @@ std::vector<T> fetched(const Context& ctx, const MatrixRef& m) {
   const Matrix host = m.device.kind == DeviceKind::cuda ? to_host(ctx, m) : Matrix{m, {}};
   return {host.as<T>(), host.as<T>() + host.rows * host.cols};
 }
+
+// Pinned memory for what a map tells the host.
+class Answer {
+ public:
+  Answer() {
+    cuda::check_cuda(cudaMallocHost(reinterpret_cast<void**>(&numbers_), 3 * sizeof(int64_t)),
+                     "cudaMallocHost");
+    std::fill_n(numbers_, 3, INT64_MIN);
+  }
+  ~Answer() { cudaFreeHost(numbers_); }
+  Answer(const Answer&) = delete;
+  Answer& operator=(const Answer&) = delete;
+  int64_t* numbers() const { return numbers_; }
+  // Once the device is done.
+  void expect(const KernelMap& map) const {
+    const Context& ctx = *gpu();
+    std::vector<int64_t> expected = {fetched<int64_t>(ctx, map.pairs_per_tap)[0]};
+    for (const Matrix& number : {map.in_repeats, map.out_repeats}) {
+      expected.push_back(fetched<int64_t>(ctx, number)[0]);
+    }
+    ASSERT_EQ(std::vector(numbers_, numbers_ + 3), expected);
+  }
+
+ private:
+  int64_t* numbers_ = nullptr;
+};
 
 // Where a map leaves the first rows out because nothing repeats, they are the rows themselves.
 inline std::vector<int32_t> all_first_rows(const Context& ctx,

@@ -42,9 +42,8 @@ def calls(clouds, device, layer):
         "_submanifold_map": (
             coords,
             Geometry.submanifold((3, 3, 3), (1, 1, 1)).numbers(),
-            device.type == "cuda",
         ),
-        "_kernel_map": (coords, outputs, GEOMETRY.numbers(), device.type == "cuda"),
+        "_kernel_map": (coords, outputs, GEOMETRY.numbers()),
         "_transpose": (tensors, numbers),
         "_forward": (x, weight, bias, tensors, numbers),
         "_grad_input": (dy, weight, tensors, back, numbers),
