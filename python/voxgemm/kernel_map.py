@@ -96,10 +96,15 @@ class KernelMap:
 
     def __init__(self, *fields: Any, masks: Tensor | None = None, status: Status | None = None):
         """Of the nine fields above, in their order."""
-        # All at once: setting them one by one takes a tenth of an eager map of a small cloud.
-        made = dict(zip(_FIELDS, fields, strict=True))
-        vars(self).update(made, _transposed=None, _schedules={}, _choices={}, _status=status)
-        vars(self).update(_masks=masks, _numbers={}, _lists={})
+        made: dict[str, Any] = dict(zip(_FIELDS, fields, strict=True))
+        made |= {"_transposed": None, "_status": status, "_masks": masks}
+        made |= {"_schedules": {}, "_choices": {}, "_numbers": {}, "_lists": {}}
+        if torch.compiler.is_compiling():  # torch 2.11 cannot trace the other
+            for name, value in made.items():
+                super().__setattr__(name, value)
+        else:
+            # One by one they take a tenth of an eager map of a small cloud.
+            vars(self).update(made)
 
     def __setattr__(self, name: str, value: object) -> None:
         """An address goes with its tensor."""
@@ -282,8 +287,10 @@ class KernelMap:
 
     def _copy(self, **changes: Tensor) -> KernelMap:
         """Of the same pairs: schedules, choices and what is on its way are shared."""
-        copy = KernelMap.__new__(KernelMap)
-        vars(copy).update({**vars(self), **changes, "_numbers": {}, "_lists": {}})
+        fields = (changes.get(name, getattr(self, name)) for name in _FIELDS)
+        copy = KernelMap(*fields, masks=self._masks, status=self._status)
+        copy._transposed = self._transposed
+        copy._schedules, copy._choices = self._schedules, self._choices
         return copy
 
     def backward_tensors(
