@@ -6,10 +6,11 @@
     python bench/suite_table.py first.jsonl second.jsonl
     python bench/suite_table.py maps.jsonl
 
-A line for each problem of the first file: what to reach, the times of every file (eager and as a
-graph, ms), how many times as long each peer takes as the faster of the two in the first file, the
-share of a dense product's rate, and the largest error where the file has it (`--check`). Of a file
-of maps alone: voxels, and bytes of map and schedules a voxel for inference and training.
+A line for each problem of the first file: what to reach, the times of every file (eager, compiled
+where it has such steps, and as a graph, ms), how many times as long each peer takes as the faster
+of eager and graph in the first file, the share of a dense product's rate, and the largest error
+where the file has it (`--check`). Of a file of maps alone: voxels, and bytes of map and schedules a
+voxel for inference and training.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ def best(row: dict[str, Any]) -> float:
     return float(min(row["ms"], row.get("graph_ms", row["ms"])))
 
 
+def times(run: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Those that a file has: key by what the table calls them."""
+    every = {"eager": "ms", "compiled": "compiled_ms", "graph": "graph_ms"}
+    if not any("compiled_ms" in row for row in run.values()):
+        del every["compiled"]
+    return every
+
+
 def cells(runs: list[dict[str, dict[str, Any]]], problem: str) -> list[str]:
     row = runs[0][problem]
 
@@ -41,7 +50,7 @@ def cells(runs: list[dict[str, dict[str, Any]]], problem: str) -> list[str]:
     line = [f"`{problem}`", number(row.get("target_ms"), ".3f")]
     for run in runs:
         found = run.get(problem, {})
-        line += [number(found.get(key), ".3f") for key in ("ms", "graph_ms")]
+        line += [number(found.get(key), ".3f") for key in times(run).values()]
     peers = row.get("peers_ms", {})
     line += [number(peers[name] / best(row) if name in peers else None, ".2f") for name in PEERS]
     line.append(number(row.get("of_dense"), ".0%"))
@@ -50,9 +59,8 @@ def cells(runs: list[dict[str, dict[str, Any]]], problem: str) -> list[str]:
 
 
 def table(runs: list[dict[str, dict[str, Any]]]) -> str:
-    numbers = range(1, len(runs) + 1)
     header = ["problem", "reach"]
-    header += [f"{how} {k}" for k in numbers for how in ("eager", "graph")]
+    header += [f"{how} {k}" for k, run in enumerate(runs, 1) for how in times(run)]
     header += [f"{name} over ours" for name in PEERS] + ["of dense", "largest error"]
     lines = [header, ["---"] * len(header), *(cells(runs, problem) for problem in runs[0])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -10,7 +10,11 @@ long burst, of eager or graph, whichever is faster.
 `ms` is eager: a step is conv3d and its backward through autograd, a pass its operator, a map the
 map (output voxels included) and the schedules of the three passes of its dtype and channels.
 `graph_ms` is the same work captured and replayed, of a map with its number of output voxels as
-`max_voxels`. The ceiling is torch.mm 8192^3 of the same dtype.
+`max_voxels`. `compiled_ms`, of steps of small clouds, is the eager step with its conv3d under
+torch.compile (fullgraph=True), a function of features, weights and map: shown, not judged.
+`compile_s`, in none of the times, is what the first two of these steps took. A graph that was
+traced picks kernels and builds schedules in every call, which eager keeps with the map. The ceiling
+is torch.mm 8192^3 of the same dtype.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +40,11 @@ _CEILING = (8192, 8192, 8192)
 _REST_SECONDS = 0.05
 # A device takes some tens of milliseconds to lower its clock.
 _SUSTAINED_SECONDS = 0.2
+# Up to here a step is bound by the host (H200, 64 thousand voxels of 64 channels: 0.38 ms eager,
+# 0.115 as a graph), which is what a compiler could change; each one compiled costs seconds.
+_MOST_COMPILED_VOXELS = 100_000
+# The compiler's errors have pages.
+_LONGEST_ERROR = 300
 
 
 @functools.lru_cache(maxsize=1)
@@ -86,6 +96,49 @@ def _replayed(work: Callable[[], Any], device: torch.device) -> Callable[[], Any
         return kept
 
     return replay
+
+
+def _is_compiled(problem: Problem, voxels: int, options: Options) -> bool:
+    """A filter is none of conv3d's arguments: there eager and graph must do."""
+    small = problem.work == "step" and voxels <= _MOST_COMPILED_VOXELS
+    return small and options.filters == functional.filters_of(None)
+
+
+def _compiled_step(layer: Layer) -> Callable[[], Any]:
+    """Its first call compiles."""
+    x, weight = layer.x.requires_grad_(), layer.weight.requires_grad_()
+    precision = PRECISIONS[layer.problem.precision]
+    # After another problem the sizes of this one would be traced as unknown ones.
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True)
+    def conv(x: torch.Tensor, weight: torch.Tensor, map: KernelMap) -> torch.Tensor:
+        return functional.conv3d(x, weight, None, map, precision=precision)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(conv(x, weight, layer.map), (x, weight), layer.dy)
+
+    return step
+
+
+def _compiled(layer: Layer, eager: Contender, row: dict[str, Any]) -> dict[str, Contender]:
+    """None where the compiler fails; how long it took, or what it said, is for the row."""
+    try:
+        from torch._inductor import config
+
+        step = _compiled_step(layer)
+        start = time.perf_counter()
+        # Both graphs are calls of operators: processes that wait for kernels to compile would only
+        # disturb the times. A second step compiles nothing, or else what would not last.
+        with config.patch(compile_threads=1):
+            step()
+            step()
+        eager.wait()
+        row["compile_s"] = time.perf_counter() - start
+    except Exception as error:  # of which a compiler has many
+        row["compiled_error"] = textwrap.shorten(str(error), _LONGEST_ERROR)
+        return {}
+    return {"compiled": dataclasses.replace(eager, work=step)}
 
 
 @contextmanager
@@ -164,6 +217,8 @@ def _measure(problem: Problem, options: Options, device: torch.device) -> dict[s
         contenders["graph"] = Contender(_replayed(in_graph, device), flops, wait=wait)
     except (RuntimeError, ValueError) as error:
         row["graph_error"] = " ".join(str(error).split())
+    if _is_compiled(problem, len(coords), options):
+        contenders |= _compiled(layer, contenders["ours"], row)
     if layer is None:
         built = _build(problem, coords, options)
         for name, works in (("inference", PASSES[:1]), ("training", PASSES)):
@@ -200,13 +255,11 @@ def _sustained_ms(contender: Contender) -> float:
 def _figures(
     problem: Problem, contenders: dict[str, Contender], times: dict[str, list[float]]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "ms": 1e3 * statistics.median(times["ours"]),
-        "ms_all": [1e3 * s for s in times["ours"]],
-    }
-    if "graph" in times:
-        found["graph_ms"] = 1e3 * statistics.median(times["graph"])
-        found["graph_ms_all"] = [1e3 * s for s in times["graph"]]
+    found: dict[str, Any] = {}
+    for name, key in (("ours", "ms"), ("graph", "graph_ms"), ("compiled", "compiled_ms")):
+        if name in times:
+            found[key] = 1e3 * statistics.median(times[name])
+            found[f"{key}_all"] = [1e3 * s for s in times[name]]
     if problem.work != "map":
         rates = {
             name: [contender.flops / s / 1e12 for s in times[name]]
@@ -236,6 +289,7 @@ _COLUMNS = {  # header: (key, format)
     "problem": ("problem", ""),
     "voxels": ("voxels", ",d"),
     "ms": ("ms", ".4f"),
+    "compiled": ("compiled_ms", ".4f"),
     "graph": ("graph_ms", ".4f"),
     "sustained": ("sustained_ms", ".4f"),
     "reach": ("target_ms", ".4f"),
@@ -282,9 +336,10 @@ def summary(rows: list[dict[str, Any]], options: Options) -> str:
             f"{_mean_of_steps(rows, 'peer_over_graph_ms')} as graphs"
         )
     failed = [
-        f"no graph of {row['problem']}: {row['graph_error']}"
+        f"{what} of {row['problem']}: {row[key]}"
+        for what, key in (("no graph", "graph_error"), ("nothing compiled", "compiled_error"))
         for row in rows
-        if "graph_error" in row
+        if key in row
     ]
     first = rows[0]
     text += failed + [

@@ -44,6 +44,11 @@ def test_the_table_has_every_file_and_every_peer(tmp_path):
     one = "| `a` | 0.500 | 2.000 | 1.000 | 8.000 | - | - | 3.00 | - | - | 40% | 2e-03 |"
     two = "| `b` | - | 4.000 | - | - | - | - | - | - | - | - | - |"
     assert lines[2:] == [one, two]
+    first["compiled_ms"] = 1.5
+    first_alone = suite_table.table([{row["problem"]: row for row in rows[0]}]).splitlines()
+    header, _, *lines = [line.split(" | ")[1:5] for line in first_alone]
+    assert header == ["reach", "eager 1", "compiled 1", "graph 1"]
+    assert lines == [["0.500", "2.000", "1.500", "1.000"], ["-", "4.000", "-", "-"]]
 
 
 @pytest.mark.parametrize("text", ["subm3 5->7 shell:16", "conv3s2p1 5->7 shell:16"])

@@ -202,7 +202,8 @@ def test_bench_on_a_gpu(command, tmp_path):
         assert row["problem"] in out
         assert row["ms"] > 0
         assert row["device_type"] == "cuda"
-        assert "graph_error" not in row
+        assert not {"graph_error", "compiled_error"} & row.keys()
+        assert ("compiled_ms" in row) == row["problem"].startswith("step")
         assert ("max_error" in row) == ("map" not in row["problem"])
     assert rows[0]["pairs"] == neighbours(cloud(TINY))
 
