@@ -43,12 +43,12 @@ class Status:
     @classmethod
     def _take(cls) -> Slot:
         if not cls._free:
-            left = [cls._left.pop() for _ in range(len(cls._left))]
+            left, cls._left = cls._left, []
             for slot in left:
                 (cls._free if slot.is_full else cls._left).append(slot)
-        if cls._free:
+        try:
             slot = cls._free.pop()
-        else:
+        except IndexError:  # or another thread had the last
             tensor = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
             slot = Slot(tensor, (ctypes.c_int64 * 3).from_address(tensor.data_ptr()))
         slot.numbers[:] = [_NOT_THERE] * 3
