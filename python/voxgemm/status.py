@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -27,7 +28,8 @@ class Status:
     """The answer of kernel_map.h for one map; it serves the transposed map, too."""
 
     _free: ClassVar[list[Slot]] = []
-    _left: ClassVar[list[Slot]] = []  # nobody reads them, but a device may yet write there
+    # Nobody reads them, but a device may yet write there; of some that is never to be seen.
+    _left: ClassVar[deque[Slot]] = deque()
 
     def __init__(self, device: torch.device):
         self.is_transposed = False  # the map that was asked
@@ -42,13 +44,14 @@ class Status:
 
     @classmethod
     def _take(cls) -> Slot:
-        if not cls._free:
-            left, cls._left = cls._left, []
-            for slot in left:
-                (cls._free if slot.is_full else cls._left).append(slot)
         try:
+            if not cls._free:
+                # More come free than are left behind, and a map looks at no more of them.
+                for _ in range(min(2, len(cls._left))):
+                    slot = cls._left.popleft()
+                    (cls._free if slot.is_full else cls._left).append(slot)
             slot = cls._free.pop()
-        except IndexError:  # or another thread had the last
+        except IndexError:  # there is none, or another thread had the last
             tensor = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
             slot = Slot(tensor, (ctypes.c_int64 * 3).from_address(tensor.data_ptr()))
         slot.numbers[:] = [_NOT_THERE] * 3
