@@ -6,7 +6,6 @@
 
 #include "conv/items.h"
 #include "conv/reach.h"
-#include "cuda/sorting.h"
 #include "cuda/voxel_index.cuh"
 
 namespace voxgemm::cuda {

@@ -32,6 +32,10 @@ T read_back(const Context& ctx, const T* device) {
   return host;
 }
 
+// Sorts by the low `bits` bits of keys, uint64_t or of 128 bits.
+template <class Key>
+void sort_keys(const Context& ctx, const Key* keys, Key* sorted, int64_t count, int bits);
+
 // Where the pointer to an array of `count` is wanted.
 template <class T>
 struct Room {

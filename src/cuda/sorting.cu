@@ -2,8 +2,6 @@
 //
 // What is made with the toolkit's radix sort, prefix sum and selection, in one translation unit
 // because they compile slowly.
-#include "cuda/sorting.h"
-
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
