@@ -5,53 +5,69 @@
 
 #include <set>
 
+#include "kept.h"
 #include "voxgemm/tune.h"
 
 namespace voxgemm {
 namespace {
 
-// A pass of a layer on a map, with the operators' arguments.
-struct Asked {
-  Context ctx;
-  Maps maps;
-  PlanOptions options;
-  Pass pass = Pass::forward;
+// What a pass of a layer on a map is planned with. The numbers are pass, dtype, c_in, c_out.
+PlanOptions options_of(const Maps& maps, IntSpan numbers) {
+  const Layer& layer = maps.layer;
+  check(numbers.size() == 4, "a problem has ", numbers.size(), " numbers, expected 4");
+  return {.c_in = static_cast<int>(numbers[2]),
+          .c_out = static_cast<int>(numbers[3]),
+          .dtype = static_cast<Dtype>(numbers[1]),
+          .operation = layer.operation,
+          .precision = layer.precision,
+          .filters = {layer.filter, layer.filter, layer.filter},
+          .tune_at_first_use = false,
+          .transposed = maps.back()};
+}
 
-  // The numbers are pass, dtype, c_in, c_out.
-  Asked(const Tensors& map,
-        const Tensors& transposed,
-        const Ints& layer_numbers,
-        const Ints& numbers)
-      : ctx(context_of(map.at(0))), maps(map, transposed, layer_numbers) {
-    const Layer& layer = maps.layer;
-    check(numbers.size() == 4, "a problem has ", numbers.size(), " numbers, expected 4");
-    pass = static_cast<Pass>(numbers[0]);
-    options = {.c_in = static_cast<int>(numbers[2]),
-               .c_out = static_cast<int>(numbers[3]),
-               .dtype = static_cast<Dtype>(numbers[1]),
-               .operation = layer.operation,
-               .precision = layer.precision,
-               .filters = {layer.filter, layer.filter, layer.filter},
-               .tune_at_first_use = false,
-               .transposed = maps.back()};
+Problem problem_of(const Context& ctx, const Maps& maps, IntSpan numbers) {
+  return Plan::make(ctx, maps.map, options_of(maps, numbers))
+      .problem(ctx, static_cast<Pass>(numbers[0]));
+}
+
+// Of each problem the layer's numbers, with the kernel and the schedule that were picked. Behind
+// them, where the map has none yet, the parts of its schedules, each of them once.
+Tensors choices_of_passes(const Tensors& map,
+                          const Ints& layer,
+                          const Ints& problems,
+                          const std::optional<Tensor>& masks,
+                          bool builds) {
+  const Context ctx = context_of(map.at(0));
+  Maps maps(map, {}, layer);
+  set_masks(masks, &maps.map);
+  Tensors found;
+  std::vector<ScheduleOptions> wanted;
+  for (IntSpan rest = problems; !rest.empty();) {
+    const auto count = static_cast<size_t>(rest[0]);
+    check(count >= 4 && count < rest.size(), "a problem of ", count, " numbers, expected 4 to ",
+          rest.size() - 1);
+    const IntSpan numbers = rest.subspan(1, count);
+    const Problem problem = problem_of(ctx, maps, numbers.first(4));
+    const Choice picked = choice(problem, filter_of(numbers, 4));
+    const bool on_map = problem.pass != Pass::grad_input || maps.map.symmetric;
+    if (builds && on_map && std::ranges::find(wanted, picked.schedule) == wanted.end()) {
+      wanted.push_back(picked.schedule);
+    }
+    found.push_back(host_numbers(chosen(layer, picked.schedule, picked.kernel)));
+    rest = rest.subspan(1 + count);
   }
-  Asked(const Asked&) = delete;  // options point into maps
-  Asked& operator=(const Asked&) = delete;
-  const Filter& filter() const { return maps.layer.filter; }
-  Problem problem() const { return Plan::make(ctx, maps.map, options).problem(ctx, pass); }
-};
-
-// The layer's numbers, with the kernel and the schedule that were picked.
-Tensor choice_of_pass(const Tensors& map, const Ints& layer, const Ints& problem) {
-  const Asked asked(map, {}, layer, problem);
-  const Choice picked = choice(asked.problem(), asked.filter());
-  return host_numbers(chosen(layer, picked.schedule, picked.kernel));
+  for (const ScheduleOptions& options : wanted) {
+    const Tensors parts = parts_of(kept_schedules().get(ctx, maps.map, options));
+    found.insert(found.end(), parts.begin(), parts.end());
+  }
+  return found;
 }
 
 Tensor explain_pass(const Tensors& map, const Ints& layer, const Ints& problem, bool as_json) {
-  const Asked asked(map, {}, layer, problem);
-  return text_tensor(as_json ? explain_json(asked.problem(), asked.filter())
-                             : explain(asked.problem(), asked.filter()));
+  const Maps maps(map, {}, layer);
+  const Problem asked = problem_of(context_of(map.at(0)), maps, problem);
+  const Filter& filter = maps.layer.filter;
+  return text_tensor(as_json ? explain_json(asked, filter) : explain(asked, filter));
 }
 
 // Lines: how many candidates, in how many seconds; why it was not written; wrong kernels; the
@@ -68,9 +84,10 @@ Tensor tune_pass(const Tensors& map,
                  const Ints& layer,
                  const Ints& problem,
                  const Ints& how) {
-  const Asked asked(map, transposed, layer, problem);
+  const Maps maps(map, transposed, layer);
   check(how.size() == 4, "got ", how.size(), " numbers, expected 4");
-  return text_of_tuning(tune(asked.ctx, asked.maps.map, asked.options, asked.pass,
+  return text_of_tuning(tune(context_of(map.at(0)), maps.map, options_of(maps, problem),
+                             static_cast<Pass>(problem[0]),
                              {.budget_seconds = 1e-6 * static_cast<double>(how[0]),
                               .exhaustive = how[1] != 0,
                               .again = how[2] != 0,
@@ -78,8 +95,9 @@ Tensor tune_pass(const Tensors& map,
 }
 
 Tensor is_tuned_pass(const Tensors& map, const Ints& layer, const Ints& problem) {
-  const Asked asked(map, {}, layer, problem);
-  return host_numbers({is_tuned(asked.problem(), asked.filter()) ? 1 : 0});
+  const Maps maps(map, {}, layer);
+  const Problem asked = problem_of(context_of(map.at(0)), maps, problem);
+  return host_numbers({is_tuned(asked, maps.layer.filter) ? 1 : 0});
 }
 
 Tensor calibrate_device(const Tensor& on, int64_t budget_microseconds) {
@@ -143,7 +161,7 @@ Tensor info(DeviceKind kind, const Context* ctx) {
 }
 
 void add_choice_operators(StableLibrary& m) {
-  m.impl("_choice", TORCH_BOX(&Guarded<&choice_of_pass>::call));
+  m.impl("_choice", TORCH_BOX(&Guarded<&choices_of_passes>::call));
   m.impl("_explain", TORCH_BOX(&Guarded<&explain_pass>::call));
   m.impl("_tune", TORCH_BOX(&Guarded<&tune_pass>::call));
   m.impl("_is_tuned", TORCH_BOX(&Guarded<&is_tuned_pass>::call));

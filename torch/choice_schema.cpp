@@ -5,8 +5,10 @@
 // problem is the numbers pass, dtype, c_in, c_out. `on` says where.
 STABLE_TORCH_LIBRARY_FRAGMENT(voxgemm, m) {
   // clang-format off
-  // The layer's numbers with the schedule and the kernel that were chosen.
-  m.def("_choice(Tensor[] map, int[] layer, int[] problem) -> Tensor");
+  // Of each problem the layer's numbers with the schedule and the kernel that were chosen. Here a problem's numbers
+  // stand behind how many they are, and before those of its filter; the layer has none. Where it builds, the parts of
+  // the map's schedules stand behind, those of each once, as they are first wanted; masks: see _schedule.
+  m.def("_choice(Tensor[] map, int[] layer, int[] problems, Tensor? masks=None, bool builds=False) -> Tensor[]");
   m.def("_explain(Tensor[] map, int[] layer, int[] problem, bool as_json) -> Tensor");
   // how: budget in microseconds, exhaustive, again. Text: see choice_ops.cpp.
   m.def("_tune(Tensor[] map, Tensor[] transposed, int[] layer, int[] problem, int[] how) -> Tensor");

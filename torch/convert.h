@@ -327,6 +327,15 @@ inline KernelMap map_of(const MapViews& views, const Layer& layer) {
   return map;
 }
 
+// Those that came with the map, if they are known.
+inline void set_masks(const std::optional<Tensor>& masks, KernelMap* map) {
+  if (!masks || masks->numel() == 0) return;
+  check(masks->numel() == map->n_out && masks->is_contiguous() &&
+            masks->scalar_type() == ScalarType::Int,
+        "the masks of the kernel map are not those that build_map gave it");
+  static_cast<MatrixRef&>(map->masks) = matrix_ref(*masks, map->n_out, 1, Dtype::i32);
+}
+
 inline Schedule schedule_of(const ScheduleViews& views,
                             const KernelMap& map,
                             const ScheduleOptions& options) {

@@ -5,6 +5,8 @@
 
 #include <tuple>
 
+#include "kept.h"
+
 namespace voxgemm {
 namespace {
 
@@ -46,34 +48,45 @@ Tensor strided_coords(const Tensor& coords,
                                   .max_voxels = max_voxels}));
 }
 
+Tensor neighbours_of(const Context& ctx, const KernelMap& map, bool owned) {
+  const Tensor neighbours = tensor_of(map.neighbours);
+  if (owned) kept_schedules().own(ctx, neighbours);
+  return neighbours;
+}
+
+void forget_map(const Tensor& neighbours) { kept_schedules().forget(neighbours); }
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> submanifold_map(const Tensor& coords,
                                                            const Ints& geometry,
-                                                           int64_t answer) {
+                                                           int64_t answer,
+                                                           bool owned) {
   const Context ctx = context_of(coords);
   const HeldMatrix held = held_matrix(coords, "coords");
   const KernelMap map = build_submanifold_map(ctx, held.matrix, geometry_of(geometry),
                                               reinterpret_cast<int64_t*>(answer));
-  return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
+  return {neighbours_of(ctx, map, owned), tensor_of(map.pairs_per_tap, {map.taps()}),
           row_numbers(map.in_first, ctx.device), row_numbers(map.masks, ctx.device)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kernel_map(const Tensor& in_coords,
                                                               const Tensor& out_coords,
                                                               const Ints& geometry,
-                                                              int64_t answer) {
+                                                              int64_t answer,
+                                                              bool owned) {
   const Context ctx = context_of(in_coords);
   const HeldMatrix in = held_matrix(in_coords, "in_coords");
   const HeldMatrix out = held_matrix(out_coords, "out_coords");
   const KernelMap map = build_kernel_map(ctx, in.matrix, out.matrix, geometry_of(geometry),
                                          reinterpret_cast<int64_t*>(answer));
-  return {tensor_of(map.neighbours), tensor_of(map.pairs_per_tap, {map.taps()}),
+  return {neighbours_of(ctx, map, owned), tensor_of(map.pairs_per_tap, {map.taps()}),
           row_numbers(map.in_first, ctx.device), row_numbers(map.out_first, ctx.device),
           row_numbers(map.masks, ctx.device)};
 }
 
-std::tuple<Tensor, Tensor> transposed_map(const Tensors& map, const Ints& layer) {
-  const KernelMap transposed = transpose(context_of(map.at(0)), Maps(map, {}, layer).map);
-  return {tensor_of(transposed.neighbours),
+std::tuple<Tensor, Tensor> transposed_map(const Tensors& map, const Ints& layer, bool owned) {
+  const Context ctx = context_of(map.at(0));
+  const KernelMap transposed = transpose(ctx, Maps(map, {}, layer).map);
+  return {neighbours_of(ctx, transposed, owned),
           tensor_of(transposed.pairs_per_tap, {transposed.taps()})};
 }
 
@@ -85,26 +98,21 @@ Tensor pairs_of_map(const Tensors& map, const Ints& layer) {
   return result;
 }
 
-// The six tensors of ScheduleParts; none for natural order.
 Tensors schedule_parts(const Tensors& map_parts,
                        const Ints& layer_numbers,
                        const Ints& options,
                        const std::optional<Tensor>& masks) {
   KernelMap map = Maps(map_parts, {}, layer_numbers).map;
-  if (masks && masks->numel() > 0) {
-    check(masks->numel() == map.n_out && masks->is_contiguous() &&
-              masks->scalar_type() == ScalarType::Int,
-          "the masks of the kernel map are not those that build_map gave it");
-    static_cast<MatrixRef&>(map.masks) = matrix_ref(*masks, map.n_out, 1, Dtype::i32);
-  }
-  const Schedule schedule =
-      Schedule::build(context_of(map_parts.at(0)), map, schedule_options_of(options, 0));
-  if (schedule.options().order == ScheduleOptions::Order::natural) return {};
-  const ScheduleParts& parts = schedule.parts();
+  set_masks(masks, &map);
+  const Context ctx = context_of(map_parts.at(0));
+  return parts_of(kept_schedules().get(ctx, map, schedule_options_of(options, 0)));
+}
+
+// Of the schedules that are kept of a map.
+Tensors kept_parts(const Tensor& neighbours) {
   Tensors tensors;
-  for (const Matrix* part : {&parts.order, &parts.chunk_tiles, &parts.tiles, &parts.masks,
-                             &parts.block_taps, &parts.indices}) {
-    tensors.push_back(tensor_of(*part));
+  for (const Schedule& schedule : kept_schedules().of(neighbours)) {
+    for (const Tensor& part : parts_of(schedule)) tensors.push_back(part);
   }
   return tensors;
 }
@@ -127,6 +135,10 @@ Plan plan_of(const Context& ctx, const Maps& maps, Pass pass, const WeightsRef& 
   const auto number = static_cast<size_t>(pass);
   options.filters[number] = maps.layer.filter;
   if (maps.schedule) options.schedules[number] = &*maps.schedule;
+  options.build_schedule = [](const Context& where, const KernelMap& of,
+                              const ScheduleOptions& wanted) {
+    return kept_schedules().get(where, of, wanted);
+  };
   return Plan::make(ctx, maps.map, options);
 }
 
@@ -222,6 +234,8 @@ void add_operators(StableLibrary& m) {
   m.impl("_grad_input", TORCH_BOX(&Guarded<&grad_input>::call));
   m.impl("_grad_weight", TORCH_BOX(&Guarded<&grad_weight>::call));
   m.impl("_views", TORCH_BOX(&Guarded<&views>::call));
+  m.impl("_kept", TORCH_BOX(&Guarded<&kept_parts>::call));
+  m.impl("_forget", TORCH_BOX(&Guarded<&forget_map>::call));
 }
 
 }  // namespace voxgemm

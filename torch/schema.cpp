@@ -13,11 +13,12 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   m.def("_output_coords(Tensor coords, int[] geometry, int rule, int[]? spatial_shape, int? max_voxels=None) -> Tensor");
   // answer: of kernel_map.h, the address of pinned memory, or 0. Whoever gives it keeps it until all is written. As a
   // tensor that is written it would be no operator that torch can trace.
-  m.def("_submanifold_map(Tensor coords, int[] geometry, int answer=0) -> "
+  // owned: whoever asks has the map forgotten later. Of such a map the schedules are kept that operators build.
+  m.def("_submanifold_map(Tensor coords, int[] geometry, int answer=0, bool owned=False) -> "
         "(Tensor neighbours, Tensor pairs_per_tap, Tensor first, Tensor masks)");
-  m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry, int answer=0) -> "
+  m.def("_kernel_map(Tensor in_coords, Tensor out_coords, int[] geometry, int answer=0, bool owned=False) -> "
         "(Tensor neighbours, Tensor pairs_per_tap, Tensor in_first, Tensor out_first, Tensor masks)");
-  m.def("_transpose(Tensor[] map, SymInt[] layer) -> (Tensor neighbours, Tensor pairs_per_tap)");
+  m.def("_transpose(Tensor[] map, SymInt[] layer, bool owned=False) -> (Tensor neighbours, Tensor pairs_per_tap)");
 
   m.def("_pairs(Tensor[] map, SymInt[] layer) -> Tensor");
 
@@ -38,6 +39,10 @@ STABLE_TORCH_LIBRARY(voxgemm, m) {
   // (struct Maps), which saves 4 us a call. These are the views of a map's tensors, or of a schedule's: they hold
   // addresses, so that whoever keeps them keeps the tensors.
   m.def("_views(Tensor[] tensors) -> Tensor");
+
+  // Of an owned map by its table: the tensors of the schedules that are kept, six each; the end.
+  m.def("_kept(Tensor neighbours) -> Tensor[]");
+  m.def("_forget(Tensor neighbours) -> ()");
 
   // The numbers are pass, dtype, precision, operation, geometry (12), c_in and c_out.
   m.def("_parse_problem(Tensor text) -> (Tensor numbers, Tensor cloud)");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -26,6 +27,9 @@ struct PlanOptions {
   // kernel asks for.
   const KernelMap* transposed = nullptr;
   std::array<const Schedule*, 3> schedules = {};
+  // Makes the schedules that are none of those: Schedule::build, or what keeps them.
+  std::function<Schedule(const Context&, const KernelMap&, const ScheduleOptions&)> build_schedule =
+      Schedule::build;
 };
 
 // What is done to the sums of a forward pass before they are rounded and written once.
@@ -79,6 +83,9 @@ class VOXGEMM_EXPORT Plan {
   explicit Plan(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
+
+// Whether the work of a CUDA context goes into a graph instead of running.
+VOXGEMM_EXPORT bool is_capturing(const Context& ctx);
 
 // db [1, channels] = sum of the rows of dy, in double, in an order that
 // does not depend on threads. db has any float dtype.

@@ -162,20 +162,20 @@ def _(coords, geometry, rule, spatial_shape, max_voxels=None):
 
 
 @torch.library.register_fake("voxgemm::_submanifold_map")
-def _(coords, geometry, answer=0):
+def _(coords, geometry, answer=0, owned=False):
     tables = _tables(coords, coords.shape[0], geometry)
     return *tables[:2], _repeats(coords), tables[2]
 
 
 @torch.library.register_fake("voxgemm::_kernel_map")
-def _(in_coords, out_coords, geometry, answer=0):
+def _(in_coords, out_coords, geometry, answer=0, owned=False):
     tables = _tables(in_coords, out_coords.shape[0], geometry)
     firsts = _repeats(in_coords), _repeats(in_coords)
     return *tables[:2], *firsts, tables[2]
 
 
 @torch.library.register_fake("voxgemm::_transpose")
-def _(map, layer):
+def _(map, layer, owned=False):
     return _int32(map[0], map[0].shape[0], layer[0]), torch.empty_like(map[1])
 
 
@@ -185,8 +185,12 @@ def _(map, layer):
 
 
 @torch.library.register_fake("voxgemm::_choice")
-def _(map, layer, problem):
-    return _on_host(_unknown())
+def _(map, layer, problems, masks=None, builds=False):
+    found = []  # without what it builds, of which only eager calls ask
+    while problems:
+        found.append(_on_host(_unknown()))
+        problems = problems[1 + problems[0] :]
+    return found
 
 
 @torch.library.register_fake("voxgemm::_schedule")
@@ -203,6 +207,16 @@ def _(map, layer, options, masks=None):
         _int32(map[0], 1, blocks),
         _int32(map[0], blocks, tile_rows),
     ]
+
+
+@torch.library.register_fake("voxgemm::_kept")
+def _(neighbours):
+    return []
+
+
+@torch.library.register_fake("voxgemm::_forget")
+def _(neighbours):
+    pass
 
 
 @torch.library.register_fake("voxgemm::_explain")

@@ -13,8 +13,8 @@ map (output voxels included) and the schedules of the three passes of its dtype 
 `max_voxels`. `compiled_ms`, of steps of small clouds, is the eager step with its conv3d under
 torch.compile (fullgraph=True), a function of features, weights and map: shown, not judged.
 `compile_s`, in none of the times, is what the first two of these steps took. A graph that was
-traced picks kernels and builds schedules in every call, which eager keeps with the map. The ceiling
-is torch.mm 8192^3 of the same dtype.
+traced picks kernels in every call, which eager keeps with the map. The ceiling is torch.mm 8192^3
+of the same dtype.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def _build(
 ) -> KernelMap:
     """What a training step needs before its first pass."""
     map = bench.build_map(problem, coords, max_voxels)
-    for work in PASSES:
-        map.choice(bench.asked_of(problem, options.filters, work))
+    map.choices([bench.asked_of(problem, options.filters, work) for work in PASSES])
     return map
 
 

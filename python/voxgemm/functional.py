@@ -108,10 +108,11 @@ def conv3d(
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         residual = None if residual is None else residual.to(dtype)
-    if not map.symmetric and features.requires_grad and torch.is_grad_enabled():
+    recorded = torch.is_grad_enabled()
+    if not map.symmetric and features.requires_grad and recorded:
         # For the backward: made here, where the map can keep it, also while a graph is traced.
         map.transposed()
-    how = How(filters_of(algorithm), precision_of(precision, features))
+    how = How(filters_of(algorithm), precision_of(precision, features), recorded)
     if residual is None and not relu:
         return applied(Forward)(features, weight, bias, map, how)
     if inside_transform():

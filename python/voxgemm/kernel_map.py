@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from ._library import call, ops
 from .algorithms import DTYPES, OPERATIONS, OUTPUT_RULES, index_in
 from .errors import ArgumentError
 from .geometry import Geometry, Triple, three, triple
+from .owned import Owned, owns
 from .status import Status, status_of
 
 Lists = tuple[list[Any], ...]  # KernelMap.lists
@@ -40,6 +42,11 @@ class Asked(NamedTuple):
     dtype: torch.dtype
     precision: int
     filter: tuple[int, ...]
+
+    def numbers(self) -> list[int]:
+        """The problem's, as operators take them."""
+        dtype = index_in(DTYPES, self.dtype, "the dtype")
+        return [self.number, dtype, self.c_in, self.c_out]
 
 
 class Choice(NamedTuple):
@@ -88,16 +95,23 @@ class KernelMap:
     _schedules: dict[tuple[int, ...], list[Tensor]]
     _choices: dict[Asked, Choice]
     _status: Status | None
+    _owned: Owned | None
     # int32 [n_out]: the taps of each row, for building schedules; empty or None where not known.
     _masks: Tensor | None
     # Views of schedules by options, of the map by (), and "layer"; what passes.py keeps of them.
     _numbers: dict[object, Tensor]
     _lists: dict[object, Lists]
 
-    def __init__(self, *fields: Any, masks: Tensor | None = None, status: Status | None = None):
+    def __init__(
+        self,
+        *fields: Any,
+        masks: Tensor | None = None,
+        status: Status | None = None,
+        owned: Owned | None = None,
+    ):
         """Of the nine fields above, in their order."""
         made: dict[str, Any] = dict(zip(_FIELDS, fields, strict=True))
-        made |= {"_transposed": None, "_status": status, "_masks": masks}
+        made |= {"_transposed": None, "_status": status, "_masks": masks, "_owned": owned}
         made |= {"_schedules": {}, "_choices": {}, "_numbers": {}, "_lists": {}}
         if torch.compiler.is_compiling():  # torch 2.11 cannot trace the other
             for name, value in made.items():
@@ -117,7 +131,7 @@ class KernelMap:
         """For pickle and copy: what is on its way from a device is waited for, as a copy would
         never hear of it and take every row for one that may repeat. Addresses stay here."""
         self.settle(wait=True)
-        return {**vars(self), "_status": None, "_numbers": {}, "_lists": {}}
+        return {**vars(self), "_status": None, "_owned": None, "_numbers": {}, "_lists": {}}
 
     @property
     def n_out(self) -> int:
@@ -145,6 +159,7 @@ class KernelMap:
         maps = [self] if self._transposed is None else [self, self._transposed]
         tensors = [t for map in maps for t in (*map.tensors(), map._masks) if t is not None]
         tensors += [t for map in maps for parts in map._schedules.values() for t in parts]
+        tensors += [t for map in maps for t in call(ops._kept.default, map.neighbours)]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
@@ -164,22 +179,35 @@ class KernelMap:
 
     def choice(self, asked: Asked) -> Choice:
         """What a pass runs, found once: while a graph is traced, the operator finds it itself."""
-        if torch.are_deterministic_algorithms_enabled():
-            asked = asked._replace(filter=(_MODEL_ONLY, *asked.filter))
         if torch.compiler.is_compiling():
-            return Choice([], self.layer(asked.precision, filter=asked.filter))
-        found = self._choices.get(asked)
-        if found is None:
-            dtype = index_in(DTYPES, asked.dtype, "the dtype")
-            problem = [asked.number, dtype, asked.c_in, asked.c_out]
-            if _TUNES_AT_FIRST_USE:
-                self._measure_once(asked, problem)
-            layer = self.layer(asked.precision, filter=asked.filter)
-            numbers = call(ops._choice.default, self.tensors(), layer, problem)
-            layer = numbers.tolist()
-            parts = self._walked(asked.number == 1).schedule(_schedule_of(layer))
-            found = self._choices[asked] = Choice(parts, layer, numbers)
-        return found
+            filter = _admitted(asked).filter
+            return Choice([], self.layer(asked.precision, filter=filter))
+        return self.choices([asked])[0]
+
+    def choices(self, passes: Sequence[Asked]) -> list[Choice]:
+        """Of passes with the same precision; what is not known yet is found in one call, which also
+        builds the schedules of a map that has none."""
+        passes = [_admitted(asked) for asked in passes]
+        if _TUNES_AT_FIRST_USE:
+            for asked in passes:
+                if asked not in self._choices:
+                    self._measure_once(asked)
+        unknown = [asked for asked in passes if asked not in self._choices]
+        if unknown:
+            problems: list[int] = []
+            for asked in unknown:
+                problems += [4 + len(asked.filter), *asked.numbers(), *asked.filter]
+            wanted = self.tensors(), self.layer(unknown[0].precision), problems
+            builds = not self._schedules
+            found = call(ops._choice.default, *wanted, self._masks, builds)
+            built = iter(found[len(unknown) :])
+            for asked, numbers in zip(unknown, found, strict=False):
+                layer = numbers.tolist()
+                options, walked = _schedule_of(layer), self._walked(asked.number == 1)
+                if builds and walked is self and options not in self._schedules:
+                    self._schedules[options] = list(islice(built, 6 if options[0] else 0))
+                self._choices[asked] = Choice(walked.schedule(options), layer, numbers)
+        return [self._choices[asked] for asked in passes]
 
     def _walked(self, back: bool) -> KernelMap:
         """The map whose schedule a pass takes."""
@@ -215,7 +243,7 @@ class KernelMap:
             self._numbers[options] = call(ops._views.default, tensors)
         return self._numbers[options]
 
-    def _measure_once(self, asked: Asked, problem: list[int]) -> None:
+    def _measure_once(self, asked: Asked) -> None:
         """What a choice lacks, unless nothing may be timed now."""
         from . import tuning
 
@@ -225,7 +253,7 @@ class KernelMap:
         if fixed or distributed or (on_gpu and torch.cuda.is_current_stream_capturing()):
             return
         layer = self.layer(asked.precision, filter=asked.filter)
-        if not call(ops._is_tuned.default, self.tensors(), layer, problem).item():
+        if not call(ops._is_tuned.default, self.tensors(), layer, asked.numbers()).item():
             tuning.measure(self, asked)
 
     def forget_choices(self) -> None:
@@ -271,12 +299,14 @@ class KernelMap:
     def transposed(self) -> KernelMap:
         """The same pairs with the sides exchanged: for inverse convolutions and gradients."""
         if self._transposed is None:
-            neighbours, pairs = call(ops._transpose.default, self.tensors(), self.layer())
+            owned = owns(self.neighbours)
+            neighbours, pairs = call(ops._transpose.default, self.tensors(), self.layer(), owned)
             first = self.out_first.detach(), self.in_first.detach()
             operation = (0, 2, 1)[self.operation]
             there = KernelMap(
                 *(neighbours, pairs, *first, self.n_out, self.geometry),
                 *(operation, self.symmetric, not self.is_transposed),
+                owned=Owned(neighbours) if owned else None,
             )
             # The way back is a copy of this map, not this map: no cycle keeps memory alive. Its
             # tensors are views: torch 2.10 cannot trace a function that sees one tensor twice.
@@ -288,7 +318,7 @@ class KernelMap:
     def _copy(self, **changes: Tensor) -> KernelMap:
         """Of the same pairs: schedules, choices and what is on its way are shared."""
         fields = (changes.get(name, getattr(self, name)) for name in _FIELDS)
-        copy = KernelMap(*fields, masks=self._masks, status=self._status)
+        copy = KernelMap(*fields, masks=self._masks, status=self._status, owned=self._owned)
         copy._transposed = self._transposed
         copy._schedules, copy._choices = self._schedules, self._choices
         return copy
@@ -311,6 +341,13 @@ class KernelMap:
 
 
 _NO_NUMBERS = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def _admitted(asked: Asked) -> Asked:
+    """Measured times do not count where only deterministic algorithms may run."""
+    if torch.are_deterministic_algorithms_enabled():
+        return asked._replace(filter=(_MODEL_ONLY, *asked.filter))
+    return asked
 
 
 def _schedule_of(layer: list[int]) -> tuple[int, ...]:
@@ -490,13 +527,15 @@ def submanifold_map(coords: Tensor, geometry: Geometry) -> KernelMap:
     """
     status = status_of(coords)
     answer = 0 if status is None else status.address
+    owned = owns(coords)
     table, pairs, first, masks = call(
-        ops._submanifold_map.default, coords, geometry.numbers(), answer
+        ops._submanifold_map.default, coords, geometry.numbers(), answer, owned
     )
+    owner = Owned(table) if owned else None
     odd = all(k % 2 == 1 for k in geometry.size)
     parts = (table, pairs, first, first.detach())  # not one tensor twice, as in transposed()
-    n = coords.shape[0]
-    return KernelMap(*parts, n, geometry, 0, odd, False, status=status, masks=masks)
+    fields = (*parts, coords.shape[0], geometry, 0, odd, False)
+    return KernelMap(*fields, status=status, masks=masks, owned=owner)
 
 
 def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> KernelMap:
@@ -512,12 +551,13 @@ def strided_map(coords: Tensor, out_coords: Tensor, geometry: Geometry) -> Kerne
     """
     status = status_of(coords)
     answer = 0 if status is None else status.address
+    owned = owns(coords)
     table, pairs, first, out_first, masks = call(
-        ops._kernel_map.default, coords, out_coords, geometry.numbers(), answer
+        ops._kernel_map.default, coords, out_coords, geometry.numbers(), answer, owned
     )
-    parts = (table, pairs, first, out_first)
-    n_in = coords.shape[0]
-    return KernelMap(*parts, n_in, geometry, 1, False, False, status=status, masks=masks)
+    fields = (table, pairs, first, out_first, coords.shape[0], geometry, 1, False, False)
+    owner = Owned(table) if owned else None
+    return KernelMap(*fields, status=status, masks=masks, owned=owner)
 
 
 def table_map(neighbours: Tensor, n_in: int, geometry: Geometry) -> KernelMap:

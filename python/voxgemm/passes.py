@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from .kernel_map import Asked, KernelMap, Lists
 class How(NamedTuple):
     filters: Filters
     precision: int
+    trains: bool = False  # gradients are wanted, of what asks for one
 
 
 Layer = tuple[int, int, torch.dtype]  # c_in, c_out
@@ -30,17 +33,24 @@ def _layer(weight: Tensor) -> Layer:
     return (shape[4], shape[0], weight.dtype) if len(shape) == 5 else (1, 1, weight.dtype)
 
 
-def _lists(map: KernelMap, number: int, layer: Layer, how: How) -> Lists:
+def _asked(number: int, layer: Layer, how: How) -> Asked:
+    return Asked(number, *layer, how.precision, how.filters[number])
+
+
+def _lists(map: KernelMap, number: int, layer: Layer, how: How, later: Iterable[int] = ()) -> Lists:
     """What the operator of a pass takes behind its operands.
 
-    Kept with the map by what it depends on: making it takes as long as the smallest kernels.
+    Kept with the map by what it depends on: making it takes as long as the smallest kernels. Where
+    it is made, what the later passes run is chosen, too: one call does for all.
     """
-    asked = Asked(number, *layer, how.precision, how.filters[number])
+    asked = _asked(number, layer, how)
     if torch.compiler.is_compiling():
         return map.lists(map.choice(asked), back=number == 1)
     key = (asked, torch.are_deterministic_algorithms_enabled())
     lists = map._lists.get(key)
     if lists is None:
+        with contextlib.suppress(NotImplementedError):  # a later pass says so itself
+            map.choices([asked, *(_asked(each, layer, how) for each in later)])
         lists = map._lists[key] = map.lists(map.choice(asked), back=number == 1)
     return lists
 
@@ -60,7 +70,8 @@ def run_forward(
     layer = _layer(weight)
     if not torch.compiler.is_compiling():
         tuning.see(map, layer, how)
-    lists = _lists(map, 0, layer, how)
+    later = compress((1, 2), (x.requires_grad, weight.requires_grad)) if how.trains else ()
+    lists = _lists(map, 0, layer, how, later)
     epilogue = () if residual is None and not relu else (residual, relu)
     return call(ops._forward.default, x, weight, bias, *lists, *epilogue)
 

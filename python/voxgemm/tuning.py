@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ._library import call, ops, text_of, text_tensor
-from .algorithms import DTYPES, PASSES, Filters, index_in
+from .algorithms import PASSES, Filters, index_in
 from .errors import ArgumentError
 from .kernel_map import Asked, KernelMap
 
@@ -70,10 +70,6 @@ def _watching() -> Iterator[list[Layer]]:
         _SEEN.reset(token)
 
 
-def _numbers(asked: Asked) -> list[int]:
-    return [asked.number, index_in(DTYPES, asked.dtype, "the dtype"), asked.c_in, asked.c_out]
-
-
 class Measured(NamedTuple):
     """What tuning a pass of a layer found.
 
@@ -122,7 +118,7 @@ def measure(
     layer = map.layer(asked.precision, filter=asked.filter)
     how = [round(1e6 * budget_seconds), int(exhaustive), int(again), int(judged)]
     transposed = map.transposed().tensors() if back else []
-    found = call(ops._tune.default, map.tensors(), transposed, layer, _numbers(asked), how)
+    found = call(ops._tune.default, map.tensors(), transposed, layer, asked.numbers(), how)
     map.forget_choices()
     now = explanation(map, asked)
     return _measured(text_of(found), now["problem"], now["picked"])
@@ -131,13 +127,13 @@ def measure(
 def table(map: KernelMap, asked: Asked) -> str:
     """One pass in words."""
     layer = map.layer(asked.precision, filter=asked.filter)
-    return text_of(call(ops._explain.default, map.tensors(), layer, _numbers(asked), False))
+    return text_of(call(ops._explain.default, map.tensors(), layer, asked.numbers(), False))
 
 
 def explanation(map: KernelMap, asked: Asked) -> dict[str, Any]:
     """One pass: problem, rows, pairs, device, picked, picked_by and every candidate."""
     layer = map.layer(asked.precision, filter=asked.filter)
-    text = call(ops._explain.default, map.tensors(), layer, _numbers(asked), True)
+    text = call(ops._explain.default, map.tensors(), layer, asked.numbers(), True)
     return json.loads(text_of(text))
 
 

@@ -33,8 +33,8 @@ struct Plan::State {
     const auto number = static_cast<size_t>(problem.pass);
     const Filter& filter = options.filters[number];
     if (kernels[number] != nullptr) return *kernels[number];
-    const bool measures = options.tune_at_first_use && filter.measured && filter.kernel.empty() &&
-                          (!on_device(ctx) || !cuda::is_capturing(ctx));
+    const bool measures =
+        options.tune_at_first_use && filter.measured && filter.kernel.empty() && !is_capturing(ctx);
     if (measures && !is_tuned(problem, filter)) tune(ctx, *map, options, problem.pass);
     return *(kernels[number] = &choose(problem, filter));
   }
@@ -47,7 +47,7 @@ struct Plan::State {
     const Schedule* given = options.schedules[number];
     if (given != nullptr && given->options() == wanted) return *given;
     auto& slot = schedules[number];
-    if (!slot) slot = Schedule::build(ctx, of, wanted);
+    if (!slot) slot = options.build_schedule(ctx, of, wanted);
     return *slot;
   }
 };
@@ -224,6 +224,8 @@ void Plan::grad_weight(const Context& ctx,
   launch(picked, metered.context(), Pass::grad_weight,
          {.schedule = &schedule, .map = &map, .x = x, .w = dw, .y = dy});
 }
+
+bool is_capturing(const Context& ctx) { return on_device(ctx) && cuda::is_capturing(ctx); }
 
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db) {
   validate_matrix(ctx, dy, {"dy", dy.rows, dy.cols, dy.dtype});
