@@ -57,10 +57,8 @@ def call(op: Any, *args: Any) -> Any:
     try:
         return op(*args)
     except RuntimeError as error:
-        translated = errors.translate(error)
-        if translated is error:
-            raise
-        raise translated from None
+        # Without a name here: this frame, of its own traceback, would keep it and the arguments.
+        raise errors.translate(error) from None
 
 
 def text_tensor(text: str) -> torch.Tensor:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -235,6 +237,21 @@ def test_errors_in_a_backward_keep_their_type(operands, device):
     y = conv3d(x.requires_grad_(), weight, bias, map, {"grad_input": name})
     with pytest.raises(NotImplementedError, match="no kernel can run"):
         y.sum().backward()
+
+
+def test_an_error_keeps_no_argument_alive():
+    def refused():
+        coords = torch.zeros(1, 3, dtype=torch.int32)
+        with pytest.raises(vg.ArgumentError):
+            vg.build_map(coords, 3)
+        return weakref.ref(coords)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert refused()() is None
+    finally:
+        gc.enable()
 
 
 def run(code, **environment):
