@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The error against float64 of every kernel that runs on a device, in each arithmetic.
+
+    python bench/accuracy.py
+    python bench/accuracy.py --device cuda --json accuracy.jsonl
+
+A line for each kernel and arithmetic: how many of the layers below it runs, and the largest
+difference from sums in float64 of any of them, over their largest value, pass by pass. Features are
+normal, weights as large as they are in a network. The last lines are the largest error of each
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from voxgemm import _library, bench
+from voxgemm.functional import PASSES
+from voxgemm.machine import provenance
+from voxgemm.table import table
+
+# Channels in and out: one step of the matrix instructions, odd ones, the widths of all tiles.
+WIDTHS = ((3, 5), (16, 16), (32, 32), (48, 33), (64, 64), (128, 128), (256, 256))
+CLOUD = "shell:12"
+
+
+def largest_errors(kernel: str, arithmetic: str, device: torch.device) -> dict[str, Any]:
+    """Of the layers that the kernel runs, by pass; `layers` is how many these are."""
+    filters = bench.filters(kernel, None)
+    errors: dict[str, Any] = {}
+    layers = set()
+    for work in PASSES:
+        for c_in, c_out in WIDTHS:
+            problem = bench.parse(f"{work} {arithmetic} subm3 {c_in}->{c_out} {CLOUD}")
+            coords = bench.coords_of(CLOUD).to(device)
+            layer = bench.Layer(problem, bench.build_map(problem, coords), filters)
+            try:
+                error = layer.error(work)
+            except NotImplementedError:  # not this kernel
+                continue
+            layers.add((c_in, c_out))
+            errors[work] = max(error, errors.get(work, 0.0))
+    return errors | {"layers": len(layers)}
+
+
+def rows(device: torch.device) -> Iterator[dict[str, Any]]:
+    for arithmetic, kernels in sorted(_library.version_and_kernels()[1].items()):
+        for kernel in sorted(kernels):
+            if ("_cpu" in kernel) == (device.type == "cpu"):
+                found = largest_errors(kernel, arithmetic, device)
+                yield {"kernel": kernel, "arithmetic": arithmetic} | found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", help="also write the errors here, a line for each kernel")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    found = list(rows(device))
+    of_run = provenance(device)
+    if arguments.json:
+        with open(arguments.json, "w") as out:
+            for row in found:
+                print(json.dumps(row | of_run), file=out)
+
+    def number(row: dict[str, Any], work: str) -> str:
+        return f"{row[work]:.1e}" if work in row else "-"
+
+    header = ["kernel", "arithmetic", "layers", *PASSES]
+    lines = [
+        [row["kernel"], row["arithmetic"], str(row["layers"])]
+        + [number(row, work) for work in PASSES]
+        for row in found
+    ]
+    print(table(header, lines))
+    for arithmetic in sorted({row["arithmetic"] for row in found}):
+        largest = max(
+            (row.get(work, 0.0), row["kernel"], work)
+            for row in found
+            if row["arithmetic"] == arithmetic
+            for work in PASSES
+        )
+        print(f"{arithmetic}: largest {largest[0]:.1e}, {largest[2]} of {largest[1]}")
+
+
+if __name__ == "__main__":
+    main()
