@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 
+import voxgemm
 from voxgemm import _library, bench
-from voxgemm.functional import PASSES
+from voxgemm.errors import Unsupported
+from voxgemm.functional import PASSES, KernelMap
 from voxgemm.machine import provenance
 from voxgemm.table import table
 
@@ -30,7 +32,7 @@ WIDTHS = ((3, 5), (16, 16), (32, 32), (48, 33), (64, 64), (128, 128), (256, 256)
 CLOUD = "shell:12"
 
 
-def largest_errors(kernel: str, arithmetic: str, device: torch.device) -> dict[str, Any]:
+def largest_errors(kernel: str, arithmetic: str, map: KernelMap) -> dict[str, Any]:
     """Of the layers that the kernel runs, by pass; `layers` is how many these are."""
     filters = bench.filters(kernel, None)
     errors: dict[str, Any] = {}
@@ -38,11 +40,10 @@ def largest_errors(kernel: str, arithmetic: str, device: torch.device) -> dict[s
     for work in PASSES:
         for c_in, c_out in WIDTHS:
             problem = bench.parse(f"{work} {arithmetic} subm3 {c_in}->{c_out} {CLOUD}")
-            coords = bench.coords_of(CLOUD).to(device)
-            layer = bench.Layer(problem, bench.build_map(problem, coords), filters)
+            layer = bench.Layer(problem, map, filters)
             try:
                 error = layer.error(work)
-            except NotImplementedError:  # not this kernel
+            except Unsupported:  # a layer for other kernels
                 continue
             layers.add((c_in, c_out))
             errors[work] = max(error, errors.get(work, 0.0))
@@ -50,10 +51,11 @@ def largest_errors(kernel: str, arithmetic: str, device: torch.device) -> dict[s
 
 
 def rows(device: torch.device) -> Iterator[dict[str, Any]]:
+    map = voxgemm.build_map(bench.coords_of(CLOUD).to(device), 3)
     for arithmetic, kernels in sorted(_library.version_and_kernels()[1].items()):
         for kernel in sorted(kernels):
             if ("_cpu" in kernel) == (device.type == "cpu"):
-                found = largest_errors(kernel, arithmetic, device)
+                found = largest_errors(kernel, arithmetic, map)
                 yield {"kernel": kernel, "arithmetic": arithmetic} | found
 
 

@@ -21,9 +21,12 @@ class ArgumentError(ValueError):
     """
 
 
+# What an operator raises where no kernel computes what is asked.
+Unsupported = NotImplementedError
+
 _TYPES = {
     "invalid_argument": ArgumentError,
-    "unsupported": NotImplementedError,
+    "unsupported": Unsupported,
     "out_of_memory": torch.OutOfMemoryError,
     "device": RuntimeError,
 }
@@ -38,7 +41,7 @@ def translate(error: RuntimeError) -> Exception:
     # Torch's dispatcher, when no kernel is registered for the tensors' device.
     match = re.match(r"Could not run 'voxgemm::\w+' with arguments from the '(\w+)' backend", text)
     if match:
-        return NotImplementedError(
+        return Unsupported(
             f"the tensors are on {match[1]}; this build of voxgemm computes on the CPU only"
         )
     return error

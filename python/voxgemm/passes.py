@@ -15,6 +15,7 @@ from torch import Tensor
 from . import tuning
 from ._library import call, ops
 from .algorithms import Filters
+from .errors import Unsupported
 from .kernel_map import Asked, KernelMap, Lists
 
 
@@ -49,7 +50,8 @@ def _lists(map: KernelMap, number: int, layer: Layer, how: How, later: Iterable[
     key = (asked, torch.are_deterministic_algorithms_enabled())
     lists = map._lists.get(key)
     if lists is None:
-        with contextlib.suppress(NotImplementedError):  # a later pass says so itself
+        # Where no kernel computes a later pass, that pass raises, and the forward runs.
+        with contextlib.suppress(Unsupported):
             map.choices([asked, *(_asked(each, layer, how) for each in later)])
         lists = map._lists[key] = map.lists(map.choice(asked), back=number == 1)
     return lists

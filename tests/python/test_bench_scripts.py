@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/network.py and bench/suite_table.py run and say what they promise. No time is judged."""
+"""Programs of bench/ run and say what they promise. No time is judged."""
 
 from __future__ import annotations
 
@@ -49,6 +49,20 @@ def test_the_table_has_every_file_and_every_peer(tmp_path):
     header, _, *lines = [line.split(" | ")[1:5] for line in first_alone]
     assert header == ["reach", "eager 1", "compiled 1", "graph 1"]
     assert lines == [["0.500", "2.000", "1.500", "1.000"], ["-", "4.000", "-", "-"]]
+
+
+def test_the_accuracy_is_that_of_the_kernel(device, monkeypatch):
+    accuracy = script("accuracy")
+    monkeypatch.setattr(accuracy, "WIDTHS", ((3, 5), (16, 16)))
+    version, kernels = accuracy._library.version_and_kernels()
+    in_f64 = version, {"f64": kernels["f64"]}
+    monkeypatch.setattr(accuracy._library, "version_and_kernels", lambda: in_f64)
+    rows = list(accuracy.rows(device))
+    assert rows and all(row["layers"] == 2 for row in rows)
+    assert all(0 < row[work] < 1e-13 for row in rows for work in bench.PASSES)
+    # A kernel of another arithmetic runs none of the layers.
+    map = accuracy.voxgemm.build_map(bench.coords_of(accuracy.CLOUD).to(device), 3)
+    assert accuracy.largest_errors(rows[0]["kernel"] + "/no", "f64", map) == {"layers": 0}
 
 
 @pytest.mark.parametrize("text", ["subm3 5->7 shell:16", "conv3s2p1 5->7 shell:16"])
