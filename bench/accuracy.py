@@ -7,8 +7,8 @@
 
 A line for each kernel and arithmetic: how many of the layers below it runs, and the largest
 difference from sums in float64 of any of them, over their largest value, pass by pass. Features are
-normal, weights as large as they are in a network. The last lines are the largest error of each
-arithmetic.
+normal, weights as large as they are in a network. Then a table: the largest error of the kernels of
+an algorithm in each arithmetic, of all passes.
 """
 
 from __future__ import annotations
@@ -52,11 +52,28 @@ def largest_errors(kernel: str, arithmetic: str, map: KernelMap) -> dict[str, An
 
 def rows(device: torch.device) -> Iterator[dict[str, Any]]:
     map = voxgemm.build_map(bench.coords_of(CLOUD).to(device), 3)
-    for arithmetic, kernels in sorted(_library.version_and_kernels()[1].items()):
+    for dtype, kernels in sorted(_library.version_and_kernels()[1].items()):
         for kernel in sorted(kernels):
             if ("_cpu" in kernel) == (device.type == "cpu"):
+                arithmetic = [*kernel.split("/"), dtype][1]
                 found = largest_errors(kernel, arithmetic, map)
                 yield {"kernel": kernel, "arithmetic": arithmetic} | found
+
+
+def largest_of_families(found: list[dict[str, Any]]) -> str:
+    """A table of the largest errors: a row for each algorithm, a column for each arithmetic."""
+    largest: dict[str, dict[str, float]] = {}
+    for row in found:
+        errors = largest.setdefault(row["kernel"].split("/")[0], {})
+        for work in PASSES:
+            name = row["arithmetic"]
+            errors[name] = max(row.get(work, 0.0), errors.get(name, 0.0))
+    arithmetics = sorted({row["arithmetic"] for row in found})
+    lines = [
+        [family] + [f"{errors[name]:.1e}" if name in errors else "-" for name in arithmetics]
+        for family, errors in sorted(largest.items())
+    ]
+    return table(["algorithm", *arithmetics], lines)
 
 
 def main() -> None:
@@ -84,14 +101,8 @@ def main() -> None:
         for row in found
     ]
     print(table(header, lines))
-    for arithmetic in sorted({row["arithmetic"] for row in found}):
-        largest = max(
-            (row.get(work, 0.0), row["kernel"], work)
-            for row in found
-            if row["arithmetic"] == arithmetic
-            for work in PASSES
-        )
-        print(f"{arithmetic}: largest {largest[0]:.1e}, {largest[2]} of {largest[1]}")
+    print()
+    print(largest_of_families(found))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def conv3d(
 
     `algorithm` limits the choice of kernels: see `Algorithm`; a name, a list of them, or a dict by
     pass. `precision` of float32 products on CUDA: 'ieee', 'tf32', 'bf16x3' (about 16 bits) or
-    'bf16x6' (about 24); without, as `torch.backends.cuda.matmul.fp32_precision` says.
+    'bf16x6' (about 24; tensor cores cut off what they add, so that long sums are no better than
+    those of bf16x3); without, as `torch.backends.cuda.matmul.fp32_precision` says.
 
     >>> coords = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], dtype=torch.int32)
     >>> weight = torch.ones(1, 3, 3, 3, 1)

@@ -65,6 +65,16 @@ def test_the_accuracy_is_that_of_the_kernel(device, monkeypatch):
     assert accuracy.largest_errors(rows[0]["kernel"] + "/no", "f64", map) == {"layers": 0}
 
 
+def test_the_accuracy_has_a_layer_for_every_kernel(device, monkeypatch):
+    accuracy = script("accuracy")
+    monkeypatch.setattr(accuracy, "WIDTHS", ((3, 5), (64, 64), (256, 256)))
+    rows = list(accuracy.rows(device))
+    assert rows and not [row["kernel"] for row in rows if row["layers"] == 0]
+    lines = accuracy.largest_of_families(rows).splitlines()
+    assert lines[0].split()[0] == "algorithm" and "f64" in lines[0].split()
+    assert {line.split()[0] for line in lines} >= {row["kernel"].split("/")[0] for row in rows}
+
+
 @pytest.mark.parametrize("text", ["subm3 5->7 shell:16", "conv3s2p1 5->7 shell:16"])
 @pytest.mark.parametrize("work", ["forward", "grad_input", "grad_weight"])
 def test_the_error_is_that_of_the_worst_number(work, text, device, monkeypatch):
