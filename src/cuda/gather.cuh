@@ -170,10 +170,8 @@ __device__ inline void fetch_numbers(
   for (int i = static_cast<int>(threadIdx.x); i < taps << g.row_bits; i += gather_threads) {
     const int tap = i >> g.row_bits;
     const int row = i & ((1 << g.row_bits) - 1);
-    int32_t number = -1;
-    if (tap < taps_left && row < rows_left) {
-      number = from[tap * g.tap_stride + row * g.row_stride];
-    }
+    const bool exists = tap < taps_left && row < rows_left;
+    const int32_t number = exists ? from[tap * g.tap_stride + row * g.row_stride] : -1;
     numbers[row * g.pitch + tap] = static_cast<uint32_t>(number) < g.rows_in ? number : -1;
   }
 }
@@ -232,12 +230,12 @@ __global__ __launch_bounds__(gather_threads, blocks_here(Op::blocks)) void gathe
 #pragma unroll
       for (int i = 0; i < Op::rows; ++i) {
         const int64_t row = first + slot + i * slots;
-        const int64_t place = row * g.taps + chunk + tap;
-        if (in[i].x >= 0)
-          op.add(&states[i], values[0][i], data[0], {row, static_cast<uint32_t>(in[i].x), place});
-        if (in[i].y >= 0)
-          op.add(&states[i], values[1][i], data[1],
-                 {row, static_cast<uint32_t>(in[i].y), place + 1});
+        const auto add = [&](int t, int in) {
+          const Step step = {row, static_cast<uint32_t>(in), row * g.taps + chunk + tap + t};
+          if (in >= 0) op.add(&states[i], values[t][i], data[t], step);
+        };
+        add(0, in[i].x);
+        add(1, in[i].y);
       }
     }
   }

@@ -62,14 +62,8 @@ void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& fir
   const auto units = static_cast<int64_t>(size_of(dx.dtype) / sizeof(uint16_t));
   const View<uint16_t> data({dx.data, dx.rows, units * dx.cols, units * dx.stride});
   const auto* lowest = first.as<int32_t>();
-  // The lanes of a warp stay together, and set one row after another.
-  for_each(ctx, ceil_div(dx.rows, 32) * 32, [=] __device__(int64_t row) {
-    const int lane = static_cast<int>(row % 32);
-    unsigned repeated = __ballot_sync(0xffffffff, row < data.rows && lowest[row] != row);
-    for (; repeated != 0; repeated &= repeated - 1) {
-      const int64_t next = row - lane + __ffs(repeated) - 1;
-      for (int64_t i = lane; i < data.cols; i += 32) *data.at(next, i) = 0;
-    }
+  for_each(ctx, data.rows, [=] __device__(int64_t row) {
+    for (int64_t i = 0; i < data.cols && lowest[row] != row; ++i) *data.at(row, i) = 0;
   });
 }
 

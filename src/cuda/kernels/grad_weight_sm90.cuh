@@ -9,19 +9,17 @@
 // channels are few, several taps of a group share rows of dy.
 //   Several taps a group: batches are quarters of the tiles of a masked schedule, so that few of
 //     their rows lack a tap that others have. A team has a member for every group and channel
-//     block; team t takes batches t, t + teams, .., and all CTAs walk over the rows together: rows
-//     of x and dy are read from the second-level cache.
+//     block; team t takes batches t, t + teams, .., and all CTAs walk over the rows together, which
+//     are read from the second-level cache.
 //   One tap a group (many channels: arithmetic is the limit): rows that have the tap are gathered
 //     from the map's table, 64 make a batch, and no absent row is read. The teams take equal pieces
-//     of one axis of taps (Axis); members of a team read the same rows, different channel blocks. A
-//     tap that is cut is divided by chunks of 64 rows, spread evenly: chunk c lies at the fraction
-//     of c * 0.618... within it.
+//     of one axis of taps (Axis); members of a team read the same rows, different channel blocks.
 // Nothing of it depends on timing, and what a CTA does not do alone is left as f32 partial sums,
 // which add_pieces() adds in the order of teams.
 //
-// Roles. Warpgroup 1 indexes: with a schedule it fills a ring of slots, each the input rows of
-// every tap and the output rows of a batch (BatchIndexer); without one it appends rows to a queue
-// (RowIndexer). Warpgroup 0 copies the rows of batches. Consumer w, warpgroup 2 + w, multiplies
+// Roles. Warpgroup 1 indexes (grad_weight_sm90_slots.cuh): with a schedule it fills a ring of
+// slots, each the input rows of every tap and the output rows of a batch; without one it appends
+// rows to a queue. Warpgroup 0 copies the rows of batches. Consumer w, warpgroup 2 + w, multiplies
 // half w of the X blocks with all of dY; of terms every two that matter into the same sums, a batch
 // at a time.
 //
@@ -37,15 +35,15 @@
 // ends a piece. Slots, and the two rounds of the queue, have such a pair of barriers as well. A
 // barrier's answer comes behind the copies under way: with a schedule the producer asks for the
 // next slot and units before it copies, and waits only where they were not there. A consumer that
-// skips a batch first drains what it multiplies, or the ring would stop in a run of skips. What all
+// skips a batch first drains what it multiplies, or a run of skips would stop the ring. What all
 // lanes of a warp read, its first lane releases after a __syncwarp, of which nothing is left in the
 // code where the warp is seen to stand together; racecheck may then report the next write. Of
 // terms, which have room for few batches, the first lane reads notes alone.
 //
 // Rows past the end of a batch are zeros on both sides. One that lacks a tap of its batch is zero
-// on the side of x alone, and zero times an infinite dy is NaN, which an absent pair must not make:
-// sums that are NaN when they are written are computed once more, over present pairs only.
-// What was tried and lost is in docs/performance.md.
+// on the side of x alone, and zero times an infinite dy is NaN: sums that are NaN when they are
+// written are computed once more, over present pairs only. What was tried and lost is in
+// docs/performance.md.
 
 #include <type_traits>
 
@@ -84,16 +82,13 @@ struct Producer {
   template <int blocks, int width>
   __device__ void copy_rows(uint32_t to, const Operand& from, const int4& rows) const {
     const int first = threadIdx.x / 8 * 4;
-    const auto row_of = [&](int i) {
-      return i == 0 ? rows.x : i == 1 ? rows.y : i == 2 ? rows.z : rows.w;
-    };
     const auto place = [&](int i) { return to + i * 128 + ((threadIdx.x ^ (first + i)) % 8 << 4); };
 #pragma unroll
     for (int b = 0; b < blocks; ++b) {
       if (b * 64 >= from.left) break;
       unroll<4>([&](int i) {
         ptx::gather_16<C::terms, 2 * width, 8192>(place(i) + b * C::terms * 8192,
-                                                  from.data + b * C::terms * 128, row_of(i),
+                                                  from.data + b * C::terms * 128, (&rows.x)[i],
                                                   from.row_bytes);
       });
     }

@@ -259,7 +259,7 @@ __device__ inline void write_sums(const Params& p,
   for (; broken != 0; broken &= broken - 1) {
     for (int row = 0; row < 2 * blocks; ++row) {
       const WeightPlace at = place(row, __ffs(broken) - 1);
-      if (exists(p, at)) p.store_gradient<T>(at, p.gradient_again<T>(at));
+      if (exists(p, at)) p.store_gradient<T>(at, p.gradient<T>(at, 0, p.rows));
     }
   }
 }
@@ -320,12 +320,7 @@ __global__ void __launch_bounds__(add_threads) add_pieces(const __grid_constant_
   for (int i = 1; i < count; i += adds) {
     float4 more[adds];
     unroll<adds>([&](int t) { more[t] = i + t < count ? load(i + t) : make_float4(0, 0, 0, 0); });
-    unroll<adds>([&](int t) {
-      sums[0][0] += more[t].x;
-      sums[0][1] += more[t].y;
-      sums[0][2] += more[t].z;
-      sums[0][3] += more[t].w;
-    });
+    unroll<adds>([&](int t) { unroll<4>([&](int e) { sums[0][e] += (&more[t].x)[e]; }); });
   }
   write_sums<C>(p, piece, {static_cast<int>(threadIdx.x), m, j}, sums);
 }

@@ -63,7 +63,7 @@ __device__ inline ConvTile load_tile(const ConvParams& p, int64_t number) {
   ConvTile tile;
   if (p.tiles == nullptr) {
     tile.first = number * C::rows;
-    tile.rows = static_cast<int>(min(p.rows - tile.first, static_cast<int64_t>(C::rows)));
+    tile.rows = static_cast<int>(min(p.rows - tile.first, int64_t{C::rows}));
     tile.taps = p.taps;
     return tile;
   }
@@ -157,10 +157,9 @@ struct Producer {
 
   __device__ void copy_weights(uint32_t to) const {
     const bool inside = w.slot < tile.taps;
-    int tap = 0;
-    if (inside) {
-      tap = p.tiles != nullptr ? static_cast<int>(taps[w.slot]) : p.weight_tap(w.slot);
-    }
+    const int tap = !inside              ? 0
+                    : p.tiles != nullptr ? static_cast<int>(taps[w.slot])
+                                         : p.weight_tap(w.slot);
     const int column = static_cast<int>(blockIdx.x) % p.column_blocks * C::cols;
     const T* from = static_cast<const T*>(p.w.data) + tap * p.w.tap_stride;
     if constexpr (C::b_deep) {

@@ -5,38 +5,34 @@
 // ones in the form of split_sm90.cu, f32 sums, over the tiles of a masked schedule (schedule.h).
 //
 // A CTA takes items in turn (implicit_gemm_sm90_items.cuh): a tile, a block of its columns and a
-// slice of its steps, a step being one tap and `depth` input channels; split operands count as so
-// many 16-bit units. Column blocks of a tile go to neighbouring CTAs, which then share its rows in
-// the second-level cache. Warpgroup 0 fills a ring of stages, one a step; 1 and 2 multiply. A
-// stage:
+// slice of its steps, a step being one tap and `depth` input channels, of split operands as many
+// 16-bit units. Column blocks of a tile go to neighbouring CTAs, which share its rows in the
+// second-level cache. Warpgroup 0 fills a ring of stages, one a step; 1 and 2 multiply. A stage:
 //   A [rows, depth]: rows of x, gathered by cp.async, depth / 8 lanes a row; absent rows are zeros
-//   B [depth, columns] of W[tap], by one tensor copy (or one per 64 columns where the output
-//   channels are contiguous)
+//   B [depth, columns] of W[tap], by one tensor copy (one per 64 columns where the output channels
+//   are contiguous)
 // Both swizzled over the bytes of a row, 128 or 64: 16-byte piece p of row r lies at p ^ (r & 7) or
 // p ^ (r / 2 & 3). f32 pieces of one channel stand in one stage, which serves all their products.
 //
 // The consumers share a tile, each with half of its rows, or, where a tile is short in steps (few
-// channels), take turns with whole ones (`pingpong`), so that one writes its sums while the other
-// multiplies. Half a tile has its own mask of taps: where none of its rows has a tap, nothing is
-// multiplied or gathered for it; only the weights are shared.
+// channels), take turns with whole ones (`pingpong`): one writes while the other multiplies. Taps
+// that no row of half a tile has are neither gathered nor multiplied for it.
 //
-// The producer: teams of 1, 2 or 4 of its warps fill stages in turn. What a step costs a warp
-// beside its copies is about a hundred instructions one behind the other: where steps are small
-// teams do it for several at once, where they are large all warps fill one, or it would come too
-// late. A lane holds every 32nd row of a warp's, and copies ask a shuffle for theirs.
+// Teams of 1, 2 or 4 of the producer's warps fill stages in turn. Beside its copies a step costs a
+// warp about a hundred instructions one behind the other: where steps are small teams do it for
+// several at once, where they are large all warps fill one, or it would come too late.
 //
 // Synchronisation: `full` of a stage gets one arrival from every lane that fills it when its copies
 // have landed and one with the bytes of the weights; `free` one from every warp that multiplies it.
 // cp.async writes through the generic proxy and wgmma reads through the asynchronous one, so
 // consumers fence after `full`. A consumer that skips a tap first drains what it still multiplies,
-// or the ring would stop once a run of skips is longer than it. With pingpong `turn` of a consumer
-// says that the other has issued all of its tile: a stage may be several phases away, which its
-// parity alone does not tell.
+// or a run of skips would stop the ring. With pingpong `turn` of a consumer says that the other has
+// issued all of its tile: a stage may be several phases away, which its parity does not tell.
 //
-// Of several groups each has a launch, which begins while the one before ends: it multiplies at
-// once and waits before it reads the partial sums of that one (implicit_gemm_sm90_sums.cuh), which
-// it adds to its own. Several slices: all write partial sums, finish() adds. What was tried and
-// lost is in docs/performance.md.
+// Each of several groups has a launch, which begins while the one before ends, multiplies at once
+// and waits before it reads that one's partial sums (implicit_gemm_sm90_sums.cuh), which it adds to
+// its own. Several slices: all write partial sums, finish() adds. What was tried and lost is in
+// docs/performance.md.
 
 #include <cuda.h>
 

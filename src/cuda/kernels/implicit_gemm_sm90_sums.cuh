@@ -90,7 +90,7 @@ class Sums {
       const int64_t row = p_.order[item.first + place(r)];
       for (int e = 0; e < row_sums; ++e) {
         const int n = column_ + e / 2 * 8 + threadIdx.x % 4 * 2 + e % 2;
-        if (n < p_.c_out) p_.repair<T>(row, n);
+        if (n < p_.c_out) p_.compute<T>(row, n);
       }
     }
   }

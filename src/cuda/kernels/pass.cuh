@@ -48,62 +48,45 @@ struct PassArgs : ConvArgs, Sizes {
     return at.tap * w.tap_stride + at.in * w.in_stride + at.out * w.out_stride;
   }
 
-  // Adds what y[row + i, n] is without its epilogue; rows past the last have none.
-  template <class T, int count>
-  __device__ void add_products(int64_t row, int n, Sum<T> (&sums)[count]) const {
+  // NaN stays NaN.
+  template <class S>
+  __device__ S rectified(S sum) const {
+    return relu && sum < 0 ? S(0) : sum;
+  }
+  // Computes y[row, n] and writes it.
+  template <class T>
+  __device__ void compute(int64_t row, int n) const {
+    Sum<T> sum = 0;
     for (int tap = 0; tap < taps; ++tap) {
-      const T* from[count];
-      bool any = false;
-      for (int i = 0; i < count; ++i) {
-        const int32_t in = row + i < rows ? neighbours[tap * rows + row + i] : -1;
-        from[i] = in >= 0 ? static_cast<const T*>(x.data) + in * x.stride : nullptr;
-        any = any || in >= 0;
-      }
-      if (!any) continue;
+      const int32_t in = neighbours[tap * rows + row];
+      if (in < 0) continue;
+      const T* from = static_cast<const T*>(x.data) + in * x.stride;
       const T* weights = static_cast<const T*>(w.data) + place_of({weight_tap(tap), 0, n});
       for (int k = 0; k < c_in; ++k) {
         const Sum<T> weight = widen(weights[k * w.in_stride]);
-        for (int i = 0; i < count; ++i) {
-          if (from[i] != nullptr) sums[i] = fma(Sum<T>(widen(from[i][k])), weight, sums[i]);
-        }
+        sum = fma(Sum<T>(widen(from[k])), weight, sum);
       }
-      if (count == 1 && isnan(sums[0])) break;
+      if (isnan(sum)) break;
     }
-  }
-  // Writes y[row, n].
-  template <class T>
-  __device__ void finish(int64_t row, int n, Sum<T> sum) const {
     if (bias != nullptr) sum += Sum<T>(widen(static_cast<const T*>(bias)[n]));
     if (residual.data != nullptr) {
       sum += Sum<T>(widen(static_cast<const T*>(residual.data)[row * residual.stride + n]));
     }
     store(rectified(sum), static_cast<T*>(y.data) + row * y.stride + n);
   }
-  // NaN stays NaN.
-  template <class S>
-  __device__ S rectified(S sum) const {
-    return relu && sum < 0 ? S(0) : sum;
-  }
-  // Writes it where it came out NaN.
-  template <class T>
-  __device__ void repair(int64_t row, int n) const {
-    Sum<T> sum[1] = {};
-    add_products<T>(row, n, sum);
-    finish<T>(row, n, sum[0]);
-  }
 
-  // dw there.
+  // dw there, of rows [first, end).
   template <class T>
-  __device__ Sum<T> gradient_again(const WeightPlace& at) const {
+  __device__ Sum<T> gradient(const WeightPlace& at, int64_t first, int64_t end) const {
     constexpr int batch = 8;  // of rows whose loads are under way at a time
     const T* from = static_cast<const T*>(x.data) + at.in;
     const T* dy = static_cast<const T*>(y.data) + at.out;
     Sum<T> sum = 0;
-    for (int64_t first = 0; first < rows && !isnan(sum); first += batch) {
+    for (; first < end && !isnan(sum); first += batch) {
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
         const int64_t row = first + i;
-        const int32_t in = row < rows ? neighbours[at.tap * rows + row] : -1;
+        const int32_t in = row < end ? neighbours[at.tap * rows + row] : -1;
         if (in >= 0) sum += Sum<T>(widen(from[in * x.stride])) * Sum<T>(widen(dy[row * y.stride]));
       }
     }
@@ -120,7 +103,7 @@ struct PassArgs : ConvArgs, Sizes {
   }
   template <class T>
   __device__ void finish_gradient(const WeightPlace& at, Sum<T> sum) const {
-    store_gradient<T>(at, isnan(sum) ? gradient_again<T>(at) : sum);
+    store_gradient<T>(at, isnan(sum) ? gradient<T>(at, 0, rows) : sum);
   }
 };
 
@@ -166,22 +149,18 @@ __device__ inline void finish_piece(const PassArgs& p,
   *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(out);
   for (; broken != 0; broken &= broken - 1) {
     const int n = first + __ffs(broken) - 1;
-    if (n < p.c_out) p.repair<T>(row, n);
+    if (n < p.c_out) p.compute<T>(row, n);
   }
 }
 
 // past_l1: the launch before may still be writing when this one starts.
 template <bool past_l1, int count>
 __device__ inline void add_sums(const float* from, float (&v)[count]) {
-#pragma unroll
-  for (int i = 0; i < count; i += 4) {
-    const auto* at = reinterpret_cast<const float4*>(from + i);
+  unroll<count / 4>([&](int i) {
+    const auto* at = reinterpret_cast<const float4*>(from) + i;
     const float4 four = past_l1 ? __ldcg(at) : *at;
-    v[i] += four.x;
-    v[i + 1] += four.y;
-    v[i + 2] += four.z;
-    v[i + 3] += four.w;
-  }
+    unroll<4>([&](int e) { v[4 * i + e] += (&four.x)[e]; });
+  });
 }
 
 // y from the sums of slices, [slices, rows, stride], in order. A launch that overlaps the one

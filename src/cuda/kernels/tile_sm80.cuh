@@ -249,10 +249,7 @@ template <class S, bool is_a>
 __device__ inline void load_quad(float (&v)[4], uint32_t from, int line, int quad) {
   if constexpr (is_a ? S::a_deep : S::b_deep) {
     const auto four = ptx::shared<float4>(from + line * 128 + ((quad ^ (line & 7)) << 4));
-    v[0] = four.x;
-    v[1] = four.y;
-    v[2] = four.z;
-    v[3] = four.w;
+    unroll<4>([&](int k) { v[k] = (&four.x)[k]; });
   } else {
     unroll<4>([&](int k) {
       const int piece = line % 32 / 4 ^ (k << 1);
