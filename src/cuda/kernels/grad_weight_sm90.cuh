@@ -26,19 +26,18 @@
 // A batch lies in shared memory as blocks of 64 rows x 64 channels (128 bytes a row, 128-byte
 // swizzle: 16-byte piece p of row r lies at piece p ^ (r & 7)), each for every term: X [taps,
 // ins / 64] for the taps that the batch has, with 32 or 16 input channels 2 or 4 taps side by side
-// in a block, and dY [columns / 64]; both with their channels contiguous ("MN-major"). With eight
-// taps blocks stand in consecutive units of a ring; else a unit is a batch, whole or not.
+// in a block, and dY [columns / 64]; both with their channels contiguous ("MN-major").
 //
 // Synchronisation. `full` of a batch gets one arrival from every producer thread when its copies
 // have landed and one after the batch's note is written; `free` one from every consumer warp. A
-// batch's units are free when the batch so many before it is that its note says; a note of no taps
-// ends a piece. Slots, and the two rounds of the queue, have such a pair of barriers as well. A
-// barrier's answer comes behind the copies under way: with a schedule the producer asks for the
-// next slot and units before it copies, and waits only where they were not there. A consumer that
-// skips a batch first drains what it multiplies, or a run of skips would stop the ring. What all
-// lanes of a warp read, its first lane releases after a __syncwarp, of which nothing is left in the
-// code where the warp is seen to stand together; racecheck may then report the next write. Of
-// terms, which have room for few batches, the first lane reads notes alone.
+// note of no taps ends a piece. Slots, and the two rounds of the queue, have such a pair of
+// barriers as well. A barrier's answer comes behind the copies under way: with a schedule the
+// producer asks for the next slot and place before it copies, and waits only where they were not
+// there. A consumer that skips a batch first drains what it multiplies, or a run of skips would
+// stop the ring. What all lanes of a warp read, its first lane releases after a __syncwarp, of
+// which nothing is left in the code where the warp is seen to stand together; racecheck may then
+// report the next write. Of terms, which have room for few batches, the first lane reads notes
+// alone.
 //
 // Rows past the end of a batch are zeros on both sides. One that lacks a tap of its batch is zero
 // on the side of x alone, and zero times an infinite dy is NaN: sums that are NaN when they are
@@ -139,7 +138,7 @@ struct Producer {
       for (; left >= batch_rows; left -= batch_rows) {
         Lists lists = read_queue();
         lists.note = 1;
-        claim(lists.note, false);
+        claim(false);
         copy_x(lists, x);
         copy_dy(lists, dy);
         finish(lists.note);
@@ -158,35 +157,33 @@ struct Producer {
                                              min(p.c_out, first_out + C::columns));
     if constexpr (!C::scheduled) {
       copy_rounds(x, dy);
-      claim(0, false);
+      claim(false);
       return finish(0);
     }
     Lists lists = read_slot(false);
-    claim(lists.note, false);
-    while ((lists.note & note_sets) != 0) {
+    claim(false);
+    while (lists.note != 0) {
       const Lists now = lists;
       const bool full = ptx::barrier_test(shared.slot_full + 8 * slots.at, slots.parity);
       copy_x(now, x);
       // Loads wait behind the copies before them.
       lists = read_slot(full);
-      const bool free = is_free(lists.note);
+      const bool free = is_free();
       copy_dy(now, dy);
       finish(now.note);
-      claim(lists.note, free);
+      claim(free);
     }
     finish(lists.note);
   }
 
-  // Whether the batch behind the one at hand has its units.
-  __device__ bool is_free(int note) const {
+  // Whether the batch behind the one at hand has its place.
+  __device__ bool is_free() const {
     ptx::Ring<C::batches> next = ring;
     next.next();
-    const ptx::Ring<C::batches> before = next.before(C::packed ? distance(note) : C::batches);
-    return ptx::barrier_test(shared.free + 8 * before.at, before.parity);
+    return ptx::barrier_test(shared.free + 8 * next.at, next.parity ^ 1);
   }
-  __device__ void claim(int note, bool free) const {
-    const ptx::Ring<C::batches> before = ring.before(C::packed ? distance(note) : C::batches);
-    if (!free) ptx::barrier_wait(shared.free + 8 * before.at, before.parity);
+  __device__ void claim(bool free) const {
+    if (!free) ptx::barrier_wait(shared.free + 8 * ring.at, ring.parity ^ 1);
   }
   __device__ void finish(int note) {
     const uint32_t full = shared.full + 8 * ring.at;
@@ -198,19 +195,17 @@ struct Producer {
     ring.next();
   }
 
-  __device__ uint32_t blocks(int note, int set, int before) const {
-    return blocks_at<C>(shared, ring.at, note, set, before) + threadIdx.x / 8 * 512;
+  __device__ uint32_t blocks(int set) const {
+    return blocks_at<C>(shared, ring.at, set) + threadIdx.x / 8 * 512;
   }
   __device__ void copy_x(const Lists& lists, const Operand& x) const {
-    int before = 0;
     unroll<C::sets>([&](int k) {
       if (C::scheduled && (lists.note >> k & 1) == 0) return;
-      copy_rows<C::in_blocks, C::width>(blocks(lists.note, k, before++), x, lists.in[k]);
+      copy_rows<C::in_blocks, C::width>(blocks(k), x, lists.in[k]);
     });
   }
   __device__ void copy_dy(const Lists& lists, const Operand& dy) const {
-    const int before = __popc(lists.note & note_sets);
-    copy_rows<C::dy_blocks, 64>(blocks(lists.note, C::sets, before), dy, lists.out);
+    copy_rows<C::dy_blocks, 64>(blocks(C::sets), dy, lists.out);
   }
 };
 
@@ -230,14 +225,12 @@ struct Consumer {
   };
   __device__ Blocks blocks(int note) const {
     Blocks at;
-    const int sets = note & note_sets;
     unroll<C::own_blocks>([&](int m) {
       const int set = (first_block + m) / C::in_blocks;
-      at.x[m] = blocks_at<C>(shared, ring.at, note, set, __popc(sets & ((1 << set) - 1))) +
-                (first_block + m) % C::in_blocks * C::terms * 8192;
+      at.x[m] = blocks_at<C>(shared, ring.at, 0) + (first_block + m) * C::terms * 8192;
       at.wanted |= (C::scheduled ? note >> set & 1 : 1) << m;
     });
-    at.dy = blocks_at<C>(shared, ring.at, note, C::sets, __popc(sets));
+    at.dy = blocks_at<C>(shared, ring.at, C::sets);
     return at;
   }
 
@@ -327,7 +320,7 @@ struct Consumer {
     clear(d);
     for (;; ring.next()) {
       const int note = wait();
-      if ((note & note_sets) == 0) break;
+      if (note == 0) break;
       const Blocks at = blocks(note);
       if (at.wanted == 0) {
         drain(d);
@@ -361,8 +354,8 @@ __global__ void __launch_bounds__(C::threads, 1) grad_weight(const __grid_consta
   extern __shared__ unsigned char memory[];
   Shared shared;
   const uint32_t skipped = -ptx::shared_address(memory) & 1023;
-  unsigned char* behind = memory + skipped + C::units * C::unit_bytes;
-  shared.units = ptx::shared_address(memory) + skipped;
+  unsigned char* behind = memory + skipped + C::batches * C::batch_bytes;
+  shared.batches = ptx::shared_address(memory) + skipped;
   shared.slots = ptx::shared_address(behind);
   behind += C::slots_bytes;
   shared.full = ptx::shared_address(behind);

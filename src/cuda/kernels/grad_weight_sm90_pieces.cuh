@@ -67,12 +67,8 @@ struct Config {
   static constexpr int x_blocks = taps / block_taps * in_blocks;
   static constexpr int own_blocks = x_blocks / 2;  // of a consumer
   static constexpr int dy_blocks = columns < 64 ? 1 : columns / 64;
-  // A unit of shared memory holds a batch; or, where batches have few of many taps (on shells 4.8
-  // of 9 blocks), a block of one.
   static constexpr int sets = taps / block_taps;  // of taps that share blocks
-  static constexpr bool packed = taps == 8 && ins == 64;
-  static constexpr int unit_blocks = packed ? 1 : x_blocks + dy_blocks;
-  static constexpr int unit_bytes = unit_blocks * terms * 8192;
+  static constexpr int batch_bytes = (x_blocks + dy_blocks) * terms * 8192;
   static constexpr int piece_size = taps * ins * columns;
   // A slot has the input rows of each tap of a batch, and its output rows. Loads behind the copies
   // of 200 kB in flight take 4000 clocks.
@@ -81,21 +77,20 @@ struct Config {
   static constexpr int chunks = 2;
   static constexpr int reads = chunks * batch_rows / 32;  // of a lane
   static constexpr int queue_rows = 2 * 4 * chunks * batch_rows + batch_rows;
-  static constexpr int slots = !scheduled ? 2 : unit_bytes > 65536 ? 4 : 8;
+  static constexpr int slots = !scheduled ? 2 : batch_bytes > 65536 ? 4 : 8;
   static constexpr int slots_bytes = scheduled ? slots * slot_bytes : queue_rows * 8;
-  // Behind the units and slots: barriers, notes and counts, of 8 batches at most.
+  // Behind the batches and slots: barriers, notes and counts, of 8 batches at most.
   static constexpr int small_bytes = 20 * (slots + 8) + 32;
   static constexpr int room = (227 << 10) - 1024 - slots_bytes - small_bytes - 256;
-  static constexpr int units = room / unit_bytes < 31 ? room / unit_bytes : 31;
-  static constexpr int batches = packed || units > 8 ? 8 : units;  // copied and not multiplied
-  // Units start at a multiple of 1024, the swizzle's period.
-  static constexpr int fixed_bytes = 1024 + units * unit_bytes + slots_bytes + small_bytes;
+  static constexpr int batches = room / batch_bytes < 8 ? room / batch_bytes : 8;
+  // Batches start at a multiple of 1024, the swizzle's period.
+  static constexpr int fixed_bytes = 1024 + batches * batch_bytes + slots_bytes + small_bytes;
   static constexpr int threads = 512;
   // Of consumers, and of producers and indexers: 65536 in all.
   static constexpr int consumer_registers =
       own_blocks * columns * (terms > 1 ? 3 : 1) > 128 ? 168 : 128;
   static constexpr int producer_registers = 256 - consumer_registers;
-  static_assert(x_blocks % 2 == 0 && taps <= 16 && units >= (packed ? 2 * (sets + 1) : 3));
+  static_assert(x_blocks % 2 == 0 && taps <= 16 && batches >= 3);
   // A team needs this many rows, of one tap a group for every entry of the axis, to be worth its
   // partial sums.
   static constexpr int rows_per_team = scheduled ? 256 : 512;

@@ -11,8 +11,8 @@
 namespace voxgemm::cuda::grad_weight_sm90 {
 
 struct Shared {
-  uint32_t units;  // addresses in shared memory
-  uint32_t full;   // barriers of the batches
+  uint32_t batches;  // addresses in shared memory
+  uint32_t full;     // their barriers
   uint32_t free;
   uint32_t slots;      // with a schedule; else the queue: [queue_rows] pairs of rows, input first
   uint32_t slot_full;  // barriers of the slots, or of the two rounds in the queue
@@ -22,42 +22,11 @@ struct Shared {
   int* counts;      // [2, 4 warps], of one tap a group
 };
 
-// What the roles tell each other of a batch, in bits: the sets of taps that share blocks of which
-// it has any from bit 0 on, its first unit from bit 16, and from bit 21 how many batches before it
-// the one stands that must be multiplied before this one is copied. A piece ends with a batch of no
-// sets. Where units are batches a note has no more than sets, without a schedule one.
-constexpr int note_sets = (1 << 16) - 1;
-__device__ inline int first_unit(int note) { return note >> 16 & 31; }
-__device__ inline int distance(int note) { return note >> 21 & 15; }
+// A batch's note: the sets of taps that share blocks of which it has any, as bits; 1 without a
+// schedule. A piece ends with a batch of none.
 
 // In the note of a round without a schedule, beside the number of its rows: a piece ends.
 constexpr int round_last = 1 << 30;
-
-// Places batches in units smaller than they are.
-template <class C>
-class Placer {
- public:
-  // Of the next batch, its note but for the taps.
-  __device__ int place(int units) {
-    used_ += units;
-    ++live_;
-    sizes_ = sizes_ << 5 | static_cast<uint64_t>(units);
-    while (used_ > C::units || live_ > C::batches) {
-      --live_;
-      used_ -= static_cast<int>(sizes_ >> (5 * live_)) & 31;
-    }
-    const int note = first_ << 16 | live_ << 21;
-    first_ += units;
-    if (first_ >= C::units) first_ -= C::units;
-    return note;
-  }
-
- private:
-  uint64_t sizes_ = 0;     // of the last batches, five bits each
-  int live_ = C::batches;  // of which so many share the units
-  int used_ = 0;
-  int first_ = 0;
-};
 
 // The sets of taps that share blocks of which a batch has any, as bits, of the group's taps.
 template <class C>
@@ -70,16 +39,10 @@ __device__ inline int sets_of(int taps) {
   return sets;
 }
 
-// Where the blocks of a set of taps of a batch begin, which has so many before it, or those of dy
-// behind the last set's.
+// Where the blocks of a set of taps begin in a batch's place, or those of dy behind the last set's.
 template <class C>
-__device__ inline uint32_t blocks_at(
-    const Shared& shared, int place, int note, int set, int before) {
-  if constexpr (!C::packed) {
-    return shared.units + place * C::unit_bytes + set * C::in_blocks * C::terms * 8192;
-  }
-  const int unit = first_unit(note) + before;
-  return shared.units + (unit >= C::units ? unit - C::units : unit) * C::unit_bytes;
+__device__ inline uint32_t blocks_at(const Shared& shared, int place, int set) {
+  return shared.batches + place * C::batch_bytes + set * C::in_blocks * C::terms * 8192;
 }
 
 // Of the warpgroup that fills slots.
@@ -93,7 +56,6 @@ struct BatchIndexer {
   const Params& p;
   const Shared& shared;
   ptx::Ring<C::slots> ring = {};
-  Placer<C> placer = {};
 
   __device__ void run_piece(const Piece& piece) {
     const int count = static_cast<int>((p.rows + tile_rows - 1) / tile_rows) * quarters;
@@ -114,15 +76,13 @@ struct BatchIndexer {
       for (uint32_t found = __ballot_sync(0xffffffff, sets != 0); found != 0; found &= found - 1) {
         const int from = __ffs(found) - 1;
         const int note = __shfl_sync(0xffffffff, sets, from);
-        const int place = C::packed ? placer.place(__popc(note) + 1) : 0;
-        if (ring.at % 4 == warp()) fill(now, {batch, bit, from, note | place});
+        if (ring.at % 4 == warp()) fill(now, {batch, bit, from, note});
         ring.next();
       }
     }
-    const int place = C::packed ? placer.place(0) : 0;
     if (ring.at % 4 == warp()) {
       claim();
-      finish(place);
+      finish(0);
     }
     ring.next();
   }

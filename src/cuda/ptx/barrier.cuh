@@ -85,11 +85,6 @@ struct Ring {
     parity ^= place / places & 1;
     at = place % places;
   }
-  // At most `places` steps.
-  __device__ Ring before(int steps) const {
-    const bool wraps = at < steps;
-    return {at - steps + (wraps ? places : 0), parity ^ static_cast<uint32_t>(wraps)};
-  }
 };
 
 // Named barrier among `threads` threads of the CTA.
