@@ -117,7 +117,6 @@ struct Producer {
   uint32_t first_place = place();  // in stage 0
   int turn = 0;                    // the team that fills the next stage
   ptx::Ring<C::stages> ring = {};
-  int upcoming[C::rows_of_warp / 32] = {};
   int rows[C::rows_of_warp / 32] = {};
 
   __device__ void run() {
@@ -126,7 +125,6 @@ struct Producer {
     dealer.load();
     dealer.hand_out();
     Item item = items.next();
-    bool loaded = false;
     while (item.valid) {
       dealer.load();
       Item next;
@@ -140,8 +138,7 @@ struct Producer {
       };
       const int first_tap = item.group * p.taps / p.groups;
       Walk walk(item, k_blocks);
-      const int32_t* block = first_block(item, walk);
-      if (one_team && !loaded && walk.left > 0) load_rows(block);
+      const int32_t* block = p.indices + (int64_t{item.first_block} + walk.blocks) * C::rows;
       while (walk.left > 0) {
         const int bit = __ffs(walk.taps) - 1;
         const int tap = p.mirror_taps ? p.taps - 1 - first_tap - bit : first_tap + bit;
@@ -150,18 +147,9 @@ struct Producer {
         int k = walk.k + ((team - turn) & (C::teams - 1));
         turn = (turn + k_end - walk.k) & (C::teams - 1);
         ring.skip_few(k - walk.k);
-        if (!one_team && k < k_end) load_rows(block);
-        take_rows();
+        if (k < k_end) load_rows(block);
         walk.next_tap(k_blocks);
         block += C::rows;
-        if (one_team) {
-          // A tap ahead, over the ends of items.
-          if (walk.left == 0) look_ahead();
-          loaded = walk.left > 0 || next.steps > 0;
-          if (loaded) {
-            load_rows(walk.left > 0 ? block : first_block(next, Walk(next, k_blocks)));
-          }
-        }
 #pragma unroll 1
         for (; k < k_end; k += C::teams) {
           fill_stage(item, bit, make_int3(k * C::depth, tap, item.column));
@@ -169,17 +157,11 @@ struct Producer {
         }
         ring.skip_few(k_end - k);
         // By then the description of the next item has arrived.
-        if (one_team || item.steps - walk.left >= 4) look_ahead();
+        if (item.steps - walk.left >= 4) look_ahead();
       }
       look_ahead();
       item = next;
     }
-  }
-
-  static constexpr bool one_team = C::teams == 1;
-
-  __device__ const int32_t* first_block(const Item& item, const Walk& walk) const {
-    return p.indices + (static_cast<int64_t>(item.first_block) + walk.blocks) * C::rows;
   }
 
   // The place in the tile of this warp's n-th row: copies go around the team.
@@ -208,11 +190,7 @@ struct Producer {
 
   // This lane's of the warp's rows, every 32nd.
   __device__ void load_rows(const int32_t* block) {
-    unroll<C::rows_of_warp / 32>(
-        [&](int i) { upcoming[i] = __ldg(block + row_of(i * 32 + lane)); });
-  }
-  __device__ void take_rows() {
-    unroll<C::rows_of_warp / 32>([&](int i) { rows[i] = upcoming[i]; });
+    unroll<C::rows_of_warp / 32>([&](int i) { rows[i] = __ldg(block + row_of(i * 32 + lane)); });
   }
   __device__ int row_of_copy(int i) const {
     const int n = i * C::rows_of_copy;
