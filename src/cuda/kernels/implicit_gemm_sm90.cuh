@@ -134,7 +134,6 @@ struct Producer {
         looked = true;
         dealer.hand_out();
         next = items.next();
-        if constexpr (C::columns == 32) prefetch_blocks(next);
       };
       const int first_tap = item.group * p.taps / p.groups;
       Walk walk(item, k_blocks);
@@ -173,19 +172,6 @@ struct Producer {
     const int row = row_of(lane / C::lanes);
     const int swizzled = C::depth == 64 ? piece ^ (row & 7) : piece ^ (row / 2 & 3);
     return shared.stages + row * C::row_bytes + swizzled * 16;
-  }
-
-  // Index blocks come from far away, and are asked for an item before they are loaded: where items
-  // are short. Else it takes 1 to 6% longer.
-  __device__ void prefetch_blocks(const Item& item) const {
-    constexpr int most_lines = 32 * C::rows / 32;  // of 32 indices
-    const int lines = __popc(item.mask()) * (C::rows / 32);
-    const int32_t* from = p.indices + static_cast<int64_t>(item.first_block) * C::rows;
-#pragma unroll
-    for (int line = 0; line < most_lines; line += 128) {
-      const int mine = line + static_cast<int>(threadIdx.x);
-      if (mine < lines) ptx::prefetch(from + mine * 32);
-    }
   }
 
   // This lane's of the warp's rows, every 32nd.

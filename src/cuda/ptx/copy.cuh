@@ -142,9 +142,4 @@ __device__ inline void store_16(void* to, const uint4& v, bool present) {
       : "memory");
 }
 
-// Brings the 128 bytes around `from` to the second-level cache.
-__device__ inline void prefetch(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
-
 }  // namespace voxgemm::cuda::ptx
