@@ -76,11 +76,12 @@ struct Producer {
   ptx::Ring<C::slots> slots;
   int head = 0;  // of the queue
 
-  // Four rows of `blocks` blocks of a stage, of this thread's piece. Channels past the end are left
-  // as they are: they make sums that nobody reads.
+  // Four rows of `blocks` blocks from number `block` on, of this thread's piece. Channels past the
+  // end are left as they are: they make sums that nobody reads.
   template <int blocks, int width>
-  __device__ void copy_rows(uint32_t to, const Operand& from, const int4& rows) const {
+  __device__ void copy_rows(int block, const Operand& from, const int4& rows) const {
     const int first = threadIdx.x / 8 * 4;
+    const uint32_t to = block_at<C>(shared, ring.at, block) + first * 128;
     const auto place = [&](int i) { return to + i * 128 + ((threadIdx.x ^ (first + i)) % 8 << 4); };
 #pragma unroll
     for (int b = 0; b < blocks; ++b) {
@@ -195,17 +196,14 @@ struct Producer {
     ring.next();
   }
 
-  __device__ uint32_t blocks(int set) const {
-    return blocks_at<C>(shared, ring.at, set) + threadIdx.x / 8 * 512;
-  }
   __device__ void copy_x(const Lists& lists, const Operand& x) const {
     unroll<C::sets>([&](int k) {
       if (C::scheduled && (lists.note >> k & 1) == 0) return;
-      copy_rows<C::in_blocks, C::width>(blocks(k), x, lists.in[k]);
+      copy_rows<C::in_blocks, C::width>(k * C::in_blocks, x, lists.in[k]);
     });
   }
   __device__ void copy_dy(const Lists& lists, const Operand& dy) const {
-    copy_rows<C::dy_blocks, 64>(blocks(C::sets), dy, lists.out);
+    copy_rows<C::dy_blocks, 64>(C::x_blocks, dy, lists.out);
   }
 };
 
@@ -227,10 +225,10 @@ struct Consumer {
     Blocks at;
     unroll<C::own_blocks>([&](int m) {
       const int set = (first_block + m) / C::in_blocks;
-      at.x[m] = blocks_at<C>(shared, ring.at, 0) + (first_block + m) * C::terms * 8192;
+      at.x[m] = block_at<C>(shared, ring.at, first_block + m);
       at.wanted |= (C::scheduled ? note >> set & 1 : 1) << m;
     });
-    at.dy = blocks_at<C>(shared, ring.at, C::sets);
+    at.dy = block_at<C>(shared, ring.at, C::x_blocks);
     return at;
   }
 

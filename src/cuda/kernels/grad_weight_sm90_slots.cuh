@@ -39,10 +39,10 @@ __device__ inline int sets_of(int taps) {
   return sets;
 }
 
-// Where the blocks of a set of taps begin in a batch's place, or those of dy behind the last set's.
+// A block in a batch's place: those of dy are behind those of x.
 template <class C>
-__device__ inline uint32_t blocks_at(const Shared& shared, int place, int set) {
-  return shared.batches + place * C::batch_bytes + set * C::in_blocks * C::terms * 8192;
+__device__ inline uint32_t block_at(const Shared& shared, int place, int block) {
+  return shared.batches + place * C::batch_bytes + block * C::terms * 8192;
 }
 
 // Of the warpgroup that fills slots.
