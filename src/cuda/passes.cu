@@ -1,29 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conv/passes.h"
 
-#include "cuda/row_lists.cuh"
-#include "voxgemm/cuda.h"
+#include "conv/operators.h"
+#include "cuda/float.cuh"
+#include "cuda/launch.cuh"
 
 namespace voxgemm::cuda {
 namespace {
-
-// A thread adds one column of one voxel's rows.
-template <class T>
-void add_groups(const Context& ctx,
-                const ListView& lists,
-                const View<T>& dy,
-                const View<T>& merged) {
-  for_each(ctx, dy.rows * dy.cols, [=] __device__(int64_t i) {
-    const int64_t row = i / dy.cols;
-    const int64_t col = i % dy.cols;
-    const uint32_t last = lists.starts[row + 1];
-    uint32_t place = lists.starts[row];
-    if (last - place < 2) return;
-    double sum = 0;
-    for (; place < last; ++place) sum += widen(*dy.at(lists.places[place], col));
-    store(sum, merged.at(row, col));
-  });
-}
 
 // Rows are summed in blocks of this size, then the blocks in order, as on the CPU.
 constexpr int64_t block_rows = 2048;
@@ -49,11 +32,7 @@ void sum(const Context& ctx, const MatrixRef& matrix, const MatrixRef& result) {
 
 Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first) {
   Matrix merged = make_matrix(ctx, dy.rows, dy.cols, dy.dtype);
-  if (merged.empty()) return merged;
-  copy(ctx, dy, merged);
-  const RowLists lists = make_row_lists(ctx, first, dy.rows);
-  dispatch_device_float(
-      dy.dtype, [&]<class T>(Type<T>) { add_groups(ctx, lists, View<T>(dy), View<T>(merged)); });
+  if (!merged.empty()) cuda::segment_reduce(ctx, dy, first, Reduction::sum, {merged, {}});
   return merged;
 }
 
