@@ -20,8 +20,7 @@
 // Roles. Warpgroup 1 indexes (grad_weight_sm90_slots.cuh): with a schedule it fills a ring of
 // slots, each the input rows of every tap and the output rows of a batch; without one it appends
 // rows to a queue. Warpgroup 0 copies the rows of batches. Consumer w, warpgroup 2 + w, multiplies
-// half w of the X blocks with all of dY; of terms every two that matter into the same sums, a batch
-// at a time.
+// half w of the X blocks with all of dY, of terms every two that matter.
 //
 // A batch lies in shared memory as blocks of 64 rows x 64 channels (128 bytes a row, 128-byte
 // swizzle: 16-byte piece p of row r lies at piece p ^ (r & 7)), each for every term: X [taps,
@@ -34,15 +33,13 @@
 // barriers as well. A barrier's answer comes behind the copies under way: with a schedule the
 // producer asks for the next slot and place before it copies, and waits only where they were not
 // there. A consumer that skips a batch first drains what it multiplies, or a run of skips would
-// stop the ring. What all lanes of a warp read, its first lane releases after a __syncwarp, of
-// which nothing is left in the code where the warp is seen to stand together; racecheck may then
-// report the next write. Of terms, which have room for few batches, the first lane reads notes
-// alone.
+// stop the ring. What all lanes of a warp read, its first lane releases after a __syncwarp, which
+// may leave no code: racecheck may then report the next write. Of terms the first lane alone reads
+// notes, as there is room for few batches.
 //
-// Rows past the end of a batch are zeros on both sides. One that lacks a tap of its batch is zero
-// on the side of x alone, and zero times an infinite dy is NaN: sums that are NaN when they are
-// written are computed once more, over present pairs only. What was tried and lost is in
-// docs/performance.md.
+// Rows past the end of a batch are zeros on both sides, one that lacks a tap of it on that of x
+// alone, and zero times an infinite dy is NaN: sums that are NaN when they are written are computed
+// once more, over present pairs only. What was tried and lost is in docs/performance.md.
 
 #include <type_traits>
 
@@ -215,21 +212,19 @@ struct Consumer {
   ptx::Ring<C::batches> ring;
   int multiplying = -1;  // the batch whose products may be unfinished
 
-  // Where a batch's blocks lie that this one multiplies.
+  // Where a batch's blocks begin that this one multiplies.
   struct Blocks {
-    uint32_t x[C::own_blocks];
+    uint32_t x;
     uint32_t dy;
     int wanted = 0;  // that are there, as bits
   };
   __device__ Blocks blocks(int note) const {
-    Blocks at;
+    const auto at = [&](int block) { return block_at<C>(shared, ring.at, block); };
+    Blocks found = {at(first_block), at(C::x_blocks)};
     unroll<C::own_blocks>([&](int m) {
-      const int set = (first_block + m) / C::in_blocks;
-      at.x[m] = block_at<C>(shared, ring.at, first_block + m);
-      at.wanted |= (C::scheduled ? note >> set & 1 : 1) << m;
+      found.wanted |= (C::scheduled ? note >> (first_block + m) / C::in_blocks & 1 : 1) << m;
     });
-    at.dy = block_at<C>(shared, ring.at, C::x_blocks);
-    return at;
+    return found;
   }
 
   __device__ static void pin(Sums<C>& d) {
@@ -259,7 +254,7 @@ struct Consumer {
           const uint64_t columns =
               ptx::swizzled_operand(at.dy + i * 8192 + k * 2048, C::terms * 8192, 1024);
           for_chosen([&](int m) {
-            const uint32_t rows = at.x[m] + (sum - i) * 8192 + k * 2048;
+            const uint32_t rows = at.x + (m * C::terms + sum - i) * 8192 + k * 2048;
             ptx::wgmma<typename C::T, C::columns, true, true>(
                 d[m], ptx::swizzled_operand(rows, 8192, 1024), columns);
           });

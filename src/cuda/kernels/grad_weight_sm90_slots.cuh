@@ -24,20 +24,8 @@ struct Shared {
 
 // A batch's note: the sets of taps that share blocks of which it has any, as bits; 1 without a
 // schedule. A piece ends with a batch of none.
-
 // In the note of a round without a schedule, beside the number of its rows: a piece ends.
 constexpr int round_last = 1 << 30;
-
-// The sets of taps that share blocks of which a batch has any, as bits, of the group's taps.
-template <class C>
-__device__ inline int sets_of(int taps) {
-  int sets = 0;
-  unroll<C::sets>([&](int k) {
-    const bool any = (taps >> (k * C::block_taps) & ((1 << C::block_taps) - 1)) != 0;
-    sets |= static_cast<int>(any) << k;
-  });
-  return sets;
-}
 
 // A block in a batch's place: those of dy are behind those of x.
 template <class C>
@@ -66,17 +54,19 @@ struct BatchIndexer {
     int bits[C::taps];
     unroll<C::taps>([&](int j) { bits[j] = __shfl_sync(0xffffffff, bit, j); });
     const int step = 32 * p.teams;
-    int batch = team + lane() * p.teams;
-    Look next = look(batch, count);
-    for (int base = team; base < count; base += step, batch += step) {
+    Look next = look(team + lane() * p.teams, count);
+    for (int base = team; base < count; base += step) {
       Look now = next;
-      next = look(batch + step, count);
-      unroll<C::taps>([&](int j) { now.taps |= (now.mask >> bits[j] & 1) << j; });
-      const int sets = sets_of<C>(now.taps);
+      next = look(now.batch + step, count);
+      int sets = 0;
+      unroll<C::taps>([&](int j) {
+        now.taps |= (now.mask >> bits[j] & 1) << j;
+        sets |= (now.mask >> bits[j] & 1) << j / C::block_taps;
+      });
       for (uint32_t found = __ballot_sync(0xffffffff, sets != 0); found != 0; found &= found - 1) {
         const int from = __ffs(found) - 1;
         const int note = __shfl_sync(0xffffffff, sets, from);
-        if (ring.at % 4 == warp()) fill(now, {batch, bit, from, note});
+        if (ring.at % 4 == warp()) fill(now, bit, from, note);
         ring.next();
       }
     }
@@ -89,6 +79,7 @@ struct BatchIndexer {
 
   // A batch as this lane sees it.
   struct Look {
+    int batch = 0;
     uint32_t mask = 0;
     uint32_t tile_mask = 0;
     int4 tile = {};
@@ -96,7 +87,7 @@ struct BatchIndexer {
   };
 
   __device__ Look look(int batch, int count) const {
-    Look found;
+    Look found = {batch};
     if (batch >= count) return found;
     const int number = batch / quarters;
     const uint4 masks = __ldg(reinterpret_cast<const uint4*>(p.masks) + number);
@@ -106,25 +97,19 @@ struct BatchIndexer {
     return found;
   }
 
-  // What to fill a slot with: the batch that a lane looks at.
-  struct Chosen {
-    int batch;  // this lane's
-    int bit;    // of its tap
-    int lane;
-    int note;
-  };
-  __device__ void fill(const Look& looks, const Chosen& chosen) {
-    const auto of = [&](auto value) { return __shfl_sync(0xffffffff, value, chosen.lane); };
+  // With the batch that lane `from` looks at; bit: of this lane's tap.
+  __device__ void fill(const Look& looks, int bit, int from, int note) {
+    const auto of = [&](auto value) { return __shfl_sync(0xffffffff, value, from); };
     const int taps = of(looks.taps);
     const uint32_t mask = of(looks.tile_mask);
-    const int first = of(chosen.batch) % quarters * batch_rows;  // in the tile
+    const int first = of(looks.batch) % quarters * batch_rows;  // in the tile
     const int left = of(looks.tile.z) - first;
     const int32_t* order = p.order + of(looks.tile.x) + first;
     const int32_t* indices = p.indices + static_cast<int64_t>(of(looks.tile.y)) * tile_rows + first;
     // List number `lane`, null where it has no row or not all.
     const int32_t* own = nullptr;
     if (lane() < C::taps && (taps >> lane() & 1) != 0) {
-      own = indices + __popc(mask & ((1u << chosen.bit) - 1)) * tile_rows;
+      own = indices + __popc(mask & ((1u << bit) - 1)) * tile_rows;
     } else if (lane() == C::taps && left >= batch_rows) {
       own = order;
     }
@@ -148,7 +133,7 @@ struct BatchIndexer {
         ptx::shared<int>(slot + (C::taps * batch_rows + i) * 4) = i < left ? __ldg(order + i) : -1;
       }
     }
-    finish(chosen.note);
+    finish(note);
   }
 
   __device__ void claim() const {
