@@ -3,9 +3,8 @@
 
 #include "voxgemm/context.h"
 
-// Operands for kernels that move 16 bytes at once: rows start at multiples of 16 bytes and, up to
-// the next such multiple, have nothing but zeros behind their last column. What is not so is
-// copied.
+// Operands for kernels that move 16 bytes at once: rows start at multiples of 16 bytes and have
+// zeros behind their last column up to the next such multiple. What is not so is copied.
 namespace voxgemm::cuda {
 
 // With the memory they lie in where that is a copy.
@@ -20,13 +19,11 @@ bool is_wide(const MatrixRef& m);
 // x for reading: itself where its rows are aligned and its columns fill their last 16 bytes, else a
 // copy, whose columns are those of x.
 Matrix aligned_input(const Context& ctx, const MatrixRef& x);
-// y for writing in pieces of 16 bytes: itself under the same condition, else memory of that shape,
-// which write_back() copies to y.
+// y for writing in such pieces: itself likewise, else memory that write_back() copies to y.
 Matrix aligned_output(const Context& ctx, const MatrixRef& y);
 void write_back(const Context& ctx, const Matrix& from, const MatrixRef& y);
 // w for reading: itself where one channel axis is contiguous and full to 16 bytes, and the other
-// strides are multiples of 16 bytes; else a copy with that axis contiguous that already was, input
-// channels if none.
+// strides are multiples of them; else a copy, contiguous where w is, input channels if nowhere.
 AlignedWeights aligned_weights(const Context& ctx, const WeightsRef& w);
 // Weights of one tap with the matrix's rows as output channels.
 WeightsRef one_tap(const MatrixRef& m);

@@ -65,10 +65,13 @@ constexpr uint32_t no_slot = 0xffffffff;
 // In a table that is half full of 2^32 blocks the longest way to a free slot is about 100 looks.
 constexpr uint32_t most_looks = 1024;
 
+// For atomics, which do not take uint64_t.
+template <class T>
+__device__ inline unsigned long long* word_of(T* word) {
+  return reinterpret_cast<unsigned long long*>(word);
+}
 __device__ inline void report(const BlockSet& set, Status problem) {
-  atomicCAS(reinterpret_cast<unsigned long long*>(&set.head->status),
-            static_cast<unsigned long long>(Status::fine),
-            static_cast<unsigned long long>(problem));
+  atomicCAS(word_of(&set.head->status), 0, static_cast<uint64_t>(problem));  // if it is `fine`
 }
 __device__ inline bool is_fine(const BlockSet& set) { return set.head->status == Status::fine; }
 
@@ -162,15 +165,14 @@ __device__ inline int32_t find_row(const BlockSet& set, const Frame& frame, cons
   return block.has(place.bit) ? row_of(set, block, place.bit) : -1;
 }
 
-// The slot of a block, which is added where it is not there yet; no_slot and the status where there
-// is no room.
+// The slot of a block, which is added if need be; no_slot and the status where there is no room.
 __device__ inline uint32_t insert_block(const BlockSet& set, const BlockKey& key) {
   Probe probe(set, key);
   for (uint32_t look = 0; look < probe.looks; ++look, probe.next()) {
-    auto* word = reinterpret_cast<unsigned long long*>(&set.slots[probe.slot].key);
+    uint64_t* const word = &set.slots[probe.slot].key;
     uint64_t seen = *word;
     if (seen == 0) {
-      seen = atomicCAS(word, 0ULL, static_cast<unsigned long long>(key.brick + 1));
+      seen = atomicCAS(word_of(word), 0, key.brick + 1);
       if (seen == 0) {
         atomicOr(&set.occupied[probe.slot / 32], 1U << (probe.slot % 32));
         return probe.slot;
@@ -202,10 +204,7 @@ struct Collector {
   __device__ void flush() {
     if (bits == 0) return;
     const uint32_t slot = insert_block(set, key);
-    if (slot != no_slot) {
-      atomicOr(reinterpret_cast<unsigned long long*>(&set.slots[slot].mask),
-               static_cast<unsigned long long>(bits));
-    }
+    if (slot != no_slot) atomicOr(word_of(&set.slots[slot].mask), bits);
     bits = 0;
   }
   // Lanes that hold voxels of one block leave them to one of them, as atomics on one word wait for

@@ -19,9 +19,7 @@ struct Order {
 
   __device__ explicit Order(const BlockSet& set) : frame(set.head->frame) {
     step[3] = 1;
-    for (int axis = 2; axis >= 0; --axis) {
-      step[axis] = step[axis + 1] * 8 * frame.extent[axis + 1];
-    }
+    for (int axis = 2; axis >= 0; --axis) step[axis] = step[axis + 1] * 8 * frame.extent[axis + 1];
   }
   // Of the voxels of a block, from its rank on.
   __device__ void write(const BlockSet& set, uint32_t slot, Place* places) const {

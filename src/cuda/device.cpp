@@ -26,14 +26,11 @@ const cudaDeviceProp& properties_of(const Device& device) {
   return all.at(device.index);
 }
 
-using Event =
-    std::unique_ptr<CUevent_st, decltype([](cudaEvent_t event) { cudaEventDestroy(event); })>;
-
-Event make_event() {
+struct Event {
   cudaEvent_t event = nullptr;
-  check_cuda(cudaEventCreate(&event), "cudaEventCreate");
-  return Event(event);
-}
+  Event() { check_cuda(cudaEventCreate(&event), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event); }
+};
 
 // A stream and a memory pool, released after the last memory taken from them.
 struct Lane {
@@ -77,8 +74,7 @@ void check_cuda(cudaError_t status, const char* call, const Condition& place) {
 DeviceGuard::DeviceGuard(const Device& device) {
   check(device.kind == DeviceKind::cuda, "the context is on the CPU, expected a CUDA device");
   check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
-  // Also where it is the device already: a new thread has a device but no context yet, which the
-  // driver's own functions need.
+  // Where it is already, too: the driver's functions need a context, which a new thread lacks.
   check_cuda(cudaSetDevice(device.index), "cudaSetDevice");
   changed_ = previous_ != device.index;
 }
@@ -103,14 +99,14 @@ double time_calls(const Context& ctx, int calls, const std::function<void()>& wo
   const DeviceGuard guard(ctx.device);
   check(!is_capturing(ctx), ErrorCode::unsupported,
         "the stream is being captured into a graph, but measuring waits for the device");
-  const Event begin = make_event();
-  const Event end = make_event();
-  check_cuda(cudaEventRecord(begin.get(), stream_of(ctx)), "cudaEventRecord");
+  const Event begin;
+  const Event end;
+  check_cuda(cudaEventRecord(begin.event, stream_of(ctx)), "cudaEventRecord");
   for (int call = 0; call < calls; ++call) work();
-  check_cuda(cudaEventRecord(end.get(), stream_of(ctx)), "cudaEventRecord");
-  check_cuda(cudaEventSynchronize(end.get()), "cudaEventSynchronize");
+  check_cuda(cudaEventRecord(end.event, stream_of(ctx)), "cudaEventRecord");
+  check_cuda(cudaEventSynchronize(end.event), "cudaEventSynchronize");
   float milliseconds = 0;
-  check_cuda(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()), "cudaEventElapsedTime");
+  check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
   return milliseconds * 1e-3;
 }
 

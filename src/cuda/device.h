@@ -22,8 +22,7 @@ int multiprocessors(const Context& ctx);
 // Sets `bytes` bytes of device memory in the stream.
 void fill_bytes(const Context& ctx, void* data, int value, size_t bytes);
 
-// The only place where the host waits for the device. Throws during a capture, which a wait would
-// invalidate.
+// The only place where the host waits for the device. Throws during a capture, which that ends.
 void read_back(const Context& ctx, const void* device, void* host, size_t bytes);
 template <class T>
 T read_back(const Context& ctx, const T* device) {

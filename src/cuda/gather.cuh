@@ -21,12 +21,12 @@
 #include "cuda/aligned.h"
 #include "cuda/float.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/unroll.cuh"
 #include "voxgemm/kernel_map.h"
 
 namespace voxgemm::cuda {
 
-// n elements that are moved at once. Pairs of 16 bits stay together in a register: as single
-// elements they would take one each.
+// n elements that are moved at once. Pairs of 16 bits stay together in a register.
 template <class T, int n>
 struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
   static constexpr bool paired = sizeof(T) == 2 && n % 2 == 0;
@@ -221,14 +221,12 @@ __global__ __launch_bounds__(gather_threads, blocks_here(Op::blocks)) void gathe
       X values[2][Op::rows];
       const decltype(op.tap(0)) data[2] = {op.tap(chunk + tap),
                                            op.tap(min(chunk + tap + 1, g.taps - 1))};
-#pragma unroll
-      for (int i = 0; i < Op::rows; ++i) {
+      unroll<Op::rows>([&](int i) {
         in[i] = *reinterpret_cast<const int2*>(mine + i * step + tap);
         if (in[i].x >= 0) values[0][i] = *row_of<X>(column, in[i].x, x_bytes);
         if (in[i].y >= 0) values[1][i] = *row_of<X>(column, in[i].y, x_bytes);
-      }
-#pragma unroll
-      for (int i = 0; i < Op::rows; ++i) {
+      });
+      unroll<Op::rows>([&](int i) {
         const int64_t row = first + slot + i * slots;
         const auto add = [&](int t, int in) {
           const Step step = {row, static_cast<uint32_t>(in), row * g.taps + chunk + tap + t};
@@ -236,14 +234,13 @@ __global__ __launch_bounds__(gather_threads, blocks_here(Op::blocks)) void gathe
         };
         add(0, in[i].x);
         add(1, in[i].y);
-      }
+      });
     }
   }
-#pragma unroll
-  for (int i = 0; i < Op::rows; ++i) {
+  unroll<Op::rows>([&](int i) {
     const int64_t row = first + slot + i * slots;
     if (row < g.rows_out && col < g.cols) op.finish(states[i], row);
-  }
+  });
 }
 
 // Fills in how a block is cut; 2^row_steps rows a slot.

@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Neighbour tables. A thread owns an output row. Rows are written tap by tap, so the stores of a
-// warp are contiguous; reads go to the blocks around the warp's rows, which neighbouring threads
-// share.
+// Neighbour tables. A thread owns an output row. Rows are written tap by tap, so a warp's stores
+// are contiguous; reads go to the blocks around its rows, which neighbouring threads share.
 //
 // Kernels of up to 5 voxels on every axis, without dilation, lie in two blocks of 4 at most on
 // every axis. A thread looks the eight up first and keeps them in shared memory, then takes the
 // taps line by line along z: one line is a few bits of two masks, and its ranks are consecutive in
 // each. 3^3 taps of 1.03 M rows of a shell take 82 us on an H200: 1280 instructions a warp of rows,
 // half of the issue slots; the table itself would be 27 us of memory. Of any other kernel a thread
-// walks the taps, z innermost, and keeps the block of the last one; 3^3 takes more than 3 times as
-// long this way.
+// walks the taps, z innermost, and keeps the block of the last one, which takes 3 times as long.
 #include <algorithm>
 
 #include "conv/coords.h"
@@ -41,10 +39,9 @@ struct Window {
 
   __device__ Window(const BlockSet& in, const Frame& of_set, const Reach& reach, const int4& c)
       : set(in), frame(of_set) {
-    const int32_t out[3] = {c.y, c.z, c.w};
     for (int axis = 0; axis < 3; ++axis) {
-      corner[axis] =
-          out[axis] * reach.axes[axis].stride - reach.axes[axis].padding - frame.origin[axis + 1];
+      const AxisReach& on = reach.axes[axis];
+      corner[axis] = (&c.y)[axis] * on.stride - on.padding - frame.origin[axis + 1];
     }
     const int64_t offset = static_cast<int64_t>(c.x) - frame.origin[0];
     in_batch = offset >= 0 && offset <= frame.last[0];
@@ -66,8 +63,7 @@ struct Window {
     const int bit = place_of(frame, batch, x, y, z).bit;
     return block.has(bit) ? row_of(set, block, bit) : -1;
   }
-  // Calls put(row or -1) for every tap, and count(tap, mask) for every 32 of them and the
-  // rest; the last mask.
+  // Calls put(row or -1) for every tap, count(tap, mask) for every 32 and the rest; the last mask.
   template <class Put, class Count>
   __device__ uint32_t walk(const AxisReach (&axes)[3], const Put& put, const Count& count) {
     uint32_t mask = 0;
@@ -128,8 +124,7 @@ __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cub
   int place[3];  // of tap (0, 0, 0) in the block under the corner
   for (int axis = 0; axis < 3; ++axis) place[axis] = static_cast<int>(corner[axis] & 3);
   const auto crosses = [&](int axis) { return place[axis] + sizes[axis] > 4; };
-  // Whether the block under the corner or the next is inside the box, whose ends are blocks' ends,
-  // and needed.
+  // Whether the block under the corner or the next is needed and inside the box, of whole blocks.
   const auto wants = [&](int axis, int side) {
     return static_cast<uint64_t>(corner[axis] + 4 * side) <= frame.last[axis + 1] &&
            (side == 0 || crosses(axis));
@@ -142,8 +137,7 @@ __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cub
     BlockKey keys[at_once];
     Block blocks[at_once];
     ulonglong2 looks[at_once];
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) {
+    unroll<at_once>([&](int i) {
       const int side_y = i >> 1;
       const int side_z = i & 1;
       keys[i] = place_of(frame, window.batch, corner[0] + 4 * side_x, corner[1] + 4 * side_y,
@@ -154,23 +148,21 @@ __device__ int3 load_cube(const Window& window, const int (&sizes)[3], Cube& cub
         blocks[i].slot = Probe(set, keys[i]).slot;
         looks[i] = *reinterpret_cast<const ulonglong2*>(set.slots + blocks[i].slot);
       }
-    }
+    });
     uint32_t ranks[at_once];
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) {
+    unroll<at_once>([&](int i) {
       blocks[i].mask = looks[i].y;
       // The first look nearly always does.
       if (looks[i].x != 0 && looks[i].x != keys[i].brick + 1) blocks[i] = find_block(set, keys[i]);
       ranks[i] = blocks[i].mask != 0 ? set.ranks[blocks[i].slot] : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) {
+    });
+    unroll<at_once>([&](int i) {
       uint2(&halves)[2][fill_threads] = cube.halves[4 * side_x + i];
       const auto low = static_cast<uint32_t>(blocks[i].mask);
       const auto high = static_cast<uint32_t>(blocks[i].mask >> 32);
       halves[0][threadIdx.x] = make_uint2(low, ranks[i]);
       halves[1][threadIdx.x] = make_uint2(high, ranks[i] + __popc(low));
-    }
+    });
   }
   return make_int3(place[0], place[1], place[2]);
 }
@@ -218,8 +210,7 @@ constexpr int any_kernel = -1;
 
 // size: of all axes where it is known when compiling, at most 3. With it the taps of a plane are
 // loaded before the first of them is stored, as a store waits for its value and holds back the
-// loads behind it. The lanes of a warp stay together: they count their pairs at once, each those of
-// one tap.
+// loads behind it. The lanes of a warp stay together to count their pairs, each those of one tap.
 template <int size>
 __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_here(cube_blocks))
     fill_table(BlockSet set, Reach reach, Coords out, Table table, Counts counts) {
@@ -282,12 +273,11 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
           }
         }
         if constexpr (has_mask) {
-#pragma unroll
-          for (int i = 0; i < size * size; ++i) {
+          unroll<size * size>([&](int i) {
             put(found[i]);
             const bool adjacent = i % size != 0 && (found[i - 1] | found[i]) >= 0;
             if (adjacent && found[i] - found[i - 1] != 1) steady = 0;
-          }
+          });
         } else {
           count(first_tap, plane);
         }
@@ -405,19 +395,16 @@ void fill_transposed(const Context& ctx, const KernelMap& map, KernelMap* result
     constexpr int batch = 9;
     for (int tap = 0; tap < taps; tap += batch) {
       int32_t in[batch];
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
-        in[i] = tap + i < taps ? neighbours[(tap + i) * n_out + out] : -1;
-      }
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
-        if (in[i] < 0) continue;
+      unroll<batch>(
+          [&](int i) { in[i] = tap + i < taps ? neighbours[(tap + i) * n_out + out] : -1; });
+      unroll<batch>([&](int i) {
+        if (in[i] < 0) return;
         if (repeats) {
           atomicAdd(&pairs[tap + i], ~0ULL);
         } else {
           table[(tap + i) * n_in + in[i]] = static_cast<int32_t>(out);
         }
-      }
+      });
     }
   });
   for_each(ctx, in_first != nullptr ? n_in : 0, [=] __device__(int64_t row) {

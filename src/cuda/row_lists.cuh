@@ -64,15 +64,13 @@ __global__ __launch_bounds__(gather_threads) void reduce_pieces(ListView lists,
     uint32_t rows[at_once];
     Step steps[at_once];
     Pack<typename Op::Element, Op::width> values[at_once];
-#pragma unroll
-    for (int k = 0; k < at_once; ++k) {
+    unroll<at_once>([&](int k) {
       const uint32_t at = min(p + k, length - 1);
       rows[k] = p + k < length ? lists.rows[at] : lists.count;
       steps[k] = arguments.step(lists.places[at]);
       values[k] = load_pack<typename Op::Element, Op::width>(arguments.x.at(steps[k].in, op.col));
-    }
-#pragma unroll
-    for (int k = 0; k < at_once; ++k) {
+    });
+    unroll<at_once>([&](int k) {
       if (rows[k] != row) {
         put(false);
         came_in = false;
@@ -80,7 +78,7 @@ __global__ __launch_bounds__(gather_threads) void reduce_pieces(ListView lists,
         state = {};
       }
       op.add(&state, values[k], 0, steps[k]);
-    }
+    });
   }
   put(end < length && lists.rows[end] == row);
 }
@@ -128,8 +126,7 @@ void reduce_lists(const Context& ctx,
                   const typename Op::Arguments& arguments) {
   const int64_t packs = ceil_div(cols, Op::width);
   const int64_t pieces = ceil_div(lists.length, list_piece);
-  const std::shared_ptr<void> memory =
-      ctx.allocate(sizeof(typename Op::State) * 2 * pieces * packs);
+  const auto memory = ctx.allocate(sizeof(typename Op::State) * 2 * pieces * packs);
   auto* ends = static_cast<typename Op::State*>(memory.get());
   const auto all = [](int64_t threads) {
     return Grid{.blocks = ceil_div(threads, gather_threads), .threads = gather_threads};

@@ -16,8 +16,7 @@ void write_map(const Context& ctx,
   const SetHead* head = set.head;
   for_each(ctx, points.count, [=] __device__(int64_t p) {
     const Status status = head->status;
-    // Where there are no rows but padding, nothing is found; a failure must show in what is
-    // computed with this.
+    // Among padding alone nothing is found; a failure must show in what is computed with this.
     if (status != Status::fine && status != Status::empty) {
       for (int64_t t = taps * p; t < taps * (p + 1); ++t) {
         points.rows[t] = 0;
@@ -41,8 +40,7 @@ struct WeightedRows {
   __device__ Step step(uint32_t place) const { return {0, place / taps, place}; }
 };
 
-// Both ways: the sums of a place are over its taps, those of a row of x over the places where it
-// was read, in a list.
+// Both ways: sums of a place over its taps, or of a row of x over a list of places that read it.
 template <class T, int n>
 struct WeightedState : Sums<T, n> {
   __device__ void add(const WeightedRows<T>& a, const Pack<T, n>& x, const Step& step, int64_t) {
@@ -64,8 +62,7 @@ void dispatch_weighted(const MatrixRef& x,
   });
 }
 
-// Eight lanes share a dot product: each takes every eighth pack, then they add in pairs. All lanes
-// of a warp stay together.
+// Eight lanes, of a warp that stays together, share a dot product: each takes every eighth pack.
 constexpr int dot_lanes = 8;
 template <class T, int n>
 struct Dots {

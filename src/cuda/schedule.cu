@@ -23,9 +23,7 @@
 // instead of 32 for 64160 rows in chunks of 16384.
 #include "conv/schedule.h"
 
-#include <cub/warp/warp_reduce.cuh>
 #include <cub/warp/warp_scan.cuh>
-#include <cuda/std/functional>
 #include <limits>
 
 #include "conv/coords.h"
@@ -61,8 +59,7 @@ struct Building {
   uint32_t* masks;
   int32_t* block_taps;
   int32_t* indices;
-  // Of a block of threads of write_tiles: one or more lines, at most 16 taps, and which of them are
-  // the first of a line.
+  // Of a block of write_tiles: lines of at most 16 taps, and which of them are first in a line.
   uint32_t taps = 0;
   uint32_t line_starts = 0;
 
@@ -94,9 +91,7 @@ constexpr int measure_threads = 512;
 
 // A warp takes several pieces of 64 rows at once.
 __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to) {
-  using Reduce = cub::WarpReduce<uint32_t>;
   using Scan = cub::WarpScan<uint32_t>;
-  __shared__ typename Reduce::TempStorage storage;     // empty
   __shared__ typename Scan::TempStorage scan_storage;  // empty
   __shared__ uint32_t tile_masks[slab_tiles];
   __shared__ uint32_t before[34];  // of earlier slabs, for all words
@@ -119,20 +114,18 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
   const uint32_t lane = threadIdx.x % 32;
   for (uint32_t first = warp; first < pieces; first += at_once * warps) {
     uint32_t mask[at_once];
-#pragma unroll
-    for (uint32_t i = 0; i < at_once; ++i) {
+    unroll<at_once>([&](int i) {
       const uint32_t row = (first + i * warps) * piece_rows + lane;
       mask[i] = row < rows ? cut.mask(ranks[row]) : 0;
       if (row + 32 < rows) mask[i] |= cut.mask(ranks[row + 32]);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < at_once; ++i) {
+    });
+    unroll<at_once>([&](int i) {
       const uint32_t piece = first + i * warps;
-      mask[i] = Reduce(storage).Reduce(mask[i], ::cuda::std::bit_or<uint32_t>());
-      if (lane != 0 || piece >= pieces) continue;
+      mask[i] = over_warp(mask[i], [](uint32_t a, uint32_t b) { return a | b; });
+      if (lane != 0 || piece >= pieces) return;
       masks[piece] = mask[i];
       atomicOr(&tile_masks[piece / to.pieces], mask[i]);
-    }
+    });
   }
   __syncthreads();
   const uint32_t tiles = pieces / to.pieces;
@@ -244,33 +237,29 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
     uint32_t rows[batch_tiles];
     uint32_t masks[batch_tiles];
     int32_t in[batch_tiles] = {};
-#pragma unroll
-    for (uint32_t t = 0; t < batch_tiles; ++t) {
+    unroll<batch_tiles>([&](int t) {
       const bool used = i < tiles[t].rows;
       rows[t] = used ? to.order[tiles[t].first + i] : 0;
       masks[t] = used ? to.ranks[tiles[t].first + i] : 0;
-    }
-#pragma unroll
-    for (uint32_t t = 0; t < batch_tiles; ++t) {
+    });
+    unroll<batch_tiles>([&](int t) {
       const bool steady = cut.line > 1 && (masks[t] & steady_bit) != 0;
       masks[t] = cut.mask(masks[t]) >> first_bit & taps;
       // Taps behind one whose input is the one before theirs.
       if (steady) masks[t] |= (masks[t] & masks[t] << 1 & ~to.line_starts) << 16;
-    }
+    });
     for (uint32_t tap = 0; tap < to.taps; ++tap) {
       const int32_t* table = cut.neighbours + (first_tap + tap) * cut.stride;
-#pragma unroll
-      for (uint32_t t = 0; t < batch_tiles; ++t) {
+      unroll<batch_tiles>([&](int t) {
         ++in[t];
         if ((masks[t] >> tap & 0x10001) == 1) in[t] = table[rows[t]];
-      }
-#pragma unroll
-      for (uint32_t t = 0; t < batch_tiles; ++t) {
+      });
+      unroll<batch_tiles>([&](int t) {
         const uint32_t bit = 1U << (first_bit + tap);
-        if ((tiles[t].mask & bit) == 0) continue;
+        if ((tiles[t].mask & bit) == 0) return;
         const uint32_t block = tiles[t].first_block + __popc(tiles[t].mask & (bit - 1));
         to.indices[block * int64_t{cut.tile_rows} + i] = (masks[t] >> tap & 1) != 0 ? in[t] : -1;
-      }
+      });
     }
   }
 }
@@ -322,8 +311,7 @@ ScheduleParts build_schedule(const Context& ctx,
   parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
   to.block_taps = parts.block_taps.as<int32_t>();
   to.indices = parts.indices.as<int32_t>();
-  // Three lines at once read a row's mask once, but their rows of the table stay in the L2 cache
-  // for one chunk only.
+  // Of three lines at once the rows of the table stay in the L2 cache for one chunk only.
   const int64_t batches = cut.chunks() * ceil_div(to.tiles_each, batch_tiles);  // of a line of taps
   const int64_t thirds = batches * (cut.taps / cut.line) / 3;
   const bool together = cut.chunks() > 1 && cut.taps % (3 * cut.line * cut.groups) == 0 &&

@@ -5,6 +5,7 @@
 
 #include "conv/schedule.h"
 #include "cuda/launch.cuh"
+#include "cuda/unroll.cuh"
 
 namespace voxgemm::cuda {
 
@@ -100,8 +101,7 @@ struct Cut {
 //   0                nothing yet
 //   1 + count        of this block alone
 //   is_sum | sum     of this block and all before; 31 bits
-// The first publishes a sum. Blocks are numbered by a ticket, so those before are running or done:
-// it always ends.
+// The first publishes a sum. Blocks are numbered by a ticket: those before are running or done.
 constexpr uint32_t is_sum = 1U << 31;
 
 // What the `blocks` blocks before this one add up to; their words are `stride` apart.
@@ -112,10 +112,8 @@ __device__ inline uint32_t look_back(const volatile uint32_t* own,
   uint32_t sum = 0;
   while (true) {
     uint32_t words[window];
-#pragma unroll
-    for (uint32_t i = 0; i < window; ++i) {
-      words[i] = i < blocks ? own[-(i + int64_t{1}) * stride] : 0;
-    }
+    unroll<window>(
+        [&](uint32_t i) { words[i] = i < blocks ? own[-(i + int64_t{1}) * stride] : 0; });
 #pragma unroll
     for (uint32_t i = 0; i < window && words[i] != 0; ++i) {
       if ((words[i] & is_sum) != 0) return sum + (words[i] & ~is_sum);

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sorts the rows of every segment by the Gray ranks of their masks, stable: a radix sort with
-// digits of 9 bits, one launch a digit. 27 taps in one group are three launches, 9 taps of three
-// groups one.
+// Sorts the rows of every segment by the Gray ranks of their masks, stable: a radix sort with a
+// launch for every digit of 9 bits, three for 27 taps in a group, one for three groups of 9.
 //
 //   write_ranks  a thread a row: Gray ranks, of the masks that the map came with, else of its
 //                table, which takes 26 us of memory for 1.03 M rows. Each block of threads stays in
@@ -54,8 +53,7 @@ __device__ uint32_t find_mask(const Cut& cut, uint32_t first_tap, uint32_t taps,
 constexpr int rank_threads = 512;
 constexpr uint32_t ranks_at_once = 4;  // of a thread
 
-// A block of threads: a strip of a segment. all_ranks: [positions]; counts: [segments][digits]
-// [bins], zero before.
+// A block: a strip of a segment. all_ranks: [positions]; counts: [segments][digits][bins], zeroed.
 __global__ void __launch_bounds__(rank_threads, blocks_here(4))
     write_ranks(Cut cut, uint32_t strip_rows, uint32_t* all_ranks, uint32_t* counts) {
   __shared__ uint32_t histogram[most_digits * bins];
@@ -73,22 +71,20 @@ __global__ void __launch_bounds__(rank_threads, blocks_here(4))
   uint32_t* ranks = all_ranks + strip.position;
   for (uint32_t begin = first + threadIdx.x; begin < last; begin += ranks_at_once * rank_threads) {
     uint32_t masks[ranks_at_once] = {};
-#pragma unroll
-    for (uint32_t n = 0; n < ranks_at_once; ++n) {
+    unroll<ranks_at_once>([&](int n) {
       const uint32_t i = begin + n * rank_threads;
       if (i < last) masks[n] = find_mask(cut, first_tap, taps, first_row + i);
-    }
-#pragma unroll
-    for (uint32_t n = 0; n < ranks_at_once; ++n) {
+    });
+    unroll<ranks_at_once>([&](int n) {
       const uint32_t i = begin + n * rank_threads;
-      if (i >= last) break;
+      if (i >= last) return;
       const uint32_t rank = gray_rank(masks[n]);
       ranks[i] = rank;
       if (cut.line > 1) ranks[i] |= cut.row_masks[first_row + i] & steady_bit;
       for (uint32_t digit = 0; digit < digits; ++digit) {
         atomicAdd(&histogram[digit * bins + digit_of(rank, digit)], 1U);
       }
-    }
+    });
   }
   __syncthreads();
   counts += int64_t{strip.segment} * size;
@@ -108,8 +104,7 @@ struct SortPass {
   uint32_t digit;
 };
 
-// Behind the last row of a segment positions have the highest value and come last: nothing depends
-// on them.
+// Positions behind the last row of a segment have the highest value and come last, unused.
 template <int rounds>
 __global__ void __launch_bounds__(sort_threads, blocks_here(2)) sort_digit(Cut cut, SortPass pass) {
   using Rank = cub::BlockRadixRankMatchEarlyCounts<sort_threads, digit_bits, false>;
@@ -131,14 +126,13 @@ __global__ void __launch_bounds__(sort_threads, blocks_here(2)) sort_digit(Cut c
   const uint32_t count = min(block_rows, part.rows - begin);
   uint32_t ranks[rounds];
   uint32_t rows[rounds];
-#pragma unroll
-  for (int i = 0; i < rounds; ++i) {
+  unroll<rounds>([&](int i) {
     const uint32_t offset = threadIdx.x / 32 * (32 * rounds) + i * 32 + threadIdx.x % 32;
     const bool used = offset < count;
     ranks[i] = used ? pass.ranks[first + offset] : 0xffffffff;
     rows[i] = cut.first_row(part.chunk) + begin + offset;
     if (pass.rows != nullptr && used) rows[i] = pass.rows[first + offset];
-  }
+  });
 
   const uint32_t value = threadIdx.x;
   uint32_t before = 0;  // of the segment's rows, those of lower values and of earlier blocks
@@ -163,18 +157,16 @@ __global__ void __launch_bounds__(sort_threads, blocks_here(2)) sort_digit(Cut c
   }
   targets[value] = first + before - begin - start[0];
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < rounds; ++i) shared.exchanged[places[i]] = make_uint2(ranks[i], rows[i]);
+  unroll<rounds>([&](int i) { shared.exchanged[places[i]] = make_uint2(ranks[i], rows[i]); });
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < rounds; ++i) {
+  unroll<rounds>([&](int i) {
     const uint32_t place = i * sort_threads + threadIdx.x;
-    if (place >= count) break;
+    if (place >= count) return;
     const uint2 item = shared.exchanged[place];
     const uint32_t position = targets[digit_of(item.x, pass.digit)] + place;
     pass.sorted_ranks[position] = item.x;
     pass.sorted_rows[position] = item.y;
-  }
+  });
 }
 
 }  // namespace

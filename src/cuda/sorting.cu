@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is made with the toolkit's radix sort, prefix sum and selection, in one translation unit
-// because they compile slowly.
+// What is made with the toolkit's sort, prefix sum and selection: they compile slowly.
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>

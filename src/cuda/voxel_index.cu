@@ -3,25 +3,21 @@
 // The index of a coordinate set, or of two at once, in four kernels without a wait: measure (16
 // bytes a row; zeroes the table), insert (16 bytes a row, an atomic for every block that a warp's
 // rows lie in), rank (a bit a slot, 16 bytes a block), rows (16 bytes and one atomic a row).
-// Which slot a block takes and which rank it gets depend on timing; what a look-up answers does
-// not.
+// A block's slot and rank depend on timing, what a look-up answers does not.
 #include "cuda/voxel_index.cuh"
 
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
 
+#include "cuda/unroll.cuh"
+
 namespace voxgemm::cuda {
 namespace {
 
-__device__ uint32_t ordered_bits(int32_t value) {
-  return static_cast<uint32_t>(value) ^ 0x80000000;
-}
-__device__ int64_t from_ordered_bits(uint32_t bits) {
-  return static_cast<int32_t>(bits ^ 0x80000000);
-}
+__device__ uint32_t ordered_bits(uint32_t value) { return value ^ 0x80000000; }
+__device__ int64_t from_ordered_bits(uint32_t bits) { return int32_t(ordered_bits(bits)); }
 
-// Of measured rows: the largest ordered bits of the coordinates, then of their complements; whether
-// the rows do not ascend.
+// Of measured rows: the largest bits of the coordinates and of their complements; if out of order.
 constexpr int box_numbers = 9;
 __device__ uint32_t larger(uint32_t a, uint32_t b) { return max(a, b); }
 
@@ -55,8 +51,7 @@ __device__ Status make_frame(const uint32_t (&box)[box_numbers], const Reach& re
   return status;
 }
 
-// By the threads of a block together, the same in all of them; the first brings it to the set.
-// Whether anything is to be added.
+// By the threads of every block together, the first brings it to the set. Whether to add anything.
 __device__ bool find_frame(const Sides& sides, const Reach& reach, Frame* frame) {
   const Sides::Side& side = sides.here();
   __shared__ uint32_t box[box_numbers];
@@ -108,35 +103,30 @@ __global__ void measure_rows(const __grid_constant__ Sides sides) {
   for (int64_t first = thread_index(); first < coords.rows;
        first += measure_batch * thread_count()) {
     int4 batch[measure_batch];
-#pragma unroll
-    for (int i = 0; i < measure_batch; ++i) {
+    unroll<measure_batch>([&](int i) {
       const int64_t row = first + i * thread_count();
       batch[i] = row < coords.rows ? coords.data[row] : padding_row();
-    }
-#pragma unroll
-    for (int i = 0; i < measure_batch; ++i) {
-      if (is_padding(batch[i])) continue;
+    });
+    unroll<measure_batch>([&](int i) {
+      if (is_padding(batch[i])) return;
       const int64_t row = first + i * thread_count();
       if (side.distinct_will_do && row > 0 && !ascends(coords.data[row - 1], batch[i])) {
         largest[8] = 1;
       }
-      const int32_t values[4] = {batch[i].x, batch[i].y, batch[i].z, batch[i].w};
-#pragma unroll
-      for (int axis = 0; axis < 4; ++axis) {
-        const uint32_t bits = ordered_bits(values[axis]);
+      unroll<4>([&](int axis) {
+        const uint32_t bits = ordered_bits((&batch[i].x)[axis]);
         largest[axis] = max(largest[axis], bits);
         largest[4 + axis] = max(largest[4 + axis], ~bits);
-      }
-    }
+      });
+    });
   }
   __shared__ uint32_t of_block[box_numbers];
   if (threadIdx.x < box_numbers) of_block[threadIdx.x] = 0;
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < box_numbers; ++i) {
+  unroll<box_numbers>([&](int i) {
     largest[i] = over_warp(largest[i], larger);
     if (threadIdx.x % 32 == 0) atomicMax(&of_block[i], largest[i]);
-  }
+  });
   __syncthreads();
   if (threadIdx.x < box_numbers) {
     side.set.boxes[threadIdx.x * gridDim.x + blockIdx.x] = of_block[threadIdx.x];
@@ -161,18 +151,15 @@ __global__ void __launch_bounds__(rank_threads) rank_groups(const __grid_constan
         first + threadIdx.x < set.groups ? set.occupied[first_slot / 32] >> (first_slot % 32) : 0;
     uint32_t voxels[8] = {};
     uint64_t sum = static_cast<uint64_t>(__popc(occupied & 0xff)) << 32;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    unroll<8>([&](int i) {
       if ((occupied >> i & 1) != 0) voxels[i] = __popcll(set.slots[first_slot + i].mask);
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += voxels[i];
+    });
+    unroll<8>([&](int i) { sum += voxels[i]; });
     uint64_t before;
     uint64_t all;
     Scan(storage).ExclusiveSum(sum, before, all);
     if (threadIdx.x == 0 && all != 0) {
-      first_rank = atomicAdd(reinterpret_cast<unsigned long long*>(&set.head->voxels),
-                             static_cast<unsigned long long>(static_cast<uint32_t>(all)));
+      first_rank = atomicAdd(word_of(&set.head->voxels), static_cast<uint32_t>(all));
       if (set.list != nullptr) {
         first_place = atomicAdd(&set.head->blocks, static_cast<uint32_t>(all >> 32));
       }
@@ -180,13 +167,12 @@ __global__ void __launch_bounds__(rank_threads) rank_groups(const __grid_constan
     __syncthreads();
     uint32_t rank = first_rank + static_cast<uint32_t>(before);
     uint32_t place = first_place + static_cast<uint32_t>(before >> 32);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if ((occupied >> i & 1) == 0) continue;
+    unroll<8>([&](int i) {
+      if ((occupied >> i & 1) == 0) return;
       set.ranks[first_slot + i] = rank;
       if (set.list != nullptr) set.list[place++] = static_cast<uint32_t>(first_slot + i);
       rank += voxels[i];
-    }
+    });
     __syncthreads();
   }
 }

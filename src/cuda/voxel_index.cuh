@@ -15,13 +15,11 @@ using Coords = View<const int4>;
 __device__ inline int4 padding_row() { return make_int4(padding_batch, 0, 0, 0); }
 __device__ inline bool is_padding(const int4& c) { return c.x == padding_batch; }
 // What output_coords writes in place of a set that it cannot make is padding, of which the first
-// row is (padding_batch, failure_mark, halves of the status). The mark is a number that nobody else
-// pads with.
+// row is (padding_batch, failure_mark, halves of the status); nobody else pads with the mark.
 constexpr int32_t failure_mark = -1913471627;
 __device__ inline int4 failure_row(Status status) {
   const auto bits = static_cast<uint64_t>(status);
-  return make_int4(padding_batch, failure_mark, static_cast<int>(bits),
-                   static_cast<int>(bits >> 32));
+  return make_int4(padding_batch, failure_mark, int(bits), int(bits >> 32));
 }
 // The status in such a row, `fine` in any other.
 __device__ inline Status failure_in(const int4& c) {
@@ -36,8 +34,7 @@ struct BlockSetMemory : BlockSet {
 };
 BlockSetMemory make_block_set(const Context& ctx, int64_t most_blocks, int64_t rows);
 
-// Status, sizes and frame of a set whose voxels were added; throws what went wrong, a full table
-// excepted. Waits for the device.
+// Of a set whose voxels were added; throws what went wrong but a full table. Waits for the device.
 SetHead read_head(const Context& ctx, const BlockSet& set);
 // Throws unless a set of so many rows was made.
 void check_made(Status status, int64_t rows);
@@ -51,17 +48,14 @@ struct Counts {
   int sides = 0;
   volatile uint64_t* host = nullptr;  // [3], or null: nobody asks
 
-  __device__ void add(int word, uint64_t count) const {
-    atomicAdd(reinterpret_cast<unsigned long long*>(words + word),
-              static_cast<unsigned long long>(count));
-  }
+  __device__ void add(int word, uint64_t count) const { atomicAdd(word_of(words + word), count); }
   // At the end of the last kernel, by all of its threads.
   __device__ void give() const {
     if (host == nullptr) return;
     __threadfence();
     __syncthreads();
-    auto* done = reinterpret_cast<unsigned long long*>(words + taps + 2);
-    if (threadIdx.x != 0 || atomicAdd(done, 1ULL) != gridDim.x * gridDim.y - 1) return;
+    const uint64_t last = gridDim.x * gridDim.y - 1;
+    if (threadIdx.x != 0 || atomicAdd(word_of(words + taps + 2), 1) != last) return;
     __threadfence();
     host[0] = __ldcg(words);
     host[1] = __ldcg(words + taps);

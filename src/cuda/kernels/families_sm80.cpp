@@ -84,8 +84,7 @@ std::string limits(const Kernel& kernel, const Problem& problem) {
 
 // The sum of what a CTA does, for as many as a multiprocessor has, and of its stages in a row,
 // which no company hides. (At 16 bits a product takes less than at the device's rate, as the other
-// terms have company's part of it too.) Fitted to 1,600 times of 150 problems on an H200, in every
-// arithmetic.
+// terms have company's part of it too.) Fitted to 1,600 times of 150 problems on an H200.
 double conv_cost(const Variant& variant, const Problem& problem) {
   const Architecture& device = architecture_of(problem);
   const Sizes sizes(problem);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled once for each arithmetic, VOXGEMM_MATH.
 //
-// Weight gradient by the warp's matrix instructions, on everything from sm_75 on: dW[t] = sum over
-// pairs of x[i]^T dy[o], f32 sums, over the tiles of a schedule by mask or of natural order
-// (schedule.h).
+// Weight gradient by the warp's matrix instructions, from sm_75 on: dW[t] = sum over pairs of
+// x[i]^T dy[o], f32 sums, over the tiles of a schedule by mask or of natural order (schedule.h).
 //
 // It is one product: dW [taps * c_in, c_out] is the transpose of x laid out as [rows, taps * c_in],
 // zero where a row lacks a tap, times dy. A CTA owns 128 (or 64) of those taps * c_in and a block
@@ -42,8 +41,7 @@ struct GradConfig : Shape<math, rows, cols, false, false> {
   static constexpr int ctas_of_sm = rows * cols > 128 * 64 || S::size == 4 ? 2 : 3;
 };
 
-// The part of dW that a CTA computes: some taps of a group, a block of columns, a slice of the
-// rows.
+// The part of dW that a CTA computes: some taps of a group, a block of columns, a slice of rows.
 template <class C>
 struct GradTile {
   const GradParams& p;

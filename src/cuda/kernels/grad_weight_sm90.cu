@@ -58,8 +58,7 @@ void run(const Context& ctx, const ConvArgs& args, const MatrixRef& x, const Mat
       std::max<int64_t>(std::min<int64_t>(multiprocessors(ctx) / p.members, useful_teams), 1));
   const int64_t slots = p.teams + (C::scheduled ? 1 : p.teams);
   const size_t axis_bytes = sizeof(grad_weight_sm90::AxisPlace) * (p.entries + 1);
-  const std::shared_ptr<void> memory =
-      make_room(ctx, Room{&p.partials, slots * p.members * C::piece_size});
+  const auto memory = make_room(ctx, Room{&p.partials, slots * p.members * C::piece_size});
   launch(ctx,
          {.blocks = int64_t{p.teams} * p.members,
           .threads = C::threads,
@@ -77,8 +76,7 @@ void run(const Context& ctx, const ConvArgs& args, const MatrixRef& x, const Mat
 // Groups of a masked schedule have that many taps at most.
 constexpr int most_scheduled_taps = 32;
 
-// For f32 operands in terms: one tap where products are the limit, and as many as leave room for
-// three stages else.
+// For f32 operands in terms: one tap where products are the limit, else with room for 3 stages.
 template <int terms, class Body>
 auto with_split_tile(const Sizes& size, const Body& body) {
   using T = __nv_bfloat16;
@@ -158,8 +156,7 @@ double cost(const Kernel& kernel, const Problem& problem) {
                          static_cast<double>(ceil_div(size.c_out, C::columns));
     const double blocks = x * C::x_blocks / C::taps + any * C::dy_blocks;
     const double copies = problem.expected_pairs() * C::terms * blocks / 4;
-    // 132 multiprocessors at 1.75 GHz, and the clocks that four rows of a block take when all of
-    // them read (measured).
+    // 132 multiprocessors at 1.75 GHz; clocks of four rows of a block when all read (measured).
     constexpr double clocks_of_copy = C::scheduled ? 22 : 16;
     // Terms make 3 or 6 products.
     const double products =

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The tiles of a weight gradient on Hopper, who computes what of them, and what becomes of the
-// sums; see grad_weight_sm90.cuh.
+// The tiles of grad_weight_sm90.cuh, who computes what of them, and what becomes of the sums.
 
 #include <cstdint>
 #include <type_traits>
@@ -91,8 +90,7 @@ struct Config {
       own_blocks * columns * (terms > 1 ? 3 : 1) > 128 ? 168 : 128;
   static constexpr int producer_registers = 256 - consumer_registers;
   static_assert(x_blocks % 2 == 0 && taps <= 16 && batches >= 3);
-  // A team needs this many rows, of one tap a group for every entry of the axis, to be worth its
-  // partial sums.
+  // A team is worth its partial sums with so many rows, of one tap a group for every entry.
   static constexpr int rows_per_team = scheduled ? 256 : 512;
   // The work axis lies in shared memory behind the rest.
   static constexpr int most_taps = scheduled ? 32 : ((227 << 10) - fixed_bytes) / 8 - 2;
@@ -177,8 +175,7 @@ __device__ inline void for_pieces(const Axis& axis, const Body& body) {
     const AxisPlace entry_begin = axis.starts[entry];
     const AxisPlace entry_end = axis.starts[entry + 1];
     const AxisPlace end = min(team_end, entry_end);
-    // In units of 2^-32 of the entry. Never 0: a span of 0 stands for none, so its last piece must
-    // not begin there.
+    // In units of 2^-32 of the entry. Not 0, where a last piece would have a span of 0, for none.
     const auto place_of = [&](AxisPlace place) {
       const AxisPlace part = (place - entry_begin << 32) / (entry_end - entry_begin);
       return static_cast<uint32_t>(max(part, AxisPlace{1}));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled once for each arithmetic, VOXGEMM_MATH.
 //
-// Convolution by the warp's matrix instructions, on everything from sm_75 on: y[o] = bias + sum
-// over taps of x[in(o, t)] W[t], f32 sums, over the tiles of a schedule by mask or of natural order
+// Convolution by the warp's matrix instructions, from sm_75 on: y[o] = bias + sum over taps of
+// x[in(o, t)] W[t], f32 sums, over the tiles of a schedule by mask or of natural order
 // (schedule.h).
 //
 // A CTA computes one tile of rows and a block of columns, column blocks of a tile by neighbouring
@@ -19,12 +19,10 @@
 // for all, and that all have left the stage before, which is filled next.
 //
 // Slices: CTA (tile, columns, slice) takes one part of the stages and leaves f32 sums, which
-// finish() adds in order. Groups (more than 32 taps by mask, or each tap): every group has every
-// row; they have a launch each, in order, which adds to the sums that the one before left. So the
-// bits do not depend on timing.
+// finish() adds in order. Groups (more than 32 taps by mask, or each tap) have every row, and a
+// launch each, which adds to the sums that the one before left. No bit depends on timing.
 //
-// Sums leave through shared memory, 16 bytes a lane in whole rows; those that came out NaN are
-// computed once more (pass.cuh).
+// Sums leave by way of shared memory, 16 bytes a lane in whole rows; of NaN see pass.cuh.
 
 #include "cuda/kernels/tile_sm80.cuh"
 
@@ -43,8 +41,7 @@ struct ConvConfig : Shape<math, rows, cols, true, in_contiguous> {
   // Stages; presence words; taps of a tile.
   static constexpr int shared_bytes = S::ring_bytes + 4 * stages * S::a_words + 4 * 32;
   static_assert(shared_bytes <= (rows > 64 ? most_shared_bytes : 64 << 10));
-  // 128 x 128: 128 sums a thread. bf16x3 of 64 x 64 is a fifth slower with the few registers more
-  // that leave room for three.
+  // 128 x 128: 128 sums a thread. bf16x3 of 64 x 64 is a fifth slower with three.
   static constexpr int ctas_of_sm = rows * cols > 128 * 64               ? 2
                                     : rows == 64 && math == Math::bf16x3 ? 4
                                                                          : 3;
@@ -210,16 +207,15 @@ __device__ inline void write_tile(const ConvParams& p,
     const int position = warp_row() * (C::rows / 2) + r;
     if (position >= tile.rows) break;
     const int64_t row = p.row_at(tile.first + position);
-    float v[count] = {};
+    alignas(16) float v[count] = {};
     add_sums<false>(laid_out + r * C::sums_stride + at, v);
     if (p.sums != nullptr) {
       float* sums = p.sums + (blockIdx.y * p.rows + row) * p.sums_stride + n;
       if (p.group > 0) add_sums<false>(sums, v);
       if (p.slices > 1 || p.group < p.groups - 1) {
-#pragma unroll
-        for (int i = 0; i < count; i += 4) {
-          *reinterpret_cast<float4*>(sums + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-        }
+        unroll<count / 4>([&](int i) {
+          reinterpret_cast<float4*>(sums)[i] = reinterpret_cast<const float4*>(v)[i];
+        });
         continue;
       }
     }
@@ -251,8 +247,7 @@ void run_conv(const Context& ctx, const Variant& variant, const ConvArgs& args) 
   p.sums_stride = ceil_div(p.c_out, 8) * 8;
   p.groups = variant.groups(p.taps);
   const bool kept = p.groups > 1 || p.slices > 1;
-  const std::shared_ptr<void> memory =
-      make_room(ctx, Room{&p.sums, kept ? p.slices * p.rows * p.sums_stride : 0});
+  const auto memory = make_room(ctx, Room{&p.sums, kept ? p.slices * p.rows * p.sums_stride : 0});
   for (; p.group < p.groups; ++p.group) {
     launch(ctx,
            {.blocks = ceil_div(p.rows, C::rows) * p.column_blocks,

@@ -29,10 +29,9 @@
 // or a run of skips would stop the ring. With pingpong `turn` of a consumer says that the other has
 // issued all of its tile: a stage may be several phases away, which its parity does not tell.
 //
-// Each of several groups has a launch, which begins while the one before ends, multiplies at once
-// and waits before it reads that one's partial sums (implicit_gemm_sm90_sums.cuh), which it adds to
-// its own. Several slices: all write partial sums, finish() adds. What was tried and lost is in
-// docs/performance.md.
+// Each of several groups has a launch, which begins while the one before ends and waits before it
+// reads that one's partial sums (implicit_gemm_sm90_sums.cuh), which it adds to its own. Several
+// slices: all write partial sums, finish() adds. What was tried and lost: docs/performance.md.
 
 #include <cuda.h>
 

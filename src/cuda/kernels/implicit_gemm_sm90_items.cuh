@@ -8,8 +8,7 @@
 // ahead of the producer. `item_full` of a slot gets one arrival from thread 0, `item_free` one from
 // the lane of every warp that reads it. Tiles come longest first, and the first two turns go forth
 // and back over the CTAs, so that who has the longest item gets the shortest next. A few turns go
-// on like that; more of them draw from a counter of the launch, which asks for a launch of its own
-// to clear it.
+// on like that; more of them draw from a counter of the launch, which another has to clear.
 //
 // The compiler keeps what it knows to be the same for a whole warp in uniform registers, which
 // barriers and tensor copies ask for; what it does not is brought there by a loop at every use, for

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What becomes of the f32 sums of implicit_gemm_sm90.cuh: rounded rows of y, or partial sums for a
-// later launch to add.
+// What becomes of the f32 sums of implicit_gemm_sm90.cuh: rounded rows of y, or partial sums.
 //
 // A warpgroup's matrix instruction leaves two rows to every four lanes (a quad), and in both lane c
 // columns 8 j + 2 c and the next for every j. Written like that, f32 sums and results are stored 8
@@ -56,8 +55,9 @@ class Sums {
     }
     if (p_.bias != nullptr) add_bias();
     const float least = p_.relu ? 0 : -INFINITY;
-    auto* const y = static_cast<T*>(p_.y.data);
-    const auto* const residual = static_cast<const T*>(p_.residual.data);
+    const auto y = [&](int row) { return static_cast<T*>(p_.y.data) + row * p_.y.stride; };
+    const auto* const added = static_cast<const T*>(p_.residual.data);
+    const auto residual = [&](int row) { return added + row * p_.residual.stride; };
     uint32_t broken = 0;  // rows
     const auto finish = [&](int first, float(&v)[at_once]) {
       unroll<at_once / 2>([&](int i) {
@@ -66,19 +66,15 @@ class Sums {
         if (!fine) broken |= 1U << (first + 2 * i) / row_sums;
       });
       unroll<at_once>([&](int i) { v[i] = fmaxf(v[i], least); });
-      store_rounded<T>(
-          first, [&](int row) { return y + row * p_.y.stride; }, p_.c_out, v);
+      store_rounded<T>(first, y, p_.c_out, v);
     };
     // Exchanges with a test between them wait for each other.
-    if (p_.added == 0 && residual == nullptr) {
+    if (p_.added == 0 && added == nullptr) {
       for_sums(finish);
     } else {
       for_sums([&](int first, float(&v)[at_once]) {
         if (p_.added > 0) add<float>(first, partials, p_.partial_stride, v);
-        if (residual != nullptr) {
-          add<T>(
-              first, [&](int row) { return residual + row * p_.residual.stride; }, p_.c_out, v);
-        }
+        if (added != nullptr) add<T>(first, residual, p_.c_out, v);
         finish(first, v);
       });
     }
@@ -108,8 +104,7 @@ class Sums {
   static constexpr int row_sums = C::columns / 4;
   static constexpr int sums = C::row_blocks * 2 * row_sums;
 
-  // So many are taken at a time, and their loads are under way together: those of more do not have
-  // the registers.
+  // So many are taken at a time, their loads under way together: more have not the registers.
   static constexpr int at_once = 32;
   // Calls body(the first's number, values) for all.
   template <class Body>
@@ -126,8 +121,7 @@ class Sums {
   }
 
   // Exchanges the words of elements in a quad: from pairs of columns to 16 bytes of memory, and
-  // back. A step swaps half of a lane's words for as many of the lane whose number differs in one
-  // bit.
+  // back. A step swaps half of a lane's words for those of the lane whose number differs in a bit.
   template <class R, int count>
   __device__ static void exchange(uint32_t (&v)[count]) {
     constexpr int of_word = 4 / sizeof(R);

@@ -5,8 +5,7 @@
 //
 // A thread has one element: of y over all taps, neighbours the next columns; of dw over one slice
 // of the rows, in rising order, and add_slices() adds the slices in order. Slices depend on the
-// problem alone, so the bits do too. Four rows or input channels a thread at once, which read a
-// weight or a row of dy once, took 90 lines more; see docs/performance.md.
+// problem alone, so the bits do too.
 #include <algorithm>
 
 #include "cuda/kernels/families.h"
@@ -23,8 +22,7 @@ void forward(const Context& ctx, const PassArgs& p) {
 
 template <class T>
 void grad_weight(const Context& ctx, const PassArgs& p) {
-  // Shorter slices do not pay for their partial sums, and those must not take more memory than
-  // this.
+  // Shorter slices do not pay for their partial sums, which must not take more memory than this.
   constexpr int64_t rows_per_slice = 1024;
   constexpr int64_t most_bytes = int64_t{32} << 20;
   const int64_t slice_bytes = static_cast<int64_t>(sizeof(Sum<T>)) * p.w_size();
@@ -34,11 +32,8 @@ void grad_weight(const Context& ctx, const PassArgs& p) {
   auto* partial = static_cast<Sum<T>*>(memory.get());  // [slices, c_out, taps, c_in]
   for_each(ctx, slices * p.w_size(), [=] __device__(int64_t i) {
     const int64_t slice = i / p.w_size();
-    const int64_t rest = i % p.w_size();
-    const WeightPlace at = {static_cast<int>(rest / p.c_in % p.taps),
-                            static_cast<int>(rest % p.c_in),
-                            static_cast<int>(rest / p.c_in / p.taps)};
-    partial[i] = p.gradient<T>(at, slice * p.rows / slices, (slice + 1) * p.rows / slices);
+    partial[i] = p.gradient<T>(p.weight_place(i % p.w_size()), slice * p.rows / slices,
+                               (slice + 1) * p.rows / slices);
   });
   launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, partial, slices);
 }

@@ -47,6 +47,11 @@ struct PassArgs : ConvArgs, Sizes {
   __device__ int64_t place_of(const WeightPlace& at) const {
     return at.tap * w.tap_stride + at.in * w.in_stride + at.out * w.out_stride;
   }
+  // Of an element of [c_out, taps, c_in].
+  __device__ WeightPlace weight_place(int64_t element) const {
+    const auto line = static_cast<int>(element / c_in);
+    return {line % taps, static_cast<int>(element % c_in), line / taps};
+  }
 
   // NaN stays NaN.
   template <class S>
@@ -83,23 +88,20 @@ struct PassArgs : ConvArgs, Sizes {
     const T* dy = static_cast<const T*>(y.data) + at.out;
     Sum<T> sum = 0;
     for (; first < end && !isnan(sum); first += batch) {
-#pragma unroll
-      for (int i = 0; i < batch; ++i) {
+      unroll<batch>([&](int i) {
         const int64_t row = first + i;
         const int32_t in = row < end ? neighbours[at.tap * rows + row] : -1;
         if (in >= 0) sum += Sum<T>(widen(from[in * x.stride])) * Sum<T>(widen(dy[row * y.stride]));
-      }
+      });
     }
     return sum;
   }
   // Writes it, rounded.
   template <class T>
   __device__ void store_gradient(const WeightPlace& at, Sum<T> sum) const {
-    if (w.dtype == Dtype::f32) {
-      store(sum, static_cast<float*>(w.data) + place_of(at));
-    } else {
-      store(sum, static_cast<T*>(w.data) + place_of(at));
-    }
+    const int64_t place = place_of(at);
+    w.dtype == Dtype::f32 ? store(sum, static_cast<float*>(w.data) + place)
+                          : store(sum, static_cast<T*>(w.data) + place);
   }
   template <class T>
   __device__ void finish_gradient(const WeightPlace& at, Sum<T> sum) const {
@@ -114,8 +116,7 @@ __global__ void add_slices(const __grid_constant__ PassArgs p, const Sum<T>* sum
   for (int64_t i = thread_index(); i < size; i += thread_count()) {
     Sum<T> sum = sums[i];
     for (int slice = 1; slice < slices; ++slice) sum += sums[slice * size + i];
-    const auto line = static_cast<int>(i / p.c_in);
-    p.finish_gradient<T>({line % p.taps, static_cast<int>(i % p.c_in), line / p.taps}, sum);
+    p.finish_gradient<T>(p.weight_place(i), sum);
   }
 }
 
@@ -163,8 +164,7 @@ __device__ inline void add_sums(const float* from, float (&v)[count]) {
   });
 }
 
-// y from the sums of slices, [slices, rows, stride], in order. A launch that overlaps the one
-// before waits for it.
+// y from the sums of slices, [slices, rows, stride], in order; waits for a launch that it overlaps.
 template <class T>
 __global__ void finish(PassArgs p, const float* sums, int64_t stride, int slices) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

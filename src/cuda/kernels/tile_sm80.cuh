@@ -8,13 +8,11 @@
 // Shared memory. An operand is cut in panels with lines of 128 bytes, 8 pieces of 16 bytes. An
 // operand that is contiguous along the reduction (deep) has one panel, a line of it for each row or
 // column of the tile; else panels have a line for each step of the reduction and 128 bytes of the
-// tile's rows or columns, side by side. Piece p of line r lies at piece p ^ (r & 7), so that
-// ldmatrix meets no bank twice; words of f32 that are not deep are read one by one, and there p ^ 2
-// (r & 3) does it.
+// tile's rows or columns, side by side. Piece p of line r lies at p ^ (r & 7), so that ldmatrix
+// meets no bank twice, and of f32 that is not deep, whose words are read singly, at p ^ 2 (r & 3).
 //
 // f32 operands become tf32, or two or three bf16 each, in registers. For bf16 two 8-deep steps make
-// one of 16: word t of one piece and word t of the next stand side by side. That permutes the
-// reduction in both operands alike.
+// one of 16, words t of two pieces side by side, which permutes both operands' reduction alike.
 //
 // `present`: 16 rows of gathered operand that a step lacks altogether are neither copied nor
 // multiplied, so the waste of a tile is that of 16 rows. A word per 64 rows of a panel has a byte
@@ -95,15 +93,13 @@ __device__ inline int lane_id() { return threadIdx.x % 32; }
 __device__ inline int warp_row() { return threadIdx.x / 64; }
 __device__ inline int warp_col() { return threadIdx.x / 32 % 2; }
 
-// Lane's part of the address of a fragment: 16 rows or columns and one step. first: the warp's
-// first block of 16.
+// Lane's part of the address of a fragment: 16 rows or columns, one step. first: the warp's 16.
 template <class S, bool is_a>
 __device__ inline uint32_t fragment_place(int first) {
   const int lane = lane_id();
   constexpr bool deep = is_a ? S::a_deep : S::b_deep;
   if constexpr (deep || S::size == 2) {
-    // A deep B, as an A that is not, goes along the step first, then to the other 8 rows or
-    // columns.
+    // A deep B, as an A that is not, goes along the step first, then to the other 8 of 16.
     const int line = is_a == deep ? lane % 16 : lane / 16 * 8 + lane % 8;
     const int half = is_a == deep ? lane / 16 : lane / 8 % 2;
     const uint32_t place = line * 128 + ((half ^ (lane & 7)) << 4);
@@ -168,8 +164,7 @@ struct Stage {
   uint32_t present;  // shifted so that block 0 is the warp's first
 };
 
-// Fragments in `count` pieces: of a step, f32 rounded to tf32; of a double step in bf16, words q of
-// both steps side by side.
+// Fragments in `count` pieces: of a step, f32 as tf32; of two in bf16, words q of both together.
 template <class S, bool is_a, int count>
 __device__ inline void load_split(uint32_t (&pieces)[count][4],
                                   uint32_t from,
@@ -194,8 +189,7 @@ __device__ inline void load_split(uint32_t (&pieces)[count][4],
   });
 }
 
-// Of 16 bits the next step's fragments are loaded before this one's are multiplied; f32 has no
-// registers for that.
+// Of 16 bits the next step's fragments are loaded ahead, for which f32 has no registers.
 template <class S>
 __device__ inline void multiply_fragments(typename S::Sums& d, const Stage& stage) {
   constexpr int count = S::math == Math::bf16x3 ? 2 : S::math == Math::bf16x6 ? 3 : 1;
@@ -332,8 +326,7 @@ __device__ inline void gather(uint32_t to, const char* from, uint32_t bytes, con
   });
 }
 
-// The same, leaving out 16 lines that have nothing, and noting in the byte of each 16 which pieces
-// are present.
+// The same but for 16 lines that have nothing; notes in the byte of each 16 which pieces there are.
 template <class S>
 __device__ inline void gather_present(
     uint32_t to, const char* from, uint32_t bytes, const Four& rows, uint32_t* word) {
@@ -372,8 +365,7 @@ __device__ inline float* lay_out(float* memory, const typename S::Sums& d) {
   return own;
 }
 
-// Dynamic shared memory: the ring of stages, later the sums; presence words of each stage; what a
-// kernel has beside them.
+// Dynamic shared memory: the ring of stages, later the sums; presence words of each stage; others.
 __device__ inline unsigned char* memory_of_block() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;

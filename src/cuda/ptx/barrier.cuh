@@ -2,8 +2,7 @@
 #pragma once
 
 // mbarriers in shared memory (sm_90). A barrier's phase ends when its expected arrivals and bytes
-// are in; wait(parity) returns once the phase of that parity has ended, the first phase having
-// parity 0.
+// are in; wait(parity) returns once the phase of that parity has ended, which is 0 of the first.
 
 #include <cstdint>
 
@@ -72,13 +71,9 @@ struct Ring {
   // Fewer than `places`, or as many; also back by what was skipped too far.
   __device__ void skip_few(int count) {
     at += count;
-    if (at >= places) {
-      at -= places;
-      parity ^= 1;
-    } else if (at < 0) {
-      at += places;
-      parity ^= 1;
-    }
+    if (at >= 0 && at < places) return;
+    at += at < 0 ? places : -places;
+    parity ^= 1;
   }
   __device__ void skip(int count) {
     const int place = at + count;

@@ -46,8 +46,7 @@ __device__ inline void copies_wait() {
 #endif
 }
 
-// Arrives at the barrier once this thread's copies so far have landed; counts as one of its
-// arrivals.
+// Arrives once at the barrier, when this thread's copies so far have landed.
 __device__ inline void copies_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
@@ -64,16 +63,14 @@ __device__ inline void copy_box(uint32_t to,
       : "memory");
 }
 
-// Orders what ordinary stores and cp.async wrote to shared memory before reads by wgmma or tensor
-// copies.
+// Orders what stores and cp.async wrote to shared memory before reads by wgmma or tensor copies.
 __device__ inline void proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // 16 bytes of row `row` of rows of `row_bytes` bytes at `from`; zeros, without a read, where row is
 // negative or `outside` is not 0. With `pieces`, 1 to 3, more of them `step` bytes apart in the row
-// and `to_step` apart in shared memory. A gather is bound by the number of instructions: one for
-// each piece, and two for the row.
+// and `to_step` apart in shared memory. Its instructions bind a gather: one a piece, two a row.
 template <int pieces = 1, int step = 0, int to_step = 0>
 __device__ inline void gather_16(
     uint32_t to, const void* from, int row, uint32_t row_bytes, int outside = 0) {
