@@ -18,9 +18,10 @@ inline WeightsRef seen_transposed(WeightsRef w) {
 
 namespace cpu {
 
-// dy with the rows of every voxel added to the voxel's lowest row, in double and in row order, and
-// rounded once to dy's dtype: the adjoint of giving every repeated row a copy of the output. first,
-// i32 [n, 1], is the lowest row with the same coordinates.
+// dy with the rows of every voxel added to the voxel's lowest row, in double and in row order
+// (CUDA: as segment_reduce() adds), and rounded once to dy's dtype: the adjoint of giving every
+// repeated row a copy of the output. first, i32 [n, 1], is the lowest row with the same
+// coordinates. What the other rows hold is nobody's.
 Matrix merge_repeated(const Context& ctx, const MatrixRef& dy, const MatrixRef& first);
 // Sets the rows that are not their voxel's lowest to zero.
 void zero_repeated(const Context& ctx, const MatrixRef& dx, const MatrixRef& first);

@@ -16,8 +16,7 @@ struct AlignedWeights : WeightsRef {
 bool is_aligned(const WeightsRef& w);
 // Whether all rows can be moved 16 bytes at a time.
 bool is_wide(const MatrixRef& m);
-// x for reading: itself where its rows are aligned and its columns fill their last 16 bytes, else a
-// copy, whose columns are those of x.
+// x for reading: itself where rows are aligned and fill their last 16 bytes, else a copy so wide.
 Matrix aligned_input(const Context& ctx, const MatrixRef& x);
 // y for writing in such pieces: itself likewise, else memory that write_back() copies to y.
 Matrix aligned_output(const Context& ctx, const MatrixRef& y);

@@ -75,8 +75,7 @@ __device__ inline void report(const BlockSet& set, Status problem) {
 }
 __device__ inline bool is_fine(const BlockSet& set) { return set.head->status == Status::fine; }
 
-// To shared memory, by the threads of a block together: stores to other memory might change the
-// original as far as the compiler knows.
+// To shared memory, by the threads of a block together: other stores might change the original.
 __device__ inline void copy_frame(const BlockSet& set, Frame* frame) {
   if (threadIdx.x == 0) *frame = set.head->frame;
   __syncthreads();

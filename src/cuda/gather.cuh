@@ -4,9 +4,8 @@
 //
 // A thread owns `Op::width` columns (16 bytes where everything is aligned to that, else one) of
 // `Op::rows` result rows and keeps their state in registers; what an op has per tap, such as
-// weights, is loaded once for all of them. Neighbouring lanes own neighbouring columns, then
-// neighbouring rows: a warp reads whole lines of x. The result rows of a block follow each other,
-// so that what they share of x is in L1.
+// weights, is loaded once for all of them. Neighbouring lanes own neighbouring columns, then rows:
+// a warp reads whole lines of x, and what the rows of a block share of x is in L1.
 //
 // The row numbers of a block's rows come to shared memory first, all taps of a chunk at once
 // ([rows of the block][pitch], tap by tap from the table, so both sides move whole lines): a thread

@@ -86,8 +86,7 @@ struct Window {
   }
 };
 
-// Counts go to the map: where it could not be built, minus the status of the index or of the
-// output_coords that made no output for pairs.
+// To the map: for pairs, where it could not be built, minus the status of the index or the output.
 __device__ void give_counts(const BlockSet& set,
                             const Coords& out,
                             const uint32_t* counts_of_block,

@@ -5,9 +5,8 @@
 // `list_piece` places, wherever the lists begin and end. A thread owns `Op::width` columns of a
 // piece. A list inside the piece is complete and written; of one that crosses a border the state is
 // kept, and a second kernel combines those of a list in order: a warp each, whose lanes combine
-// consecutive pieces and then, in pairs, each other's. So a list of a million places is not slower
-// than a million lists (one thread that combined them took 3.5 ms for a million rows of 64 f16 on
-// an H200), and every sum has one order.
+// consecutive pieces and then, in pairs, each other's. So a list of a million places is as fast as
+// a million lists (one thread a list: 3.5 ms, rows of 64 f16 on an H200), and sums have one order.
 #pragma once
 
 #include <cub/warp/warp_reduce.cuh>

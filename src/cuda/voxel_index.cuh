@@ -27,8 +27,7 @@ __device__ inline Status failure_in(const int4& c) {
   return static_cast<Status>(static_cast<uint64_t>(c.w) << 32 | static_cast<uint32_t>(c.z));
 }
 
-// The memory of a set, at most half full with this many blocks; for an index of so many rows, or
-// without rows with a list of its blocks.
+// A set, half full with so many blocks; for an index of so many rows, or with a list of its blocks.
 struct BlockSetMemory : BlockSet {
   std::shared_ptr<void> memory;
 };

@@ -93,8 +93,7 @@ double conv_cost(const Variant& variant, const Problem& problem) {
   const double taps = sizes.taps;
   const auto rows = static_cast<double>(sizes.rows);
   const auto size = static_cast<double>(size_of(problem.dtype));
-  // What a tile multiplies of absent neighbours: sorted by mask little; else nearly every tap of a
-  // surface is in some of 16 neighbouring rows.
+  // Of absent neighbours a tile sorted by mask multiplies few; else some of 16 rows have any tap.
   const double pairs_of_row = problem.expected_pairs() / std::max(rows, 1.0);
   const double taps_of_row =
       std::min(taps, variant.masked() ? 1.15 * pairs_of_row + 0.5 : 2.1 * pairs_of_row);

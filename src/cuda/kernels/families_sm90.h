@@ -58,8 +58,7 @@ constexpr int split_channels(const SplitBlock& block, int channels) {
   return (channels + block.channels - 1) / block.channels * block.units;
 }
 
-// As the kernels on Hopper take them: rows of 16 bytes whole; f32 split, seen as 16-bit operands of
-// split_channels() input channels, contiguous.
+// For the kernels on Hopper: rows of 16 bytes whole; f32 as split_channels() 16-bit input channels.
 struct Operands {
   MatrixRef x;
   WeightsRef w;
@@ -86,9 +85,8 @@ Operands split_operands(const Context& ctx,
                         const SplitSource& x,
                         const SplitSource& w);
 
-// The convolution `args`, of which y and the residual are aligned (aligned.h). With slices, into
-// which the reduction of a tile is cut, all sums are partial, for a pass of its own to add; 0:
-// none. One source for each arithmetic.
+// The convolution `args`, of which y and the residual are aligned (aligned.h). With slices of the
+// reduction all sums are partial, for a pass of its own to add; 0: none. One source an arithmetic.
 template <Math math>
 void convolve(
     const Context& ctx, const ConvArgs& args, const Operands& operands, int shape, int slices);

@@ -14,8 +14,7 @@
 // A stage: x [64, rows of the tile] and dy [64, cols], both in panels with a line for each row
 // (tile_sm80.cuh); the instructions want both transposed, which ldmatrix does for 16 bits. A thread
 // copies one piece of four lines of every panel. The warps look at 32 granules at a time; the input
-// rows of a granule are loaded when the one before has been copied. Three stages and one barrier a
-// stage, as in implicit_gemm_sm80.cu.
+// rows of one are loaded when that before has been copied. Stages are as in implicit_gemm_sm80.cu.
 //
 // Slices: a CTA takes every slices-th granule (they stand by falling number of taps, so all slices
 // get alike) and leaves f32 sums, which add_slices() adds in order. Slices depend on the problem

@@ -20,8 +20,7 @@ using grad_weight_sm90::Config;
 using grad_weight_sm90::Params;
 using sm80::Math;
 
-// Into how many parts the channel blocks are cut: large teams read the same rows at the same time,
-// but all multiprocessors should be busy.
+// Of the channel blocks: large teams read the same rows, but all multiprocessors should be busy.
 int parts_of(int blocks, int multiprocessors) {
   int best = 1;
   double most = 0;
@@ -148,8 +147,7 @@ std::string limits(const Kernel& kernel, const Problem& problem) {
 double cost(const Kernel& kernel, const Problem& problem) {
   const Sizes size(problem);
   return with_tile(math_of(kernel), size, [&]<class C>(Type<C>) {
-    // Blocks of 64 rows are copied with absent ones: on shells a tenth of x, and dy of a group once
-    // for every row that has any of its taps.
+    // Absent rows are copied, too: on shells a tenth of x, and dy for every row with a group's tap.
     const double any = std::pow(C::taps, -0.7);
     constexpr double x = C::taps == 1 ? 1 : C::block_taps == 1 ? 1.1 : 1.3;
     const double tiles = static_cast<double>(ceil_div(size.c_in, C::ins)) *

@@ -14,8 +14,7 @@
 //   One tap a group (many channels: arithmetic is the limit): rows that have the tap are gathered
 //     from the map's table, 64 make a batch, and no absent row is read. The teams take equal pieces
 //     of one axis of taps (Axis); members of a team read the same rows, different channel blocks.
-// Nothing of it depends on timing, and what a CTA does not do alone is left as f32 partial sums,
-// which add_pieces() adds in the order of teams.
+// Nothing depends on timing; what a CTA does not do alone add_pieces() adds in the order of teams.
 //
 // Roles. Warpgroup 1 indexes (grad_weight_sm90_slots.cuh): with a schedule it fills a ring of
 // slots, each the input rows of every tap and the output rows of a batch; without one it appends
@@ -235,8 +234,7 @@ struct Consumer {
     if constexpr (C::terms == 1) pin(d);
   }
 
-  // Adds the blocks of x that `chosen` names, transposed, times dy, as one group of products; of
-  // terms those that matter, the smallest first.
+  // Adds the chosen blocks of x, transposed, times dy, as a group of products, the smallest first.
   template <int chosen>
   __device__ static void multiply_blocks(Sums<C>& d, const Blocks& at) {
     const auto for_chosen = [](const auto& body) {

@@ -69,8 +69,7 @@ struct Config {
   static constexpr int sets = taps / block_taps;  // of taps that share blocks
   static constexpr int batch_bytes = (x_blocks + dy_blocks) * terms * 8192;
   static constexpr int piece_size = taps * ins * columns;
-  // A slot has the input rows of each tap of a batch, and its output rows. Loads behind the copies
-  // of 200 kB in flight take 4000 clocks.
+  // The input rows of each tap of a batch, and its output rows.
   static constexpr int slot_bytes = (taps + 1) * batch_rows * 4;
   // Without: batches that a warp of the indexers reads in a round; the queue has two rounds.
   static constexpr int chunks = 2;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// How the copying warps of a weight gradient on Hopper come by their rows: indexers fill slots with
-// batches, or a queue; see grad_weight_sm90.cuh.
+// How the copying warps of grad_weight_sm90.cuh come by their rows: indexers fill slots or a queue.
 
 #include "cuda/kernels/grad_weight_sm90_pieces.cuh"
 #include "cuda/ptx/barrier.cuh"
@@ -184,7 +183,7 @@ struct RowIndexer {
     int in[C::reads];
     int out[C::chunks];  // first output row of a batch, this lane's
   };
-  // Loads behind the copies take 4000 clocks, in which a round or two are copied.
+  // Loads behind copies of 200 kB take 4000 clocks, in which a round or two are copied.
   static constexpr int rounds_ahead = 4;
 
   // The piece's next batch, -1 after the last: the same in all warps.

@@ -2,15 +2,13 @@
 // Compiled once for each arithmetic, VOXGEMM_MATH.
 //
 // Convolution by the warp's matrix instructions, from sm_75 on: y[o] = bias + sum over taps of
-// x[in(o, t)] W[t], f32 sums, over the tiles of a schedule by mask or of natural order
-// (schedule.h).
+// x[in(o, t)] W[t], f32 sums, over tiles of a schedule by mask or of natural order (schedule.h).
 //
 // A CTA computes one tile of rows and a block of columns, column blocks of a tile by neighbouring
 // CTAs. The reduction is one sequence of 16-byte pieces, the channels of the tile's first tap, then
 // of its next one, cut in stages of eight pieces (64 channels of 16 bits, 32 of f32): 8 channels or
 // 96 waste nothing, and a stage can have several taps. A thread copies the same piece of every
-// stage, of four rows in each 64, and holds the input rows of the tap it is at and of the next one,
-// which so have a stage or more to arrive.
+// stage, of four rows in each 64, and loads the input rows of a tap while it is at the one before.
 //
 // A stage: x [rows, 8 pieces], one panel, and W [8 pieces, cols], one deep panel where input
 // channels are contiguous, else panels of 128 bytes of columns with a line for each channel

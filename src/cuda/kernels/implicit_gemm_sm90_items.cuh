@@ -134,8 +134,7 @@ struct Items {
   }
 };
 
-// The producer's part: thread 0 loads the next item and, when that has arrived, hands it out and
-// draws the number of the one behind it.
+// Of the producer, thread 0: loads an item, later hands it out and draws the number of the next.
 template <class C>
 struct Dealer {
   const ConvParams& p;

@@ -4,8 +4,7 @@
 // loops, in f32 (f64 for f64). Nothing is in shared memory and nothing is synchronised.
 //
 // A thread has one element: of y over all taps, neighbours the next columns; of dw over one slice
-// of the rows, in rising order, and add_slices() adds the slices in order. Slices depend on the
-// problem alone, so the bits do too.
+// of the rows, ascending, and add_slices() adds the slices, which depend on the problem, in order.
 #include <algorithm>
 
 #include "cuda/kernels/families.h"
