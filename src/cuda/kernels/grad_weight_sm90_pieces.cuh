@@ -250,7 +250,7 @@ __device__ inline void write_sums(const Params& p,
   for (; broken != 0; broken &= broken - 1) {
     for (int row = 0; row < 2 * blocks; ++row) {
       const WeightPlace at = place(row, __ffs(broken) - 1);
-      if (exists(p, at)) p.store_gradient<T>(at, p.gradient<T>(at, 0, p.rows));
+      if (exists(p, at)) p.finish_gradient<T>(at, NAN);
     }
   }
 }

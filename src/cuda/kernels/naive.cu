@@ -3,8 +3,9 @@
 // y[o] = bias + sum over taps of x[in(o, t)] W[t], and dW[t] = sum over pairs of x[i]^T dy[o], as
 // loops, in f32 (f64 for f64). Nothing is in shared memory and nothing is synchronised.
 //
-// A thread has one element: of y over all taps, neighbours the next columns; of dw over one slice
-// of the rows, ascending, and add_slices() adds the slices, which depend on the problem, in order.
+// A thread has one column of 4 rows of y, or one output and 4 input channels of a tap of dw over
+// one slice of the rows, ascending; its neighbours have the next columns. add_slices() adds the
+// slices, which depend on the problem alone, in order.
 #include <algorithm>
 
 #include "cuda/kernels/families.h"
@@ -13,10 +14,13 @@
 namespace voxgemm::cuda {
 namespace {
 
+constexpr int at_once = 4;  // rows or input channels of a thread
+
 template <class T>
 void forward(const Context& ctx, const PassArgs& p) {
-  for_each(ctx, p.rows * p.c_out,
-           [=] __device__(int64_t i) { p.compute<T>(i / p.c_out, static_cast<int>(i % p.c_out)); });
+  for_each(ctx, ceil_div(p.rows, at_once) * p.c_out, [=] __device__(int64_t i) {
+    p.compute<T, at_once>(i / p.c_out * at_once, static_cast<int>(i % p.c_out));
+  });
 }
 
 template <class T>
@@ -29,10 +33,17 @@ void grad_weight(const Context& ctx, const PassArgs& p) {
       1, std::min({p.rows / rows_per_slice, int64_t{64}, most_bytes / slice_bytes})));
   const std::shared_ptr<void> memory = ctx.allocate(slice_bytes * slices);
   auto* partial = static_cast<Sum<T>*>(memory.get());  // [slices, c_out, taps, c_in]
-  for_each(ctx, slices * p.w_size(), [=] __device__(int64_t i) {
-    const int64_t slice = i / p.w_size();
-    partial[i] = p.gradient<T>(p.weight_place(i % p.w_size()), slice * p.rows / slices,
-                               (slice + 1) * p.rows / slices);
+  const int64_t blocks = ceil_div(p.c_in, at_once);
+  for_each(ctx, slices * p.taps * blocks * p.c_out, [=] __device__(int64_t i) {
+    const int64_t line = i / p.c_out;
+    const int64_t slice = line / blocks / p.taps;
+    const WeightPlace at = {static_cast<int>(line / blocks % p.taps),
+                            static_cast<int>(line % blocks) * at_once,
+                            static_cast<int>(i % p.c_out)};
+    Sum<T> sums[at_once] = {};
+    p.add_gradient<T>(at, slice * p.rows / slices, (slice + 1) * p.rows / slices, sums);
+    Sum<T>* to = partial + slice * p.w_size() + (int64_t{at.out} * p.taps + at.tap) * p.c_in;
+    for (int k = at.in; k < min(p.c_in, at.in + at_once); ++k) to[k] = sums[k - at.in];
   });
   launch(ctx, over(ctx, p.w_size()), add_slices<T>, p, partial, slices);
 }

@@ -58,54 +58,71 @@ struct PassArgs : ConvArgs, Sizes {
   __device__ S rectified(S sum) const {
     return relu && sum < 0 ? S(0) : sum;
   }
-  // Computes y[row, n] and writes it.
-  template <class T>
+  // Computes column n of y in `count` rows from `row` on and writes it; a weight is read once.
+  template <class T, int count = 1>
   __device__ void compute(int64_t row, int n) const {
-    Sum<T> sum = 0;
+    Sum<T> sums[count] = {};
     for (int tap = 0; tap < taps; ++tap) {
-      const int32_t in = neighbours[tap * rows + row];
-      if (in < 0) continue;
-      const T* from = static_cast<const T*>(x.data) + in * x.stride;
+      const T* from[count];
+      bool any = false;
+      for (int i = 0; i < count; ++i) {
+        const int32_t in = row + i < rows ? neighbours[tap * rows + row + i] : -1;
+        from[i] = in >= 0 ? static_cast<const T*>(x.data) + in * x.stride : nullptr;
+        any = any || in >= 0;
+      }
+      if (!any) continue;
       const T* weights = static_cast<const T*>(w.data) + place_of({weight_tap(tap), 0, n});
       for (int k = 0; k < c_in; ++k) {
         const Sum<T> weight = widen(weights[k * w.in_stride]);
-        sum = fma(Sum<T>(widen(from[k])), weight, sum);
+        for (int i = 0; i < count; ++i) {
+          if (from[i] != nullptr) sums[i] = fma(Sum<T>(widen(from[i][k])), weight, sums[i]);
+        }
       }
-      if (isnan(sum)) break;
+      if (count == 1 && isnan(sums[0])) break;
     }
-    if (bias != nullptr) sum += Sum<T>(widen(static_cast<const T*>(bias)[n]));
-    if (residual.data != nullptr) {
-      sum += Sum<T>(widen(static_cast<const T*>(residual.data)[row * residual.stride + n]));
+    for (int i = 0; i < count && row + i < rows; ++i) {
+      Sum<T> sum = sums[i];
+      if (bias != nullptr) sum += Sum<T>(widen(static_cast<const T*>(bias)[n]));
+      if (residual.data != nullptr) {
+        const auto* added = static_cast<const T*>(residual.data) + (row + i) * residual.stride + n;
+        sum += Sum<T>(widen(*added));
+      }
+      store(rectified(sum), static_cast<T*>(y.data) + (row + i) * y.stride + n);
     }
-    store(rectified(sum), static_cast<T*>(y.data) + row * y.stride + n);
   }
 
-  // dw there, of rows [first, end).
-  template <class T>
-  __device__ Sum<T> gradient(const WeightPlace& at, int64_t first, int64_t end) const {
+  // Adds to sums dw there and at the next input channels, of rows [first, end).
+  template <class T, int count>
+  __device__ void add_gradient(const WeightPlace& at,
+                               int64_t first,
+                               int64_t end,
+                               Sum<T> (&sums)[count]) const {
     constexpr int batch = 8;  // of rows whose loads are under way at a time
     const T* from = static_cast<const T*>(x.data) + at.in;
     const T* dy = static_cast<const T*>(y.data) + at.out;
-    Sum<T> sum = 0;
-    for (; first < end && !isnan(sum); first += batch) {
+    for (; first < end && (count > 1 || !isnan(sums[0])); first += batch) {
+      int32_t in[batch];
+      unroll<batch>(
+          [&](int i) { in[i] = first + i < end ? neighbours[at.tap * rows + first + i] : -1; });
       unroll<batch>([&](int i) {
-        const int64_t row = first + i;
-        const int32_t in = row < end ? neighbours[at.tap * rows + row] : -1;
-        if (in >= 0) sum += Sum<T>(widen(from[in * x.stride])) * Sum<T>(widen(dy[row * y.stride]));
+        if (in[i] < 0) return;
+        const Sum<T> right = widen(dy[(first + i) * y.stride]);
+        unroll<count>([&](int k) {
+          if (count > 1 && at.in + k >= c_in) return;
+          sums[k] = fma(Sum<T>(widen(from[in[i] * x.stride + k])), right, sums[k]);
+        });
       });
     }
-    return sum;
   }
-  // Writes it, rounded.
+  // Writes dw there, rounded; of NaN what present rows alone make of it.
   template <class T>
-  __device__ void store_gradient(const WeightPlace& at, Sum<T> sum) const {
+  __device__ void finish_gradient(const WeightPlace& at, Sum<T> sum) const {
+    Sum<T> again[1] = {};
+    if (isnan(sum)) add_gradient<T>(at, 0, rows, again);
+    if (isnan(sum)) sum = again[0];
     const int64_t place = place_of(at);
     w.dtype == Dtype::f32 ? store(sum, static_cast<float*>(w.data) + place)
                           : store(sum, static_cast<T*>(w.data) + place);
-  }
-  template <class T>
-  __device__ void finish_gradient(const WeightPlace& at, Sum<T> sum) const {
-    store_gradient<T>(at, isnan(sum) ? gradient<T>(at, 0, rows) : sum);
   }
 };
 
