@@ -17,23 +17,22 @@ using sm90::shapes;
 
 // A row of the registry.
 struct Row {
-  Math math = Math::f16;
   int shape = 0;
   int groups = 1;  // more where 32 taps a group ask for it
   bool split = false;
+  Math math = Math::f16;
 };
-// By shape: groups, and once more split.
-constexpr std::pair<int, int> whole[] = {{0, 1}, {0, 2}, {0, 3}, {1, 1}, {2, 1}, {2, 3},
-                                         {3, 1}, {3, 3}, {4, 1}, {5, 1}, {6, 1}};
-constexpr int split[] = {0, 2, 3};
+// Of every arithmetic that the shape is for.
+constexpr Row all_rows[] = {{0, 1}, {0, 2},       {0, 3},       {1, 1},      {2, 1},
+                            {2, 3}, {3, 1},       {3, 3},       {4, 1},      {5, 1},
+                            {6, 1}, {0, 1, true}, {2, 1, true}, {3, 1, true}};
 std::vector<Row> family_rows() {
   std::vector<Row> rows;
   for (const Math math : {Math::f16, Math::bf16, Math::tf32, Math::bf16x3, Math::bf16x6}) {
-    const auto add = [&](const Row& row) {
+    for (Row row : all_rows) {
+      row.math = math;
       if (sm90::is_for(math, shapes[row.shape])) rows.push_back(row);
-    };
-    for (const auto& [shape, groups] : whole) add({math, shape, groups});
-    for (const int shape : split) add({math, shape, 1, true});
+    }
   }
   return rows;
 }
