@@ -75,12 +75,6 @@ __device__ inline void report(const BlockSet& set, Status problem) {
 }
 __device__ inline bool is_fine(const BlockSet& set) { return set.head->status == Status::fine; }
 
-// To shared memory, by the threads of a block together: other stores might change the original.
-__device__ inline void copy_frame(const BlockSet& set, Frame* frame) {
-  if (threadIdx.x == 0) *frame = set.head->frame;
-  __syncthreads();
-}
-
 struct BlockKey {
   uint64_t brick;
   uint32_t octant;

@@ -221,7 +221,8 @@ __global__ void __launch_bounds__(fill_threads, size == any_kernel ? 1 : blocks_
                         size > 0 ? size : reach.axes[2].taps};
   const int taps = sizes[0] * sizes[1] * sizes[2];
   for (int i = threadIdx.x; i <= taps; i += fill_threads) counts_of_block[i] = 0;
-  copy_frame(set, &frame);
+  if (threadIdx.x == 0) frame = set.head->frame;  // other stores might change the original
+  __syncthreads();
   const bool fine = is_fine(set);
   const int lane = threadIdx.x % 32;
   // Numbers of rows fit 31 bits, and registers are short.
