@@ -45,8 +45,8 @@ struct IndexBlock {
 
 // The stored arrays of a schedule. Empty for natural order. Positions and blocks are 32-bit: a
 // schedule with 2^31 of either is an error. On a CUDA device the number of blocks is not known to
-// the host: block_taps and indices then have room for every tap of every tile, and end where the
-// last tile's blocks do.
+// the host: indices then have room for every tap of every tile, and end where the last tile's
+// blocks do; chunk_tiles and block_taps, which no kernel reads, are empty there.
 struct ScheduleParts {
   Matrix order;        // i32 [1, positions]: output rows
   Matrix chunk_tiles;  // i64 [1, chunks + 1]: tiles before each chunk

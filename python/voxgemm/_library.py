@@ -196,14 +196,14 @@ def _(map, layer, options, masks=None):
     order, _, tile_rows, _ = options
     if order == 0:
         return []
-    tiles, blocks = _unknown(), _unknown()
+    tiles = _unknown()
     return [
         _int32(map[0], 1, _unknown()),
         map[1].new_empty((1, _unknown())),
         _int32(map[0], tiles, 4),
         _int32(map[0], tiles, tile_rows // 64),
-        _int32(map[0], 1, blocks),
-        _int32(map[0], blocks, tile_rows),
+        _int32(map[0], 1, _unknown()),  # as many as the next has rows, or none
+        _int32(map[0], _unknown(), tile_rows),
     ]
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Schedules on the device, equal to the CPU's (conv/schedule.cpp) element for element.
+// Schedules on the device, equal to the CPU's (conv/schedule.cpp) element for element in the parts
+// that kernels read.
 //
 // By mask every segment (one group of one chunk) has all rows of its chunk, so the places of its
 // positions and tiles are formulas and nothing is read back. The steps:
@@ -54,10 +55,8 @@ struct Building {
   uint32_t* ticket;
   // ScheduleParts.
   const int32_t* order;
-  int64_t* chunk_tiles;
   int4* tiles;  // first, first_block, rows, group
   uint32_t* masks;
-  int32_t* block_taps;
   int32_t* indices;
   // Of a block of write_tiles: lines of at most 16 taps, and which of them are first in a line.
   uint32_t taps = 0;
@@ -157,10 +156,6 @@ __global__ void __launch_bounds__(measure_threads, 2) measure_tiles(Building to)
       to.numbers[tile] = first_number + before[blocks] + __popc(alike);
     }
   }
-  const int64_t each = cut.groups * int64_t{to.tiles_each};
-  for (int64_t chunk = thread_index(); (chunk - 1) * each < to.count; chunk += thread_count()) {
-    to.chunk_tiles[chunk] = min(chunk * each, int64_t{to.count});
-  }
 }
 
 constexpr int write_threads = 128;
@@ -201,11 +196,6 @@ __device__ void write_entries(const Building& to, const Part& segment, uint32_t 
   const uint32_t* masks = to.masks_of(segment.segment, unsorted);
   for (uint32_t piece = lane; piece < to.pieces; piece += 32) {
     to.masks[number * int64_t{to.pieces} + piece] = masks[piece];
-  }
-  if ((tile.mask >> lane & 1) != 0) {
-    const int before = __popc(tile.mask & ((1U << lane) - 1));
-    to.block_taps[tile.first_block + before] =
-        static_cast<int32_t>(to.cut.group_begin(segment.group) + lane);
   }
 }
 
@@ -286,11 +276,10 @@ ScheduleParts build_schedule(const Context& ctx,
         blocks, " index blocks, expected at most ", most, " of each");
   ScheduleParts parts;
   parts.order = make_matrix(ctx, 1, positions, Dtype::i32);
-  parts.chunk_tiles = make_matrix(ctx, 1, cut.chunks() + 1, Dtype::i64);
   parts.tiles = make_matrix(ctx, to.count, 4, Dtype::i32);
   parts.masks = make_matrix(ctx, to.count, to.pieces, Dtype::i32);
-  // Without rows nothing is launched.
-  if (map.n_out == 0) fill_bytes(ctx, parts.chunk_tiles.data, 0, sizeof(int64_t));
+  parts.chunk_tiles = make_matrix(ctx, 1, 0, Dtype::i64);
+  parts.block_taps = make_matrix(ctx, 1, 0, Dtype::i32);
   const int64_t tiles = cut.segments() * to.tiles_each;
   const int64_t slabs = cut.segments() * to.slabs_each;
   const SortedRows sorted =
@@ -300,16 +289,13 @@ ScheduleParts build_schedule(const Context& ctx,
   to.numbers = to.first_blocks + tiles;
   to.piece_masks = to.numbers + tiles;
   to.order = parts.order.as<int32_t>();
-  to.chunk_tiles = parts.chunk_tiles.as<int64_t>();
   to.tiles = parts.tiles.as<int4>();
   to.masks = parts.masks.as<uint32_t>();
   launch(ctx, {.blocks = slabs, .threads = measure_threads}, measure_tiles, to);
   if (blocks * options.tile_rows > small_room && !is_capturing(ctx)) {
     blocks = read_back(ctx, to.words_of(slabs) - 1) & ~is_sum;
   }
-  parts.block_taps = make_matrix(ctx, 1, blocks, Dtype::i32);
   parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
-  to.block_taps = parts.block_taps.as<int32_t>();
   to.indices = parts.indices.as<int32_t>();
   // Of three lines at once the rows of the table stay in the L2 cache for one chunk only.
   const int64_t batches = cut.chunks() * ceil_div(to.tiles_each, batch_tiles);  // of a line of taps
