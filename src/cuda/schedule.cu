@@ -14,14 +14,12 @@
 //                  a chunk all blocks of threads of one line come before those of the next, so
 //                  that what they gather from stays in the L2 cache. If rows ascend, inputs of taps
 //                  adjacent on z follow each other (the map's masks say of which rows that holds),
-//                  and only the first of a run is gathered. With several chunks it is three lines:
-//                  all their rows of the table for one chunk stay in the cache, and a row's mask is
-//                  read once for the three. Those of a group's first tap write the tiles' entries.
+//                  and only the first of a run is gathered. Those of a group's first tap write the
+//                  tiles' entries.
 //
 // One group of 27 taps, a shell of 1.03 M rows, us on an H200: ranks 8 of the map's masks (43 of
 // its table), three digits 43, measure_tiles 14, the schedule 126; by single taps 155. In chunks of
-// 65536 rows 113 (one line at a time 120). Three lines lose where the device is not full, 39
-// instead of 32 for 64160 rows in chunks of 16384.
+// 65536 rows 120 (three lines at once 113).
 #include "conv/schedule.h"
 
 #include <cub/warp/warp_scan.cuh>
@@ -58,9 +56,6 @@ struct Building {
   int4* tiles;  // first, first_block, rows, group
   uint32_t* masks;
   int32_t* indices;
-  // Of a block of write_tiles: lines of at most 16 taps, and which of them are first in a line.
-  uint32_t taps = 0;
-  uint32_t line_starts = 0;
 
   Building(const KernelMap& map, const ScheduleOptions& options)
       : cut(map, options),
@@ -205,11 +200,11 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
   __shared__ FoundTile tiles[batch_tiles];  // without rows where they have none of the taps
   const uint32_t batches_each = (to.tiles_each + batch_tiles - 1) / batch_tiles;
   const uint32_t lines = blockIdx.x / batches_each;  // before, of all chunks
-  const uint32_t chunk = lines / (cut.taps / to.taps);
-  const uint32_t first_tap = lines * to.taps - chunk * cut.taps;
+  const uint32_t chunk = lines / (cut.taps / cut.line);
+  const uint32_t first_tap = lines * cut.line - chunk * cut.taps;
   const uint32_t group = cut.group_of(first_tap);
   const uint32_t first_bit = first_tap - cut.group_begin(group);
-  const uint32_t taps = (1U << to.taps) - 1;
+  const uint32_t taps = (1U << cut.line) - 1;
   const Part segment = cut.part(chunk, group);
   const uint32_t first_tile = (blockIdx.x - lines * batches_each) * batch_tiles;
   bool has_work = false;
@@ -236,9 +231,9 @@ __global__ void __launch_bounds__(write_threads) write_tiles(Building to) {
       const bool steady = cut.line > 1 && (masks[t] & steady_bit) != 0;
       masks[t] = cut.mask(masks[t]) >> first_bit & taps;
       // Taps behind one whose input is the one before theirs.
-      if (steady) masks[t] |= (masks[t] & masks[t] << 1 & ~to.line_starts) << 16;
+      if (steady) masks[t] |= (masks[t] & masks[t] << 1) << 16;
     });
-    for (uint32_t tap = 0; tap < to.taps; ++tap) {
+    for (uint32_t tap = 0; tap < cut.line; ++tap) {
       const int32_t* table = cut.neighbours + (first_tap + tap) * cut.stride;
       unroll<batch_tiles>([&](int t) {
         ++in[t];
@@ -297,15 +292,9 @@ ScheduleParts build_schedule(const Context& ctx,
   }
   parts.indices = make_matrix(ctx, blocks, options.tile_rows, Dtype::i32);
   to.indices = parts.indices.as<int32_t>();
-  // Of three lines at once the rows of the table stay in the L2 cache for one chunk only.
-  const int64_t batches = cut.chunks() * ceil_div(to.tiles_each, batch_tiles);  // of a line of taps
-  const int64_t thirds = batches * (cut.taps / cut.line) / 3;
-  const bool together = cut.chunks() > 1 && cut.taps % (3 * cut.line * cut.groups) == 0 &&
-                        3 * cut.line <= 16 && thirds >= 2 * multiprocessors(ctx);
-  to.taps = together ? 3 * cut.line : cut.line;
-  for (uint32_t tap = 0; tap < to.taps; tap += cut.line) to.line_starts |= 1U << tap;
-  launch(ctx, {.blocks = batches * (cut.taps / to.taps), .threads = write_threads}, write_tiles,
-         to);
+  const int64_t lines = cut.chunks() * (cut.taps / cut.line);
+  launch(ctx, {.blocks = lines * ceil_div(to.tiles_each, batch_tiles), .threads = write_threads},
+         write_tiles, to);
   return parts;
 }
 
