@@ -161,15 +161,17 @@ __global__ __launch_bounds__(256) void add_slices(
 }
 
 template <class T>
-void convolve(const Context& ctx, const depthwise_sm80::Convolution& c) {
+void convolve(const Context& ctx, depthwise_sm80::Convolution c) {
   using namespace depthwise_sm80;
-  if (c.g.rows_out == 0) return;
+  const std::shared_ptr<void> memory = convolve_near<T>(ctx, &c);
   const auto run = [&](auto* kernel, int64_t cols) {
-    launch(ctx,
-           {.blocks = ceil_div(c.g.rows_out, convolve_groups * convolve_warps * group_rows),
-            .columns = ceil_div(c.g.cols, cols),
-            .threads = convolve_warps * 32},
-           kernel, c);
+    Grid grid = {.blocks = ceil_div(c.g.rows_out, block_tiles * tile_rows),
+                 .columns = ceil_div(c.g.cols, cols),
+                 .threads = convolve_warps * 32};
+    // Blocks that look for their work: those that run at a time.
+    const int64_t few = ceil_div(int64_t{blocks_at_once} * multiprocessors(ctx), grid.columns);
+    if (c.left != nullptr) grid.blocks = std::min(grid.blocks, few);
+    launch(ctx, grid, kernel, c);
   };
   c.g.cols <= chunk_cols ? run(depthwise_sm80::convolve<T, 1>, chunk_cols)
                          : run(depthwise_sm80::convolve<T, 2>, 2 * chunk_cols);

@@ -30,8 +30,11 @@ constexpr int chunk_cols = 32;
 // Which of their taps the rows have is one word.
 constexpr int taps_at_once = 32;
 constexpr int convolve_warps = 4;
-// Groups of rows that a warp does: the block's weights come to shared memory once for all of them.
-constexpr int convolve_groups = 2;
+// Rows that a block's warps have in hand, and tiles that a block does: its weights come to shared
+// memory once for all of them.
+constexpr int tile_rows = convolve_warps * group_rows;
+constexpr int block_tiles = 2;
+constexpr int blocks_at_once = 3;  // on a multiprocessor
 
 struct Convolution {
   Gather g;
@@ -42,6 +45,7 @@ struct Convolution {
   const void* bias;  // [cols] or null
   void* y;
   uint32_t y_bytes;
+  uint8_t* left = nullptr;  // of a tile, 0: it is there already; null: none is
 
   __device__ int weight_row(int tap) const { return last_tap < 0 ? tap : last_tap - tap; }
 };
@@ -246,7 +250,9 @@ __device__ inline void write_group(const Convolution& c,
 
 template <class T, int chunks>
 __global__ __launch_bounds__(convolve_warps * 32,
-                             blocks_here(chunks == 1 ? 5 : 3)) void convolve(Convolution c) {
+                             blocks_here(chunks == 1
+                                             ? 5
+                                             : blocks_at_once)) void convolve(Convolution c) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   __shared__ uint32_t weights[weight_words<chunks>];
   __shared__ __align__(16) int32_t all_numbers[convolve_warps][taps_at_once][group_rows];
@@ -258,13 +264,20 @@ __global__ __launch_bounds__(convolve_warps * 32,
       weights + lane.g + (lane.diagonal ? 0 : taps_at_once * tap_words<chunks> + zero_shift);
   const int tap_step = lane.diagonal ? tap_words<chunks> : 0;
   Diagonals<chunks> diagonals;
-  for (int group = 0; group < convolve_groups; ++group) {
-    const int64_t row =
-        ((static_cast<int64_t>(blockIdx.x) * convolve_groups + group) * convolve_warps + warp) *
-        group_rows;
+  const int64_t tiles = (c.g.rows_out + tile_rows - 1) / tile_rows;
+  bool has_weights = false;
+  const int64_t end = tiles * (blockIdx.x + 1) / gridDim.x;
+  int64_t tile = tiles * blockIdx.x / gridDim.x;
+  // Asked at once: a block that has none is to end soon.
+  bool any = c.left == nullptr;
+  for (int64_t i = tile + threadIdx.x; i < end && !any; i += blockDim.x) any = c.left[i] != 0;
+  if (__syncthreads_or(any) == 0) return;
+  for (; tile < end; ++tile) {
+    if (c.left != nullptr && c.left[tile] == 0) continue;
+    const int64_t row = tile * tile_rows + warp * group_rows;
     GroupSums<chunks> sums = {};
     for (int first_tap = 0; first_tap < c.g.taps; first_tap += taps_at_once) {
-      if (group == 0 || c.g.taps > taps_at_once) {
+      if (!has_weights || c.g.taps > taps_at_once) {
         __syncthreads();
         fetch_weights<T, chunks>(c, first_tap, first_col, weights);
         __syncthreads();
@@ -307,9 +320,15 @@ __global__ __launch_bounds__(convolve_warps * 32,
       }
       if (first >= 0) add(first, x[0]);
     }
+    has_weights = true;
     write_group<T, chunks>(c, row, first_col, sums);
   }
 #endif
 }
+
+// On sm_90, convolves tiles whose rows of x lie near each other (depthwise_sm90.cu), points c->left
+// at the others, and returns what keeps it alive; nothing where it cannot or is not faster.
+template <class T>
+std::shared_ptr<void> convolve_near(const Context& ctx, Convolution* c);
 
 }  // namespace voxgemm::cuda::depthwise_sm80

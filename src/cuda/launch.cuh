@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cudaTypedefs.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -48,6 +50,34 @@ void launch(const Context& ctx,
   config.numAttrs = grid.overlaps ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
              "a kernel launch");
+}
+
+// A tensor of 16-bit elements as tensor copies of boxes read it (sm_90); what is past the end reads
+// as zero. Strides in bytes.
+inline CUtensorMap tensor_map(const void* data,
+                              const int64_t (&sizes)[3],
+                              const int64_t (&strides)[2],
+                              const cuuint32_t (&box)[3],
+                              CUtensorMapSwizzle swizzle) {
+  // The driver's function, found at run time: linking libcuda would tie the library to a driver.
+  static const auto encode = [] {
+    void* found = nullptr;
+    check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
+                                                cudaEnableDefault),
+               "cudaGetDriverEntryPointByVersion");
+    check(found != nullptr, ErrorCode::device, "the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
+  }();
+  constexpr cuuint32_t steps[3] = {1, 1, 1};
+  CUtensorMap map;
+  const CUresult status = encode(
+      &map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data),
+      reinterpret_cast<const cuuint64_t*>(sizes), reinterpret_cast<const cuuint64_t*>(strides), box,
+      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(status == CUDA_SUCCESS, ErrorCode::device, "cuTensorMapEncodeTiled failed with ",
+        static_cast<int>(status));
+  return map;
 }
 
 // Loads a kernel's code on the current device, and with it what all kernels of its file share: else

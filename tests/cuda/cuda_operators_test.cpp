@@ -269,6 +269,22 @@ TEST_F(Operators, DepthwiseOfEdgesIsTheCpus) {
   }
 }
 
+// Large clouds in raster order, which sm_90 has a kernel for; the second half in no order, which
+// leaves tiles to others; a slab, whose tiles fit in halves; a transposed map, whose taps are not
+// mirrored.
+TEST_F(Operators, DepthwiseOfManyRowsIsTheCpus) {
+  Random random(11);
+  const MapTwins shell("subm3", "shell:95");
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
+    SCOPED_TRACE(name(dtype));
+    check_depthwise(shell, dtype, {64}, &random);
+    check_depthwise(MapTwins("subm3", "shell:68"), dtype, {128, 8}, &random);
+    check_depthwise(MapTwins("conv3s2p1", "shell:95"), dtype, {64}, &random);
+    check_depthwise(MapTwins("subm3", "half:95"), dtype, {64}, &random);
+    check_depthwise(MapTwins("subm3", "slab:80"), dtype, {128}, &random);
+  }
+}
+
 // Elements are the same, or NaN on both sides.
 void expect_same_or_nan(const Twins& twins) {
   const Matrix device = to_host(*gpu(), twins.device);
@@ -285,10 +301,12 @@ void expect_same_or_nan(const Twins& twins) {
 // An infinite factor of a row that is absent, or of another column, does not show.
 TEST_F(Operators, DepthwiseKeepsInfinitiesApart) {
   Random random(9);
-  const MapTwins map("conv3s2p1");
+  const MapTwins few("conv3s2p1");
+  const MapTwins many("subm3", "shell:68");
   for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
-    for (const int64_t cols : {8, 40, 64}) {
+    for (const int64_t cols : {8, 40, 64, 128}) {
       SCOPED_TRACE(join(name(dtype), " ", cols));
+      const MapTwins& map = cols == 128 ? many : few;
       const auto numbers = [&](int64_t rows) {
         const Matrix matrix = whole_numbers(&random, rows, cols, dtype);
         dispatch_float(dtype, [&]<class T>(Type<T>) {

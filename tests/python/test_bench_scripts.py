@@ -88,3 +88,14 @@ def test_the_error_is_that_of_the_worst_number(work, text, device, monkeypatch):
     monkeypatch.setattr(layer, "run", lambda work: wrong)
     assert torch.equal(layer.run(work), wrong)
     assert layer.error(work) >= 0.99e-3
+
+
+def test_depthwise_is_timed_in_every_order(device, tmp_path, capsys):
+    path = tmp_path / "times.jsonl"
+    depthwise = script("depthwise")
+    depthwise.LAYERS = ((torch.float32, 4),)
+    depthwise.main(["--device", device.type, "--cloud", "shell:10", "--json", str(path)])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["order"] for row in rows] == ["raster", "morton", "none"]
+    assert all(row[name] > 0 for row in rows for name in (*depthwise.PASSES, "copy"))
+    assert "of copy" in capsys.readouterr().out

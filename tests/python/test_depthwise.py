@@ -75,6 +75,27 @@ def test_many_rows(clouds, device, against):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_a_large_cloud_in_raster_order(clouds, device, against, dtype):
+    """Enough rows for the kernel of sm_90, in no order from some row on."""
+    if device.type != "cuda":
+        pytest.skip("the CPU has one kernel for all")
+    coords = clouds.grid(1, (95, 95, 95))
+    distance = (coords[:, 1:].double() - 47).norm(dim=1)
+    coords = coords[(distance >= 46.25) & (distance <= 47.5)]
+    draw = torch.Generator().manual_seed(5)
+    order = torch.randperm(5000, generator=draw, device="cpu").to(device)
+    coords[-5000:] = coords[-5000:][order]
+    assert len(coords) > 34000
+    map = make_map("submanifold", coords)
+    against(
+        lambda x, w, b: depthwise_conv3d(x, w, b, map),
+        lambda x, w, b: looped(x, w, b, map.neighbours),
+        operands(map, 64, dtype, device),
+        len(coords) + 1,
+    )
+
+
 def test_a_full_grid_is_the_dense_one(clouds, device, within):
     coords = clouds.grid(2, (4, 5, 6))
     map = make_map("submanifold", coords)

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launches of implicit_gemm_sm90.cuh. Compiled once for each arithmetic, VOXGEMM_MATH.
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -10,42 +8,17 @@
 
 namespace voxgemm::cuda::sm90 {
 
-// The driver's function, found at run time: linking libcuda would tie the library to a driver.
-inline PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-  check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                              cudaEnableDefault, &result),
-             "cudaGetDriverEntryPointByVersion");
-  check(result == cudaDriverEntryPointSuccess, ErrorCode::device,
-        "the driver has no cuTensorMapEncodeTiled");
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
-}
-
 // The weights as a tensor (contiguous channels, taps, other channels), in boxes of one tap;
 // channels past the end read as zero.
 template <class C>
 CUtensorMap weight_map(const WeightsRef& w) {
-  static const auto encode = find_encoder();
   constexpr bool in = C::in_contiguous;
   constexpr cuuint32_t contiguous = in ? C::depth : C::box_columns;
   constexpr cuuint32_t others = in ? C::columns : C::depth;
-  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(in ? w.c_in : w.c_out),
-                               static_cast<cuuint64_t>(w.taps),
-                               static_cast<cuuint64_t>(in ? w.c_out : w.c_in)};
-  const cuuint64_t strides[2] = {2 * static_cast<cuuint64_t>(w.tap_stride),
-                                 2 * static_cast<cuuint64_t>(in ? w.out_stride : w.in_stride)};
-  const cuuint32_t box[3] = {contiguous, 1, others};
-  const cuuint32_t steps[3] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, w.data, sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE,
-             contiguous == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(status == CUDA_SUCCESS, ErrorCode::device, "cuTensorMapEncodeTiled failed with ",
-        static_cast<int>(status));
-  return map;
+  return tensor_map(w.data, {in ? w.c_in : w.c_out, w.taps, in ? w.c_out : w.c_in},
+                    {2 * w.tap_stride, 2 * (in ? w.out_stride : w.in_stride)},
+                    {contiguous, 1, others},
+                    contiguous == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
 }
 
 template <class C>

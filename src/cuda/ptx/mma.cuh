@@ -67,6 +67,18 @@ __device__ inline void add_product(
 #endif
 }
 
+// d += a b, a [16, 32] with two elements of every four that are side by side: a has these, `meta`
+// says which (sm_80). 16-bit floats.
+template <class T>
+__device__ inline void add_sparse_product(
+    float (&d)[4], const uint32_t (&a)[4], uint4 b, uint32_t meta, T) {
+  asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.%13.%13.f32 {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, 0x0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
+        "r"(meta), "C"(operand_name<T>));
+}
+
 // The bits of an f32 rounded to tf32, ties away from zero.
 __device__ inline uint32_t to_tf32(uint32_t bits) {
   uint32_t rounded;
