@@ -61,8 +61,8 @@ SHELLS = {  # (RES, channels)
 # fmt: on
 
 # Steps with f32 operands: bf16x3 against the peers' TF32 (WarpConvNet rounds its operands to f16),
-# which is less accurate. No peer's figure is of sums as accurate as those of bf16x6, whose reach is
-# 2.2 times that of bf16x3.
+# which is less accurate. No peer's figure stands beside bf16x6, whose reach is 2.2 times that of
+# bf16x3.
 F32_STEPS = {  # (RES, channels): bf16x3, FlexGEMM, spconv, WarpConvNet
     (64, 1024): (6.0, 14.1, 18.1, 11.9),
     (128, 512): (6.2, 13.6, 16.3, 13.5),

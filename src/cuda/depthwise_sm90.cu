@@ -17,8 +17,8 @@
 // half 0, row g + 8 one of half 1, so a lane has weights in two of its four words; sums of the
 // other half are not looked at. The bias is the weight of a 28th tap, whose rows are ones.
 //
-// 1.03 million voxels in raster order are bound by the chains of load, move and product. Times and
-// what lost are in docs/performance.md.
+// What all lanes of a warp read its first releases after a __syncwarp that leaves no code, and
+// racecheck reports the next write. Times and what lost are in docs/performance.md.
 #include "cuda/depthwise_sm80.cuh"
 #include "cuda/ptx/barrier.cuh"
 

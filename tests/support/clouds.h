@@ -123,7 +123,7 @@ inline Voxels extreme_cloud() {
 
 // The coordinates that a text names:
 //   empty, odd (one voxel), street, extreme, full:N (a cube of N^3), line:N (along x), shell:RES,
-//   half:RES (a shell whose second half is in no order), slab:N (3 x N x N),
+//   half:RES (a shell whose second half is in no order),
 //   random:N:EXTENT[:SEED], gap:N (batch items 0 and 2 of 3), repeat:N (N rows, most voxels more
 //   than once).
 inline Voxels cloud(std::string_view text) {
@@ -148,11 +148,6 @@ inline Voxels cloud(std::string_view text) {
     const int n = numbers[0];
     if (kind == "full") return full_cloud(n);
     if (kind == "shell") return shell_cloud(n);
-    if (kind == "slab") {
-      Voxels slab = full_cloud(n);
-      std::erase_if(slab, [](const Voxel& v) { return v[1] >= 3; });
-      return slab;
-    }
     if (kind == "half") {
       Voxels ordered = shell_cloud(n);
       Voxels rest(ordered.begin() + ordered.size() / 2, ordered.end());
