@@ -47,7 +47,7 @@ std::vector<size_t> worth_timing(std::span<const Contender> contenders, const Wa
 }
 
 Tuner::Tuner(size_t contenders, const Options& options)
-    : options_(options), laps_(contenders), dropped_(contenders, false) {}
+    : options_(options), laps_(contenders), dropped_(contenders, false), against_(contenders, 0) {}
 
 std::optional<size_t> Tuner::next() const {
   if (turn_ >= laps_.size() || round_ > options_.rounds) return std::nullopt;
@@ -87,27 +87,35 @@ void Tuner::advance() {
 }
 
 void Tuner::drop_slow(double factor, const std::function<double(size_t)>& seconds_of) {
-  double best = std::numeric_limits<double>::infinity();
+  double least = std::numeric_limits<double>::infinity();
+  size_t best = 0;
+  std::vector<double> times;
   for (size_t c = 0; c < laps_.size(); ++c) {
-    if (const double of = seconds_of(c); of > 0) best = std::min(best, of);
+    times.push_back(seconds_of(c));
+    if (dropped_[c] || times[c] <= 0 || times[c] >= least) continue;
+    least = times[c];
+    best = c;
   }
   // The first stays: it is what the others are held against.
   for (size_t c = 1; c < laps_.size(); ++c) {
-    if (seconds_of(c) > factor * best) dropped_[c] = true;
+    if (dropped_[c] || times[c] <= factor * least) continue;
+    dropped_[c] = true;
+    against_[c] = best;
   }
 }
 
 double Tuner::seconds(size_t contender) const {
   const std::vector<double>& laps = laps_[contender];
-  const std::vector<double>& first = laps_[0];
-  if (laps.size() == 1 && dropped_[contender]) {
-    return first.empty() ? laps[0] : laps[0] / first[0] * seconds(0);
-  }
-  if (laps.size() < 2) return 0;
-  if (contender == 0 || dropped_[0]) return median({laps.begin() + 1, laps.end()});
+  const bool was_hopeless = laps.size() == 1 && dropped_[contender];
+  if (laps.size() < 2 && !was_hopeless) return 0;
+  const size_t begin = was_hopeless ? 0 : 1;
+  const size_t other = against_[contender];
+  const double of_other = contender == other ? 0 : seconds(other);
   std::vector<double> ratios;
-  for (size_t lap = 1; lap < laps.size(); ++lap) ratios.push_back(laps[lap] / first[lap]);
-  return median(ratios) * seconds(0);
+  for (size_t lap = begin; lap < laps.size(); ++lap) {
+    ratios.push_back(of_other > 0 ? laps[lap] / laps_[other][lap] : laps[lap]);
+  }
+  return of_other > 0 ? median(ratios) * of_other : median(ratios);
 }
 
 }  // namespace voxgemm

@@ -44,8 +44,9 @@ class Tuner {
   // It cannot be timed.
   void drop();
 
-  // The first's median over the counted rounds, times the median of a contender's ratio to it, or,
-  // of a hopeless one, its ratio in the first round; 0: it has no counted round.
+  // The first's median over the counted rounds, times the median of a contender's ratio to it. One
+  // that dropped out has its ratio to the one that it was behind, in the rounds that it had: the
+  // first's few laps of these may have been disturbed. 0: it has no counted round.
   double seconds(size_t contender) const;
   double spent() const { return spent_; }
 
@@ -56,6 +57,8 @@ class Tuner {
   Options options_;
   std::vector<std::vector<double>> laps_;  // by contender; the first is the warm-up
   std::vector<bool> dropped_;
+  // Whom its times are held against: the first or, once it dropped out, one that was still there.
+  std::vector<size_t> against_;
   size_t turn_ = 0;
   int round_ = 0;
   double spent_ = 0;

@@ -99,6 +99,18 @@ TEST(TunerTest, NoiseOfTheMachineMeetsAllAlike) {
   EXPECT_GE(right, 180);
 }
 
+// A hopeless contender, and one that drops out later, whatever was in the way of the favourite.
+TEST(TunerTest, ADisturbedLapOfTheFavouriteMakesNobodyElseFast) {
+  const std::vector<double> cost = {4.0, 1.0, 3.0, 20.0};
+  for (const size_t disturbed : {0U, 1U, 2U, 7U}) {
+    Tuner tuner(4, {.rounds = 7, .budget_seconds = 1e9});
+    std::vector<size_t> laps(4, 0);
+    run(&tuner,
+        [&](size_t c) { return laps[c]++ == disturbed && c == 0 ? 1000 * cost[0] : cost[c]; });
+    for (size_t c = 0; c < 4; ++c) EXPECT_DOUBLE_EQ(tuner.seconds(c), cost[c]) << disturbed;
+  }
+}
+
 TEST(TunerTest, TheBudgetEndsItAndTheFavouriteIsTimedInAnyCase) {
   Tuner brief(5, {.rounds = 7, .budget_seconds = 0.5});
   EXPECT_EQ(run(&brief, [](size_t) { return 1.0; }), (Places{0, 0}));
