@@ -197,6 +197,8 @@ KernelMap transpose(const Context& ctx, const KernelMap& map) {
 
 int64_t KernelMap::pairs(const Context& ctx) const {
   check(pairs_per_tap.device == ctx.device, "map and context are on different devices");
+  check(pairs_per_tap.cols == taps(), "the map counts pairs of ", pairs_per_tap.cols,
+        " taps, expected ", taps());
   std::vector<int64_t> counts(static_cast<size_t>(taps()));
   if (on_device(ctx)) {
     cuda::read_back(ctx, pairs_per_tap.data, counts.data(), sizeof(int64_t) * counts.size());

@@ -41,6 +41,7 @@ bool Geometry::mirrors() const {
 }
 
 Int3 Geometry::out_shape(const Int3& in_shape) const {
+  validate();
   Int3 shape{};
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t reach = static_cast<int64_t>(size[axis] - 1) * dilation[axis] + 1;

@@ -62,7 +62,10 @@ void hash_lookup(const Context& ctx,
   validate_table(ctx, table);
   validate_column(ctx, keys, {"keys", keys.rows, 1, table.keys.dtype});
   validate_column(ctx, values, {"values", keys.rows, 1, table.values.dtype});
-  validate_apart(memory_of(values, "values"), memory_of(keys, "keys"));
+  const Memory result = memory_of(values, "values");
+  validate_apart(result, memory_of(keys, "keys"));
+  validate_apart(result, memory_of(table.keys, "table_keys"));
+  validate_apart(result, memory_of(table.values, "table_values"));
   dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
     dispatch_key(values.dtype, [&]<class V>(Type<V>) {
       for_items(ctx, keys.rows,
@@ -77,6 +80,7 @@ void voxel_keys(const Context& ctx,
                 const MatrixRef& keys) {
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
   validate_column(ctx, keys, {"keys", coords.rows, 1, integer_dtype(keys, "keys")});
+  validate_apart(memory_of(keys, "keys"), memory_of(coords, "coords"));
   check(shape[0] >= 0 && shape[1] >= 0 && shape[2] >= 0, "the spatial shape is (", shape[0], ", ",
         shape[1], ", ", shape[2], "), expected extents >= 0");
   dispatch_key(keys.dtype, [&]<class K>(Type<K>) {

@@ -230,6 +230,7 @@ bool is_capturing(const Context& ctx) { return on_device(ctx) && cuda::is_captur
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db) {
   validate_matrix(ctx, dy, {"dy", dy.rows, dy.cols, dy.dtype});
   validate_matrix(ctx, db, {"db", 1, dy.cols, db.dtype});
+  validate_apart(memory_of(db, "db"), memory_of(dy, "dy"));
   run(ctx, cuda::grad_bias, cpu::grad_bias, dy, db);
 }
 

@@ -43,6 +43,9 @@ void validate_result(const Context& ctx,
         "winners are asked of a sum or mean, expected max or min");
   if (result.winners) {
     validate_column(ctx, *result.winners, {"winners", rows, x.cols, Dtype::i32});
+    const Memory winners = memory_of(*result.winners, "winners");
+    validate_apart(winners, memory_of(x, "x"));
+    validate_apart(winners, memory_of(result.y, "y"));
   }
 }
 
@@ -106,6 +109,7 @@ void pool_grad(const Context& ctx,
         " winners, expected ", picks(reduction) ? "those of pool()" : "none");
   if (grad.winners) {
     validate_column(ctx, *grad.winners, {"winners", map.n_out, dx.cols, Dtype::i32});
+    validate_apart(memory_of(dx, "dx"), memory_of(*grad.winners, "winners"));
   }
   WayBack back(ctx, map, grad.transposed);
   Matrix counts;
@@ -123,6 +127,10 @@ void segment_reduce(const Context& ctx,
                     const Reduced& result) {
   validate_result(ctx, x, reduction, result, result.y.rows);
   validate_column(ctx, segments, {"segments", x.rows, 1, Dtype::i32});
+  validate_apart(memory_of(result.y, "y"), memory_of(segments, "segments"));
+  if (result.winners) {
+    validate_apart(memory_of(*result.winners, "winners"), memory_of(segments, "segments"));
+  }
   run(ctx, cuda::segment_reduce, cpu::segment_reduce, x, segments, reduction, result);
 }
 
@@ -137,6 +145,8 @@ void depthwise_forward(const Context& ctx,
   if (bias) validate_matrix(ctx, *bias, {"the bias", 1, x.cols, x.dtype});
   validate_matrix(ctx, y, {"y", map.n_out, x.cols, x.dtype});
   validate_apart(memory_of(y, "y"), memory_of(x, "x"));
+  validate_apart(memory_of(y, "y"), memory_of(w, "the weights"));
+  if (bias) validate_apart(memory_of(y, "y"), memory_of(*bias, "the bias"));
   run(ctx, cuda::depthwise_forward, cpu::depthwise_forward, map, operands, y);
 }
 
@@ -148,6 +158,7 @@ void depthwise_grad_input(const Context& ctx,
   validate_matrix(ctx, operands.dy, {"dy", map.n_out, dx.cols, dx.dtype});
   validate_matrix(ctx, operands.w, {"the weights", map.taps(), dx.cols, dx.dtype});
   validate_apart(memory_of(dx, "dx"), memory_of(operands.dy, "dy"));
+  validate_apart(memory_of(dx, "dx"), memory_of(operands.w, "the weights"));
   WayBack back(ctx, map, operands.transposed);
   const DepthwiseGradInput seen = {back.merged(operands.dy), operands.w, back.transposed()};
   run(ctx, cuda::depthwise_grad_input, cpu::depthwise_grad_input, map, seen, dx);
@@ -163,7 +174,8 @@ void depthwise_grad_weight(const Context& ctx,
   validate_matrix(ctx, x, {"x", map.n_in, x.cols, float_dtype(x, "x")});
   validate_matrix(ctx, dy, {"dy", map.n_out, x.cols, x.dtype});
   check(dw.dtype == x.dtype || (dw.dtype == Dtype::f32 && x.dtype != Dtype::f64),
-        "the weight gradient has dtype ", name(dw.dtype), ", expected ", name(x.dtype), " or f32");
+        "the weight gradient has dtype ", name(dw.dtype), ", expected ", name(x.dtype),
+        x.dtype == Dtype::f16 || x.dtype == Dtype::bf16 ? " or f32" : "");
   validate_matrix(ctx, dw, {"the weight gradient", map.taps(), x.cols, dw.dtype});
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(x, "x"));
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(dy, "dy"));

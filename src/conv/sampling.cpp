@@ -30,6 +30,12 @@ void validate_sums(const Context& ctx,
       {"weights", y.rows, sums.rows.cols, x.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32});
 }
 
+// What is written, beside an input and the rows; and the weights, unless it is these.
+void validate_written(const Memory& output, const Memory& input, const RowWeights& sums) {
+  validate_apart(output, input);
+  validate_apart(output, memory_of(sums.rows, "rows"));
+}
+
 }  // namespace
 
 SampleMap sample_map(const Context& ctx,
@@ -57,6 +63,10 @@ void sample_map_grad(const Context& ctx,
   validate_column(ctx, map.rows, {"rows", points.rows, 8, Dtype::i32});
   validate_column(ctx, dweights, {"dweights", points.rows, 8, points.dtype});
   validate_column(ctx, dpoints, {"dpoints", points.rows, 3, points.dtype});
+  const Memory result = memory_of(dpoints, "dpoints");
+  validate_apart(result, memory_of(points, "points"));
+  validate_apart(result, memory_of(map.rows, "rows"));
+  validate_apart(result, memory_of(dweights, "dweights"));
   dispatch_points(points.dtype, [&]<class T>(Type<T>) {
     for_items(ctx, points.rows,
               PointGradients<T>{points.as<T>(), map.rows.as<int32_t>(), dweights.as<T>(),
@@ -69,7 +79,8 @@ void weighted_sum(const Context& ctx,
                   const RowWeights& sums,
                   const MatrixRef& y) {
   validate_sums(ctx, x, sums, y);
-  validate_apart(memory_of(y, "y"), memory_of(x, "x"));
+  validate_written(memory_of(y, "y"), memory_of(x, "x"), sums);
+  validate_apart(memory_of(y, "y"), memory_of(sums.weights, "weights"));
   run(ctx, cuda::weighted_sum, cpu::weighted_sum, x, sums, y);
 }
 
@@ -78,7 +89,8 @@ void weighted_sum_grad_input(const Context& ctx,
                              const RowWeights& sums,
                              const MatrixRef& dx) {
   validate_sums(ctx, dx, sums, dy);
-  validate_apart(memory_of(dx, "dx"), memory_of(dy, "dy"));
+  validate_written(memory_of(dx, "dx"), memory_of(dy, "dy"), sums);
+  validate_apart(memory_of(dx, "dx"), memory_of(sums.weights, "weights"));
   if (on_device(ctx)) validate_sortable(sums.rows.rows * sums.rows.cols);
   run(ctx, cuda::weighted_sum_grad_input, cpu::weighted_sum_grad_input, dy, sums, dx);
 }
@@ -88,6 +100,8 @@ void weighted_sum_grad_weights(const Context& ctx,
                                const MatrixRef& dy,
                                const RowWeights& sums) {
   validate_sums(ctx, x, sums, dy);
+  validate_written(memory_of(sums.weights, "weights"), memory_of(x, "x"), sums);
+  validate_apart(memory_of(sums.weights, "weights"), memory_of(dy, "dy"));
   run(ctx, cuda::weighted_sum_grad_weights, cpu::weighted_sum_grad_weights, x, dy, sums);
 }
 

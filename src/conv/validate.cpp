@@ -55,6 +55,17 @@ void validate_plan(const Context& ctx, const KernelMap& map, const PlanOptions& 
             map.neighbours.dtype == Dtype::i32,
         "the map's neighbour table is ", map.neighbours.rows, " x ", map.neighbours.cols, " ",
         name(map.neighbours.dtype), ", expected ", map.taps(), " x ", map.n_out, " i32");
+  check(map.neighbours.device == ctx.device, "map and context are on different devices");
+  check(options.build_schedule != nullptr,
+        "build_schedule is empty, expected Schedule::build or another function");
+  for (const Pass pass : {Pass::forward, Pass::grad_input, Pass::grad_weight}) {
+    const Schedule* const given = options.schedules[static_cast<size_t>(pass)];
+    const int64_t rows = pass == Pass::grad_input ? map.n_in : map.n_out;
+    check(given == nullptr || (given->rows() == rows && given->taps() == map.taps()),
+          "the schedule of ", name(pass), " is of ", given == nullptr ? 0 : given->rows(),
+          " rows and ", given == nullptr ? 0 : given->taps(), " taps, expected ", rows, " and ",
+          map.taps());
+  }
   if (options.transposed == nullptr) return;
   const KernelMap& back = *options.transposed;
   check(back.n_in == map.n_out && back.n_out == map.n_in && back.taps() == map.taps(),
@@ -63,6 +74,8 @@ void validate_plan(const Context& ctx, const KernelMap& map, const PlanOptions& 
 }
 
 void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected& expected) {
+  check(matrix.rows >= 0 && matrix.cols >= 0, expected.what, " is ", matrix.rows, " x ",
+        matrix.cols, ", expected 0 or more of each");
   check(matrix.rows == expected.rows && matrix.cols == expected.cols, expected.what, " is ",
         matrix.rows, " x ", matrix.cols, ", expected ", expected.rows, " x ", expected.cols);
   check(matrix.dtype == expected.dtype, expected.what, " has dtype ", name(matrix.dtype),
@@ -114,15 +127,22 @@ void validate_weight_gradient(const Context& ctx,
 
 Memory memory_of(const MatrixRef& matrix, const char* what) {
   const auto size = static_cast<int64_t>(size_of(matrix.dtype));
-  return {what, static_cast<const char*>(matrix.data), matrix.rows, matrix.cols * size,
-          matrix.stride * size};
+  const int64_t width = matrix.cols * size;
+  // The stride of a single row may be anything.
+  const int64_t step = matrix.rows > 1 ? matrix.stride * size : width;
+  return {what, static_cast<const char*>(matrix.data), matrix.rows, width, step};
 }
 
 Memory memory_of(const WeightsRef& w, const char* what) {
-  const int64_t last =
-      (w.taps - 1) * w.tap_stride + (w.c_in - 1) * w.in_stride + (w.c_out - 1) * w.out_stride;
-  const int64_t width = (last + 1) * static_cast<int64_t>(size_of(w.dtype));
-  return {what, static_cast<const char*>(w.data), 1, width, width};
+  int64_t first = 0;
+  int64_t last = 0;
+  for (const int64_t reach :
+       {(w.taps - 1) * w.tap_stride, (w.c_in - 1) * w.in_stride, (w.c_out - 1) * w.out_stride}) {
+    (reach < 0 ? first : last) += reach;
+  }
+  const auto size = static_cast<int64_t>(size_of(w.dtype));
+  const int64_t width = (last - first + 1) * size;
+  return {what, static_cast<const char*>(w.data) + first * size, 1, width, width};
 }
 
 void validate_apart(const Memory& output, const Memory& input) {
@@ -131,7 +151,7 @@ void validate_apart(const Memory& output, const Memory& input) {
   if (output.data >= end(input) || input.data >= end(output)) return;
   // The input's rows may lie in the gaps between the output's.
   bool between = false;
-  if (output.step == input.step) {
+  if (output.step == input.step && output.step > 0) {
     const int64_t distance = (input.data - output.data) % output.step;
     const int64_t shift = distance < 0 ? distance + output.step : distance;
     between = shift >= output.width && shift + input.width <= output.step;

@@ -312,6 +312,7 @@ Matrix make_matrix(const Context& ctx, int64_t rows, int64_t cols, Dtype dtype) 
   size_t bytes = size_of(dtype);
   const bool countable = !__builtin_mul_overflow(bytes, rows, &bytes) &&
                          !__builtin_mul_overflow(bytes, cols, &bytes) && bytes <= PTRDIFF_MAX;
+  check(ctx.allocate != nullptr, "the context has no allocate, expected one as of Context::cpu()");
   check(countable, ErrorCode::out_of_memory, "no memory for a ", rows, " x ", cols, " matrix of ",
         name(dtype));
   Matrix matrix;
@@ -334,6 +335,7 @@ void parallel_for(const Context& ctx,
     for (int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
+  check(ctx.run != nullptr, "the context has no run, expected one as of Context::cpu()");
   std::atomic<int64_t> next = 0;
   std::exception_ptr error;
   std::mutex error_mutex;
