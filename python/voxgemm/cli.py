@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `voxgemm`: demo, bench and info.
+"""The command `voxgemm`: demo, bench and info; the others are in `cli_times`.
 
 Input that cannot be used ends in one sentence on stderr and exit status 2.
 """
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from . import cli_times
+from . import cli_files, cli_times
 from .clouds import InputError
 from .clouds.shapes import FORMS
 from .errors import ArgumentError
@@ -71,14 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     add = demo.add_argument
     add("file", nargs="?", help="las laz ply pcd obj stl glb bin npy npz csv; without: a street")
     add("--voxel", help="size in the file's unit, or a grid such as 256grid (default: by the file)")
-    add("--task", choices=("auto", *TASKS), default="auto")
-    add("--steps", type=_whole("steps", 1, 100_000), default=60)
-    add("--channels", type=_whole("channels", 1, 512), default=16, help="at full resolution")
-    add("--dtype", choices=_DTYPES, default="f32")
-    add("--device", type=_device, default="cpu")
+    by_file = "what is predicted (default: auto, by what the file has)"
+    add("--task", choices=("auto", *TASKS), default="auto", help=by_file)
+    add("--steps", type=_whole("steps", 1, 100_000), default=60, help="default: 60")
+    at_full = "at full resolution (default: 16)"
+    add("--channels", type=_whole("channels", 1, 512), default=16, help=at_full)
+    add("--dtype", choices=_DTYPES, default="f32", help="default: f32")
+    add("--device", type=_device, default="cpu", help="cpu (default), cuda or cuda:N")
     add("--threads", type=_threads, help="default: torch's")
     add("--columns", type=int, choices=(4, 5, 6), help="float32 per point of a .bin file")
-    add("--seed", type=_whole("seed", 0, 2**32 - 1), default=0)
+    add("--seed", type=_whole("seed", 0, 2**32 - 1), default=0, help="default: 0")
     add("--out", metavar="PICTURE", help="default: demo-NAME.png")
     add("--json", metavar="PATH", help="the numbers as one object; - is stdout")
 
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--suite", choices=("cpu", "h200", "maps"), help=suites)
     add("--device", type=_device, help="default: cpu, of --suite h200 and maps cuda")
     add("--threads", type=_thread_list, metavar="N[,N]", help="of the CPU; default: torch's")
-    add("--repeat", type=_whole("repeat", 1, 1000), default=5, help="rounds; the median counts")
+    add("--repeat", type=_whole("repeat", 1, 1000), default=5, help="rounds (default: 5)")
     add("--kernel", metavar="NAME", help="this kernel only, by its full name")
     add("--algorithm", metavar="NAME[,NAME]", help="these algorithms only")
     add("--check", action="store_true", help="also compare with the double-precision reference")
@@ -104,25 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_times.add_commands(commands, _device, _EXAMPLE)
 
     info = commands.add_parser("info", help="versions, CPU, threads, GPUs, cache")
-    info.add_argument("--json", action="store_true")
+    info.add_argument("--json", action="store_true", help="as one JSON object")
     return parser
-
-
-def _check_writable(path: str) -> None:
-    """Before the work, not after it. A file that this makes is removed again."""
-    there = os.path.exists(path)
-    with open(path, "ab"):
-        pass
-    if not there:
-        os.remove(path)
-
-
-def _write_json(path: str | None, text: str, mode: str = "w") -> None:
-    if path == "-":
-        print(text)
-    elif path:
-        with open(path, mode, encoding="utf-8") as file:
-            print(text, file=file)
 
 
 def _demo_table(result: dict[str, Any]) -> str:
@@ -153,17 +136,12 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(arguments).items() if key not in ("command", "json")}
     options = demo.Options(**given)
     path = options.picture_path()
-    suffix = Path(path).suffix.lstrip(".").lower()
-    known = ", ".join(picture.formats())
-    if suffix not in picture.formats():
-        raise InputError(f"picture {path!r} has the suffix {suffix!r}, expected one of {known}")
-    for name in (path, arguments.json):
-        if name not in (None, "-"):
-            _check_writable(name)
+    picture.check_suffix(path)
+    cli_files.check_writable(path, arguments.json)
     words = sys.stderr if arguments.json == "-" else sys.stdout
     result = demo.run(options, lambda text: print(text, file=words, flush=True))
     print(_demo_table(result), file=words)
-    _write_json(arguments.json, json.dumps(result, indent=2))
+    cli_files.write(arguments.json, json.dumps(result, indent=2) + "\n")
 
 
 def _bench_device(arguments: argparse.Namespace) -> torch.device:
@@ -191,8 +169,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
     if arguments.kernel and arguments.algorithm:
         raise InputError("got both --kernel and --algorithm, expected one of them")
     device = _bench_device(arguments)
-    if arguments.json not in (None, "-"):
-        _check_writable(arguments.json)
+    cli_files.check_writable(arguments.json)
     options = bench.Options(
         threads=arguments.threads or [torch.get_num_threads()],
         rounds=arguments.repeat,
@@ -212,7 +189,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     # Row by row: what was measured before an error is kept.
     for row in found:
-        _write_json(arguments.json, json.dumps(row), "a" if rows else "w")
+        cli_files.write(arguments.json, json.dumps(row) + "\n", "a" if rows else "w")
         rows.append(row)
     print(summary(rows, options), file=words)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import tuning
+from . import cli_files, tuning
 from .clouds import InputError
 from .table import table
 
@@ -26,6 +26,7 @@ def _seconds(text: str) -> float:
 
 def add_commands(commands: Any, device: Callable[[str], str], example: str) -> None:
     """`device` reads the name of one; `example` is a problem."""
+    devices = "cpu (default), cuda or cuda:N"
     explain = commands.add_parser(
         "explain",
         help="which kernel a problem gets, and why",
@@ -35,7 +36,7 @@ def add_commands(commands: Any, device: Callable[[str], str], example: str) -> N
     )
     add = explain.add_argument
     add("problem", metavar="PROBLEM")
-    add("--device", type=device, default="cpu")
+    add("--device", type=device, default="cpu", help=devices)
     add("--algorithm", metavar="NAME[,NAME]", help="these algorithms only")
     add("--json", metavar="PATH", help="one object; - is stdout")
     add("--plot", metavar="PICTURE", help="the times as a picture")
@@ -65,14 +66,14 @@ def add_commands(commands: Any, device: Callable[[str], str], example: str) -> N
         description="Times every kernel on small made-up problems; the ratios correct the cost"
         " models' predictions on devices that they were not fitted on.",
     )
-    calibrate.add_argument("--device", type=device, default="cpu")
-    calibrate.add_argument("--budget", type=_seconds, default=20.0, metavar="SECONDS")
+    add = calibrate.add_argument
+    add("--device", type=device, default="cpu", help=devices)
+    add("--budget", type=_seconds, default=20.0, metavar="SECONDS", help="default: 20")
 
     cache = commands.add_parser("cache", help="the files of measured times")
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("show", help="files, devices, numbers").add_argument(
-        "--json", action="store_true"
-    )
+    show = actions.add_parser("show", help="files, devices, numbers")
+    show.add_argument("--json", action="store_true", help="as a list of objects")
     export = actions.add_parser("export", help="the records that count, as lines of JSON")
     export.add_argument("file", nargs="?", default="-", help="default: stdout")
     export.add_argument("--model", default="", metavar="NAME", help="of this model of device only")
@@ -82,19 +83,17 @@ def add_commands(commands: Any, device: Callable[[str], str], example: str) -> N
     actions.add_parser("clear", help="remove the files")
 
 
-def _write(path: str | None, text: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-    elif path:
-        Path(path).write_text(text, encoding="utf-8")
-
-
 def run_explain(arguments: argparse.Namespace) -> None:
     from . import bench
 
     problem = bench.parse(arguments.problem)
     if not problem.passes:
         raise InputError(f"{problem.text!r} runs no kernel, expected a pass or step")
+    cli_files.check_writable(arguments.json, arguments.plot)
+    if arguments.plot:
+        from . import picture
+
+        picture.check_suffix(arguments.plot)
     coords = bench.coords_of(problem.cloud).to(arguments.device)
     map = bench.build_map(problem, coords)
     filters = bench.filters(None, arguments.algorithm)
@@ -102,7 +101,8 @@ def run_explain(arguments: argparse.Namespace) -> None:
     found = [tuning.explanation(map, each) for each in asked]
     if arguments.json != "-":
         print("\n".join(tuning.table(map, each) for each in asked), end="")
-    _write(arguments.json, json.dumps(found if len(found) > 1 else found[0], indent=2) + "\n")
+    shown = found if len(found) > 1 else found[0]
+    cli_files.write(arguments.json, json.dumps(shown, indent=2) + "\n")
     if arguments.plot:
         tuning.plot(found, arguments.plot)
 
@@ -120,7 +120,12 @@ def _problems(arguments: argparse.Namespace) -> tuple[list[str], str]:
         texts = bench.random_problems(device=device)
     elif arguments.suite:
         texts = targets.suite() if arguments.suite == "h200" else bench.suite()
-    return [text for text in texts if not text.startswith("map ")], device
+    if arguments.suite:
+        texts = [text for text in texts if not text.startswith("map ")]
+    for text in texts:
+        if not bench.parse(text).passes:
+            raise InputError(f"{text!r} runs no kernel, expected a pass or step")
+    return texts, device
 
 
 def is_reference(kernel: str) -> bool:
@@ -132,6 +137,7 @@ def run_tune(arguments: argparse.Namespace) -> None:
 
     texts, device = _problems(arguments)
     problems = [bench.parse(text) for text in texts]
+    cli_files.check_writable(arguments.json, arguments.out)
     filters = bench.filters(None, arguments.algorithm)
     words = sys.stderr if arguments.json == "-" else sys.stdout
     lines, records, rows = [], [], []
@@ -143,7 +149,9 @@ def run_tune(arguments: argparse.Namespace) -> None:
         now = tuning.explanation(map, asked)
         times = {c["kernel"]: c["measured_ms"] for c in now["candidates"] if c["measured_ms"]}
         able = [c for c in now["candidates"] if c["reason"] is None]
-        favourite = min(able, key=lambda c: c["predicted_ms"])["kernel"]
+        known = [c for c in able if not is_reference(c["kernel"])]
+        # A reference is chosen where nothing else can run.
+        favourite = min(known or able, key=lambda c: c["predicted_ms"])["kernel"]
         # What the model alone would have cost, where that is known.
         ratio = times[favourite] / min(times.values()) if favourite in times else None
         line = {
@@ -156,7 +164,7 @@ def run_tune(arguments: argparse.Namespace) -> None:
             "model": favourite,
             "model_over_best": ratio,
             "known": len(times),
-            "able": sum(not is_reference(c["kernel"]) for c in able),
+            "able": len(known),
         }
         lines.append(json.dumps(line))
         records.append(found.records)
@@ -166,8 +174,8 @@ def run_tune(arguments: argparse.Namespace) -> None:
             + [now["picked"]]
         )
     print(table(("problem", "measured", "ms", "model / best", "picked"), rows), file=words)
-    _write(arguments.json, "".join(f"{line}\n" for line in lines))
-    _write(arguments.out, "".join(records))
+    cli_files.write(arguments.json, "".join(f"{line}\n" for line in lines))
+    cli_files.write(arguments.out, "".join(records))
 
 
 def run_calibrate(arguments: argparse.Namespace) -> None:
@@ -185,7 +193,7 @@ def run_cache(arguments: argparse.Namespace) -> None:
         header = ("device", "records", "problems", "superseded", "foreign lines", "file")
         print(table(header, rows) if rows else "no measured times")
     elif arguments.action == "export":
-        _write(arguments.file, tuning.export_times(arguments.model))
+        cli_files.write(arguments.file, tuning.export_times(arguments.model))
     elif arguments.action == "import":
         stdin = arguments.file == "-"
         text = sys.stdin.read() if stdin else Path(arguments.file).read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ drawn box with its ticks is to scale and any number of voxels takes a second.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -18,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
+
+from .clouds import InputError
 
 _DPI = 110
 _WIDTH = 15.0  # inches
@@ -310,6 +313,11 @@ def draw(picture: Picture, path: str) -> None:
     figure.savefig(path)
 
 
-def formats() -> tuple[str, ...]:
-    """Suffixes that `draw` can write."""
-    return tuple(sorted(FigureCanvasAgg.get_supported_filetypes()))
+def check_suffix(path: str) -> None:
+    """Raises InputError unless a picture of this name can be written."""
+    suffix = Path(path).suffix.lstrip(".").lower()
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if suffix not in known:
+        raise InputError(
+            f"picture {path!r} has the suffix {suffix!r}, expected one of {', '.join(known)}"
+        )

@@ -317,7 +317,12 @@ def test_an_explanation_as_data_and_picture(clouds, tmp_path):
         (("tune",), "--suite"),
         (("tune", "forward f32 subm3 4->4 line:3", "--suite", "cpu"), "--suite"),
         (("tune", "forward f32 subm3 4->4 line:3", "--budget", "0"), "budget"),
+        (("tune", "map f32 subm3 4->4 line:3"), "runs no kernel"),
+        (("tune", "forward f32 subm3 4->4 line:3", "--out", "/no/such/file"), "/no/such/file"),
+        (("tune", "forward f32 subm3 4->4 line:3", "--json", "/no/such/file"), "/no/such/file"),
         (("explain", "map f32 subm3 4->4 line:3"), "runs no kernel"),
+        (("explain", "forward f32 subm3 4->4 line:3", "--json", "/no/such/file"), "/no/such/file"),
+        (("explain", "forward f32 subm3 4->4 line:3", "--plot", "times.foo"), "suffix 'foo'"),
         (("explain", "forward f32 subm3 4->4 line:3", "--algorithm", "magic"), "magic"),
         (("cache", "import", "/no/such/file"), "/no/such/file"),
     ],
@@ -327,5 +332,6 @@ def test_a_bad_command_is_a_sentence(arguments, word, capsys):
         status = cli.main(list(arguments))
     except SystemExit as exit:
         status = exit.code
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     assert status == 2 and word in err and err.count("\n") == 1
+    assert out == "", "it is refused before the work"
