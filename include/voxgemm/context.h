@@ -10,6 +10,7 @@ namespace voxgemm {
 
 // Where work runs and what it may use: a device, a stream, threads and memory. All of it is the
 // caller's to say (under torch: as many threads as torch has, on torch's CPUs, and torch's memory).
+// Several threads may use one CPU context at once.
 struct VOXGEMM_EXPORT Context {
   // Calls body(worker) once for every worker in [0, workers), on several threads or not, and
   // returns when all have returned. body does not throw. Several threads may call it at once, and a

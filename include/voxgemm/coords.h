@@ -23,6 +23,7 @@ constexpr int32_t padding_batch = std::numeric_limits<int32_t>::min();
 // Membership and row numbers of a coordinate set: one 512-bit bitmap per occupied brick of 8^3
 // voxels, the running count of voxels before it, and a row number per voxel in brick order (bricks
 // in an order of their own, voxels inside by position). It keeps no reference to the coordinates.
+// One that was moved from may only be destroyed or assigned to.
 class VOXGEMM_EXPORT VoxelIndex {
  public:
   // coords: i32 [n, 4], read. Costs O(n) time, 4 bytes a voxel, 96 a brick, and to find bricks at

@@ -10,7 +10,7 @@ namespace voxgemm {
 // Depthwise convolution: every channel has its own kernel. Matrices have one float dtype and
 // contiguous columns; w [taps, c]; sums are f32 (f64 for f64) in a fixed order, rounded once; an
 // absent neighbour is never read, and no infinite factor of it shows. Maps without rows give no
-// rows and zero gradients.
+// rows and zero gradients. No output may overlap an input.
 struct DepthwiseForward {
   MatrixRef x;                                   // [n_in, c]
   MatrixRef w;                                   // [taps, c]
@@ -32,7 +32,7 @@ VOXGEMM_EXPORT void depthwise_grad_input(const Context& ctx,
                                          const KernelMap& map,
                                          const DepthwiseGradInput& operands,
                                          const MatrixRef& dx);
-// dw [taps, c] = sum over pairs (i, o, t) of x[i] * dy[o]; dtype of x or f32.
+// dw [taps, c] = sum over pairs (i, o, t) of x[i] * dy[o]; dtype of x, or f32 for f16 and bf16.
 VOXGEMM_EXPORT void depthwise_grad_weight(const Context& ctx,
                                           const KernelMap& map,
                                           const MatrixRef& x,

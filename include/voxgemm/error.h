@@ -11,7 +11,9 @@ namespace voxgemm {
 
 enum class ErrorCode { invalid_argument, unsupported, out_of_memory, device };
 
-// The only exception of the library. what() is one sentence for the user; where() names the check.
+// The only exception of the library; what a function of the caller's throws, or the standard
+// library for want of memory, passes through. what() is one sentence for the user, of code
+// unsupported with the table of explain() behind it; where() names the check.
 class VOXGEMM_EXPORT Error : public std::runtime_error {
  public:
   Error(ErrorCode code, const std::string& message, std::string where = {})

@@ -39,7 +39,8 @@ struct VOXGEMM_EXPORT Geometry {
   int64_t offset(int axis, int tap_on_axis) const {
     return static_cast<int64_t>(tap_on_axis) * dilation[axis] - padding[axis];
   }
-  // Output extent for an input extent, as torch's Conv3d; 0 where the kernel does not fit.
+  // Output extent for an input extent, as torch's Conv3d; 0 where the kernel does not fit. Throws
+  // as validate() does, and where an extent needs more than 31 bits.
   Int3 out_shape(const Int3& in_shape) const;
 
   // "3", "3x1x3", "3s2p1", "2s2", "3d2": what differs from the defaults.

@@ -24,7 +24,7 @@ struct HashTableRef {
 // value. Does not wait for a CUDA device. Returns i64 [1, 2] on the context's device: the distinct
 // keys, old and new, and the first row whose key is all ones, or -1 (always -1 with skip_empty,
 // which passes such rows over). Where there are more keys than slots, or such a row, the table is
-// left as it was.
+// left as it was. Keys and values may not overlap the table.
 struct HashInsert {
   MatrixRef keys;
   std::optional<MatrixRef> values;
@@ -39,7 +39,8 @@ VOXGEMM_EXPORT void check_hash_insert(const Context& ctx,
                                       const MatrixRef& status);
 
 // values[i] = the value of keys[i], all ones where the table does not have it. keys: [n, 1], dtype
-// of the table's, read. values: [n, 1], dtype of the table's, contiguous, written.
+// of the table's, read. values: [n, 1], dtype of the table's, contiguous, written; it overlaps
+// neither.
 VOXGEMM_EXPORT void hash_lookup(const Context& ctx,
                                 const HashTableRef& table,
                                 const MatrixRef& keys,

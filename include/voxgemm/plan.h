@@ -23,8 +23,8 @@ struct PlanOptions {
   // Measure what is not known when a pass first runs (tune.h); else the cost models choose.
   bool tune_at_first_use = tunes_at_first_use();
   // What the caller has, else made when needed: the transposed map, and by pass a schedule of the
-  // map (for grad_input of the transposed one unless the map is symmetric), used if it is what the
-  // kernel asks for.
+  // map (for grad_input of the transposed one unless the map is symmetric), used if it is cut as
+  // the kernel asks. They must outlive the plan.
   const KernelMap* transposed = nullptr;
   std::array<const Schedule*, 3> schedules = {};
   // Makes the schedules that are none of those: Schedule::build, or what keeps them.
@@ -43,7 +43,8 @@ struct Epilogue {
 // Cheap to make. The map must outlive the plan. Matrices of every pass: features [n, channels] with
 // the plan's dtype and contiguous columns; weights with the same dtype; no output may overlap an
 // input. Bad arguments throw before anything is written. Maps without rows give outputs without
-// rows and zero gradients.
+// rows and zero gradients. A plan is for one thread at a time; several plans may share a map and a
+// context. One that was moved from may only be destroyed or assigned to.
 class VOXGEMM_EXPORT Plan {
  public:
   static Plan make(const Context& ctx, const KernelMap& map, const PlanOptions& options);
@@ -64,7 +65,8 @@ class VOXGEMM_EXPORT Plan {
                   const MatrixRef& dy,
                   const WeightsRef& w,
                   const MatrixRef& dx);
-  // dw: strides as the caller likes; dtype f32 or the plan's. Sums are f32 (f64 for f64).
+  // dw [taps, c_in, c_out]: any strides under which no two elements coincide; dtype the plan's, or
+  // f32 for f16 and bf16. Sums are f32 (f64 for f64).
   void grad_weight(const Context& ctx,
                    const MatrixRef& x,
                    const MatrixRef& dy,
@@ -87,8 +89,8 @@ class VOXGEMM_EXPORT Plan {
 // Whether the work of a CUDA context goes into a graph instead of running.
 VOXGEMM_EXPORT bool is_capturing(const Context& ctx);
 
-// db [1, channels] = sum of the rows of dy, in double, in an order that
-// does not depend on threads. db has any float dtype.
+// db [1, channels] = sum of the rows of dy [rows, channels], in double, in an order that does not
+// depend on threads; 0 without rows. Each has any float dtype; they do not overlap.
 VOXGEMM_EXPORT void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db);
 
 }  // namespace voxgemm

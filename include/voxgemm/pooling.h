@@ -8,7 +8,8 @@
 namespace voxgemm {
 
 // Sums and means are f32 (f64 for f64), added in a fixed order and rounded once. In max and min a
-// NaN wins, and of equals the first. A result of no operand is 0 and its winner -1.
+// NaN wins, and of equals the first. A result of no operand is 0 and its winner -1. No output may
+// overlap an input.
 enum class Reduction { max, min, sum, mean };
 constexpr int reduction_count = 4;
 

@@ -21,8 +21,9 @@ enum class Operation {
 //   "PASS DTYPE OPERATION C_IN->C_OUT CLOUD",  e.g. "forward f16 subm3 64->128 shell:256"
 // DTYPE is f16, bf16, f32, f64, or for f32 operands in another precision tf32, bf16x3 or bf16x6.
 // OPERATION is subm, conv or inv, then size ("3" or "3x1x3"), then s, p, d with a number or three
-// joined by x where they differ from 1, 0, 1. CLOUD is whatever names the coordinates; it is kept,
-// not read, here. c_in and c_out are always the layer's, also in the backward passes.
+// joined by x where they differ from 1, 0, 1. CLOUD is whatever names the coordinates, a word or
+// nothing; it is kept, not read, here. c_in and c_out are always the layer's, also in the backward
+// passes.
 struct VOXGEMM_EXPORT Problem {
   Pass pass = Pass::forward;
   Dtype dtype = Dtype::f32;

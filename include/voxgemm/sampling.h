@@ -8,6 +8,7 @@
 namespace voxgemm {
 
 // Reading a sparse grid at real points. Voxel (i, j, k) fills [i, i + 1)^3, its centre is at + 0.5.
+// No output may overlap an input.
 
 enum class SampleMode {
   nearest,    // the voxel that holds the point

@@ -63,7 +63,8 @@ struct ScheduleParts {
 // more than 32 MiB of index entries waits once, to have no more room than it needs.
 class VOXGEMM_EXPORT Schedule {
  public:
-  // map.neighbours must outlive the schedule.
+  // map.neighbours must outlive the schedule. Throws where the options contradict what their lines
+  // say.
   static Schedule build(const Context& ctx, const KernelMap& map, const ScheduleOptions& options);
   // Of parts that build() made for this map and these options.
   static Schedule from_parts(const KernelMap& map,

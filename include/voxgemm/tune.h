@@ -48,7 +48,7 @@ VOXGEMM_EXPORT bool is_tuned(const Problem& problem, const Filter& filter);
 // this long: its records correct the cost models of kernels that were fitted on another device.
 VOXGEMM_EXPORT Tuning calibrate(const Context& ctx, double budget_seconds = 20);
 
-// Takes over records of another process, in this process only.
+// Takes over records of another process, in this process only. Throws if a line is no record.
 VOXGEMM_EXPORT void learn_times(const Device& device, std::string_view records);
 
 // The files of a folder (empty: the cache folder); no file is a problem.

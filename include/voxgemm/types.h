@@ -46,7 +46,8 @@ struct Device {
 };
 
 // A view of `rows` x `cols` elements; element (r, c) is at `data + (r * stride + c) *
-// size_of(dtype)`. It owns nothing. A function that only reads a matrix says so in its comment.
+// size_of(dtype)`, which is aligned to its size. The stride of a single row may be anything. It
+// owns nothing. A function that only reads a matrix says so in its comment.
 struct MatrixRef {
   void* data = nullptr;
   int64_t rows = 0;
@@ -73,8 +74,7 @@ struct Matrix : MatrixRef {
 
 // The weights of a convolution: element (tap, in, out) is at
 // `data + (tap * tap_stride + in * in_stride + out * out_stride) * size_of(dtype)`, so every layout
-// in use
-// ([c_out, Kx, Ky, Kz, c_in] and [taps, c_in, c_out] among them) is a view, and nothing is
+// in use ([c_out, Kx, Ky, Kz, c_in] and [taps, c_in, c_out] among them) is a view, and nothing is
 // transposed.
 struct WeightsRef {
   void* data = nullptr;
