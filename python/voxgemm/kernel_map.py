@@ -440,6 +440,8 @@ def output_coords(
     Raises ArgumentError: another shape or dtype, a geometry that is none, an unknown rule.
     """
     rule = index_in(OUTPUT_RULES, output_rule, "output_rule")
+    if not isinstance(geometry, Geometry):
+        raise ArgumentError(f"geometry is {geometry!r}, expected a Geometry")
     numbers = geometry.numbers()
     return call(ops._output_coords.default, coords, numbers, rule, spatial_shape, max_voxels)
 
@@ -450,8 +452,7 @@ def generated_coords(
     """The output voxels, int32 [m, 4], of a transposed convolution on coords, int32 [n, 4].
 
     Every coords * stride - padding + tap * dilation of the geometry, inside spatial_shape if one
-    is given. In
-    ascending order, none twice. Waits for the device; n may be 0.
+    is given. In ascending order, none twice. Waits for the device; n may be 0.
 
     >>> coords = torch.tensor([[0, 4, 5, 6]], dtype=torch.int32)
     >>> vg.functional.generated_coords(coords, vg.Geometry((1, 1, 2), (2, 2, 2))).tolist()

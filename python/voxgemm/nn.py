@@ -229,8 +229,8 @@ class SubmConv3d(_Conv3d):
     """Outputs exactly where inputs are; tap size // 2 of each axis reads the output's own voxel.
 
     Takes [n, in_channels] to [n, out_channels] on the same coordinates. weight [out_channels, Kx,
-    Ky, Kz, in_channels], bias [out_channels]. Any stride but 1 and any padding but the one that
-    centres the kernel ('same') is an ArgumentError. `algorithm`: as in `functional.conv3d`.
+    Ky, Kz, in_channels / groups], bias [out_channels]. Any stride but 1 and any padding but the one
+    that centres the kernel ('same') is an ArgumentError. `algorithm`: as in `functional.conv3d`.
 
     >>> conv = vg.nn.SubmConv3d(4, 8, 3)
     >>> x = vg.SparseTensor(torch.ones(2, 4), torch.arange(8, dtype=torch.int32).view(2, 4))
@@ -289,8 +289,9 @@ class SparseConv3d(_Conv3d):
 
     Takes [n, in_channels] to [m, out_channels] on coordinates of their own, in ascending order. Per
     axis: in = out * stride - padding + tap * dilation. weight [out_channels, Kx, Ky, Kz,
-    in_channels], bias [out_channels]. The first call on a set of coordinates waits for the device,
-    unless `max_voxels` says how many rows m shall be, padding included (see `output_coords`).
+    in_channels / groups], bias [out_channels]. The first call on a set of coordinates waits for the
+    device, unless `max_voxels` says how many rows m shall be, padding included (see
+    `output_coords`).
 
     >>> conv = vg.nn.SparseConv3d(4, 8, 2, stride=2)
     >>> x = vg.SparseTensor(torch.ones(2, 4), torch.tensor([[0, 4, 5, 6], [0, 5, 5, 6]]).int())
@@ -332,9 +333,9 @@ class SparseInverseConv3d(_Conv3d):
     """Back to the coordinates from which a SparseConv3d with this kernel came to the input's.
 
     Takes [m, in_channels] to [n, out_channels] on the rows from which the other layer came, with
-    its taps. weight [out_channels, Kx, Ky, Kz, in_channels], bias [out_channels]. Stride, padding
-    and dilation are that layer's; give them only to choose between several. ArgumentError where no
-    layer with this kernel led to the coordinates.
+    its taps. weight [out_channels, Kx, Ky, Kz, in_channels / groups], bias [out_channels]. Stride,
+    padding and dilation are that layer's; give them only to choose between several. ArgumentError
+    where no layer with this kernel led to the coordinates.
 
     >>> down, up = vg.nn.SparseConv3d(4, 8, 2, stride=2), vg.nn.SparseInverseConv3d(8, 4, 2)
     >>> x = vg.SparseTensor(torch.ones(2, 4), torch.tensor([[0, 4, 5, 6], [0, 5, 5, 6]]).int())
@@ -378,8 +379,9 @@ class SparseInverseConv3d(_Conv3d):
 class SparseConvTranspose3d(_Conv3d):
     """Outputs at every voxel that an input reaches: new ones, as torch's ConvTranspose3d has them.
 
-    Per axis: out = in * stride - padding + tap * dilation. With a spatial shape, outputs outside
-    the result's are left out. To go back to voxels that were there before, SparseInverseConv3d.
+    Per axis: out = in * stride - padding + tap * dilation. weight [out_channels, Kx, Ky, Kz,
+    in_channels / groups], bias [out_channels]. With a spatial shape, outputs outside the result's
+    are left out. To go back to voxels that were there before, SparseInverseConv3d.
 
     >>> up = vg.nn.SparseConvTranspose3d(1, 1, 2, stride=2)
     >>> x = vg.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 1, 1, 1]], dtype=torch.int32))

@@ -202,7 +202,7 @@ def tune(
     Raises ArgumentError: an unknown pass, no budget. Warns of kernels whose results are wrong.
     """
     numbers = [index_in(PASSES, name, "a pass of passes") for name in passes]
-    if budget_seconds <= 0:
+    if not budget_seconds > 0:
         raise ArgumentError(f"budget_seconds is {budget_seconds}, expected more than 0")
     layers = _layers(model, inputs if isinstance(inputs, tuple) else (inputs,))
     work = list(itertools.product(layers, numbers))
@@ -234,7 +234,11 @@ def calibrate(device: torch.device | str = "cpu", budget_seconds: float = 20.0) 
 
     >>> vg.calibrate("cpu", budget_seconds=0.001).problem
     'calibration of cpu'
+
+    Raises ArgumentError: no budget.
     """
+    if not budget_seconds > 0:
+        raise ArgumentError(f"budget_seconds is {budget_seconds}, expected more than 0")
     on = torch.empty(0, device=device)
     found = call(ops._calibrate.default, on, round(1e6 * budget_seconds))
     return _measured(text_of(found), f"calibration of {device}", "")

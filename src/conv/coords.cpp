@@ -82,6 +82,11 @@ void validate_coords(const Context& ctx,
   check(coords.rows == 0 || coords.data != nullptr, "coordinates have ", coords.rows,
         " rows but no data");
   if (!spatial_shape && !batch_size) return;
+  check(!batch_size || *batch_size >= 0, "batch_size is ", batch_size.value_or(0),
+        ", expected 0 or more");
+  const Int3 extents = spatial_shape.value_or(Int3{});
+  check(*std::min_element(extents.begin(), extents.end()) >= 0, "the spatial shape is (",
+        extents[0], ", ", extents[1], ", ", extents[2], "), expected extents >= 0");
   // Negative numbers are large unsigned ones.
   constexpr int64_t any = int64_t{1} << 32;
   const auto limit = [](int64_t extent) { return std::clamp<int64_t>(extent, 0, any / 2); };
@@ -98,8 +103,9 @@ void validate_coords(const Context& ctx,
   } else {
     std::copy_n(coords.row<int32_t>(row), 4, c.begin());
   }
-  const std::string expected_batch =
-      batch_size ? join("batch 0 to ", *batch_size - 1) : std::string("any batch");
+  const std::string expected_batch = !batch_size       ? std::string("any batch")
+                                     : *batch_size > 0 ? join("batch 0 to ", *batch_size - 1)
+                                                       : std::string("no batch");
   const std::string expected_shape = spatial_shape
                                          ? join("spatial shape (", (*spatial_shape)[0], ", ",
                                                 (*spatial_shape)[1], ", ", (*spatial_shape)[2], ")")

@@ -300,6 +300,20 @@ TEST(ValidateCoords, NamesTheFirstOffendingRow) {
   }
 }
 
+TEST(ValidateCoords, RefusesImpossibleBounds) {
+  const Context ctx = Context::cpu(1);
+  const Matrix coords = coords_matrix(ctx, {{0, 0, 0, 0}});
+  EXPECT_EQ(message([&] { validate_coords(ctx, coords, std::nullopt, -1); }),
+            "batch_size is -1, expected 0 or more");
+  EXPECT_EQ(message([&] {
+              validate_coords(ctx, coords, Int3{1, -2, 1}, std::nullopt);
+            }),
+            "the spatial shape is (1, -2, 1), expected extents >= 0");
+  EXPECT_EQ(message([&] { validate_coords(ctx, coords, std::nullopt, 0); }),
+            "row 0 of the coordinates is (batch 0, x 0, y 0, z 0), expected no batch and any x, y, "
+            "z");
+}
+
 TEST(ValidateCoords, RefusesOtherMatrices) {
   const Context ctx = Context::cpu(1);
   const auto text = [&](const MatrixRef& m) {

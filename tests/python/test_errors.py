@@ -155,6 +155,7 @@ def test_mixed_dtypes(operands):
 def test_geometry(operands, clouds):
     refuse("kernel_size is (3, 3), expected an int or three", vg.build_map, COORDS, (3, 3))
     refuse("stride is 2", lambda c: vg.build_map(c, 3, stride=2), COORDS)
+    refuse("geometry is 3, expected a Geometry", vg.output_coords, COORDS, 3)
     refuse("0", lambda c: vg.output_coords(c, Geometry((3, 3, 3), (0, 1, 1))), COORDS)
     refuse("-1", lambda c: vg.output_coords(c, Geometry((3, 3, 3), padding=(-1, 0, 0))), COORDS)
     refuse("4096", lambda c: vg.build_map(c, 17), COORDS)

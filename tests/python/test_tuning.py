@@ -74,6 +74,8 @@ def test_bad_arguments(clouds):
         vg.tune(conv, x, passes=["back"])
     with pytest.raises(vg.ArgumentError, match="budget_seconds is 0"):
         vg.tune(conv, x, 0)
+    with pytest.raises(vg.ArgumentError, match="budget_seconds is -1"):
+        vg.calibrate("cpu", -1)
 
 
 def test_determinism_asks_the_model_alone(clouds):
