@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils import benchmark
 
 import voxgemm
 from voxgemm import bench, depthwise, serialization
@@ -40,12 +39,10 @@ def orders(cloud: str, device: torch.device) -> Iterator[tuple[str, torch.Tensor
     yield "none", coords[torch.randperm(len(coords), generator=draw).to(device)]
 
 
-def microseconds(work: Callable[[], Any]) -> float:
-    timer = benchmark.Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return 1e6 * timer.blocked_autorange(min_run_time=0.1).median
-
-
 def rows(cloud: str, device: torch.device) -> Iterator[dict[str, Any]]:
+    def microseconds(work: Callable[[], Any]) -> float:
+        return 1e6 * bench.median_seconds(work, device, rounds=5)
+
     for order, coords in orders(cloud, device):
         map = voxgemm.build_map(coords, 3)
         for dtype, channels in LAYERS:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,19 +30,20 @@ PROBLEMS = [
 CALLS, ROUNDS = 10, 9
 
 
-def repeated(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+def repeated(work: Callable[[], Any], device: torch.device) -> bench.Contender:
     def calls() -> None:
         for _ in range(CALLS):
             work()
 
     work()
+    wait = bench.waiting(device)
     if device.type == "cpu":
-        return calls
-    torch.cuda.synchronize(device)
+        return bench.Contender(calls, 0.0, wait=wait)
+    wait()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         calls()
-    return graph.replay
+    return bench.Contender(graph.replay, 0.0, wait=wait)
 
 
 def microseconds(text: str, device: torch.device) -> list[float]:
@@ -66,19 +66,15 @@ def microseconds(text: str, device: torch.device) -> list[float]:
     laps: list[list[float]] = [[] for _ in contenders]
     for _ in range(ROUNDS):
         for times, contender in zip(laps, contenders, strict=True):
-            start = time.perf_counter()
-            contender()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
+            times.append(contender.seconds())
     return [1e6 / CALLS * statistics.median(times) for times in laps]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("problems", nargs="*", default=PROBLEMS, help="as in voxgemm bench")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with torch.no_grad():
         for text in options.problems:
             times = microseconds(text, torch.device(options.device))

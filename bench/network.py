@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -82,12 +81,6 @@ class MinkUNet18(nn.Module):
         return logits
 
 
-def milliseconds(work: Callable[[], Any], wait: Callable[[], Any], repeat: int) -> float:
-    contender = bench.Contender(work, 0.0, wait=wait)
-    contender.warm_up()
-    return 1e3 * statistics.median(contender.seconds() for _ in range(repeat))
-
-
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     torch.manual_seed(0)
@@ -96,9 +89,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     net = MinkUNet18().to(device, dtype)
     labels = torch.randint(0, 20, (len(coords),), device=device)
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    wait = bench.waiting(device)
+
+    def milliseconds(work: Callable[[], Any]) -> float:
+        return 1e3 * bench.median_seconds(work, device, options.repeat)
 
     def forward(x: vg.SparseTensor) -> torch.Tensor:
         with torch.no_grad():
@@ -116,23 +110,23 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     wait()
     row: dict[str, Any] = {"network": "MinkUNet18", "cloud": options.cloud, "voxels": len(coords)}
     row |= {"dtype": options.dtype, "first_ms": 1e3 * (time.perf_counter() - start)}
-    fresh = milliseconds(lambda: forward(vg.SparseTensor(features, coords)), wait, options.repeat)
+    fresh = milliseconds(lambda: forward(vg.SparseTensor(features, coords)))
 
     def time_forward(prefix: str) -> None:
-        row[f"{prefix}forward_ms"] = milliseconds(lambda: forward(x), wait, options.repeat)
+        row[f"{prefix}forward_ms"] = milliseconds(lambda: forward(x))
         if device.type != "cuda":
             return
         wait()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             kept = forward(x)
-        row[f"{prefix}graph_ms"] = milliseconds(graph.replay, wait, options.repeat)
+        row[f"{prefix}graph_ms"] = milliseconds(graph.replay)
         row[f"{prefix}same"] = torch.equal(kept, forward(x))
 
     time_forward("")
     row["maps_ms"] = fresh - row["forward_ms"]
     net.train()
-    row["step_ms"] = milliseconds(step, wait, options.repeat)
+    row["step_ms"] = milliseconds(step)
     net.eval()
     expected = forward(x).float()
     for module in list(net.modules()):

@@ -325,6 +325,20 @@ class Contender:
                 return
 
 
+def waiting(device: torch.device) -> Callable[[], Any]:
+    """What waits for a device: for the CPU nothing."""
+    if device.type == "cpu":
+        return lambda: None
+    return functools.partial(torch.cuda.synchronize, device)
+
+
+def median_seconds(work: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """Of a call of work alone, without contenders."""
+    alone = Contender(work, 0.0, wait=waiting(device))
+    alone.warm_up()
+    return statistics.median(alone.seconds() for _ in range(rounds))
+
+
 def same_work(problem: Problem, pairs: int, device: torch.device) -> Contender:
     """A dense product of the problem's FLOPs, or the part of it that memory is spent on."""
     c_in, c_out = problem.c_in, problem.c_out

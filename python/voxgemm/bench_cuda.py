@@ -186,8 +186,7 @@ def _measure(problem: Problem, options: Options, device: torch.device) -> dict[s
     map = bench.build_map(problem, coords)
     pairs = map.pairs
 
-    def wait() -> None:
-        torch.cuda.synchronize(device)
+    wait = bench.waiting(device)
 
     row = {
         "problem": problem.text,

@@ -90,6 +90,15 @@ def test_the_error_is_that_of_the_worst_number(work, text, device, monkeypatch):
     assert layer.error(work) >= 0.99e-3
 
 
+def test_the_epilogue_is_timed_in_four_ways(device, capsys):
+    problem = "forward f32 subm3 4->4 line:30"
+    script("epilogue").main(["--device", device.type, problem])
+    text = capsys.readouterr().out
+    assert text.startswith(problem)
+    times = [float(word) for word in text.removeprefix(problem).split()]
+    assert len(times) == 4 and min(times) > 0
+
+
 def test_depthwise_is_timed_in_every_order(device, tmp_path, capsys):
     path = tmp_path / "times.jsonl"
     depthwise = script("depthwise")
