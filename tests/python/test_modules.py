@@ -7,6 +7,8 @@ import copy
 import inspect
 import io
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import torch
 import voxgemm as vg
 from voxgemm import kernel_map
 
+README = Path(__file__).parents[2] / "README.md"
 LAYERS = (vg.nn.SubmConv3d, vg.nn.SparseConv3d, vg.nn.SparseInverseConv3d)
 
 
@@ -45,20 +48,14 @@ def built(monkeypatch):
     return names
 
 
-def test_the_example_of_the_readme(x):
-    net = vg.nn.Sequential(
-        vg.nn.SubmConv3d(4, 32, 3),
-        torch.nn.BatchNorm1d(32),
-        torch.nn.ReLU(),
-        vg.nn.SparseConv3d(32, 64, 2, stride=2),
-        vg.nn.SparseInverseConv3d(64, 32, 2),
-    )
-    y = net(x)
-    assert y.coords is x.coords and y.features.shape == (80, 32)
-    assert y.stride == (1, 1, 1) and y.spatial_shape == (8, 8, 8)
-    y.features.square().sum().backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
-    table = vg.explain(net[0], x)
+def test_the_example_of_the_readme(x, capsys):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S)
+    values = {"features": x.features, "coords": x.coords}
+    exec(code, values)
+    net, y = values["net"], values["y"]
+    assert y.coords is x.coords and y.features.shape == (80, 32) and y.stride == (1, 1, 1)
+    assert all(p.grad is not None for p in net.parameters())
+    table = capsys.readouterr().out
     for name in vg.functional.PASSES:
         assert f"{name} f32 subm3 4->32" in table
     assert table.count("picked") == 3
