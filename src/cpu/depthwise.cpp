@@ -6,6 +6,7 @@
 #include "core/dispatch.h"
 #include "cpu/avx2.h"
 #include "cpu/brick_set.h"
+#include "cpu/engine.h"
 #include "cpu/row_lists.h"
 #include "cpu/widen.h"
 
@@ -15,43 +16,106 @@ namespace {
 // Rows handled by one task.
 constexpr int64_t piece = 512;
 
-template <class T>
-void widen_row(const T* from, int64_t cols, Sum<T>* to) {
-  for (int64_t c = 0; c < cols; ++c) to[c] = widen(from[c]);
+// What engines and the loops for f64 read; `first` and `last` are the task's.
+DepthwiseRows rows_of(const KernelMap& map, const MatrixRef& x, int64_t first, int64_t last) {
+  return {.x = x.data,
+          .x_stride = x.stride,
+          .x_rows = map.n_in,
+          .numbers = map.neighbours.as<const int32_t>(),
+          .tap_stride = map.neighbours.stride,
+          .taps = map.taps(),
+          .first = first,
+          .last = last,
+          .n = static_cast<int>(x.cols)};
 }
 
-// y[r] = bias + sum over taps of x[row] * w[tap], mirrored or not.
-template <class T>
-void multiply(const Context& ctx,
+// body(tap, row of x) for what row r reads, in the order of the taps.
+template <class Body>
+void for_taps(const DepthwiseRows& from, int64_t r, const Body& body) {
+  for (int tap = 0; tap < from.taps; ++tap) {
+    const int32_t in = from.numbers[tap * from.tap_stride + r];
+    if (RowLists::is_row(in, from.x_rows)) {
+      body(tap, static_cast<const double*>(from.x) + in * from.x_stride);
+    }
+  }
+}
+
+void convolve_f64(const DepthwiseRows& from,
+                  const DepthwiseForward& operands,
+                  bool mirrored,
+                  const MatrixRef& y) {
+  for (int64_t r = from.first; r < from.last; ++r) {
+    double* sum = y.row<double>(r);
+    std::fill_n(sum, from.n, 0.0);
+    if (operands.bias) std::copy_n(operands.bias->as<double>(), from.n, sum);
+    for_taps(from, r, [&](int tap, const double* x) {
+      const auto* w = operands.w.row<const double>(mirrored ? from.taps - 1 - tap : tap);
+      for (int c = 0; c < from.n; ++c) sum[c] += w[c] * x[c];
+    });
+  }
+}
+
+void add_products_f64(const DepthwiseRows& from, const MatrixRef& dy, double* sums) {
+  for (int64_t r = from.first; r < from.last; ++r) {
+    const auto* gradient = dy.row<const double>(r);
+    for_taps(from, r, [&](int tap, const double* x) {
+      double* sum = sums + int64_t{tap} * from.n;
+      for (int c = 0; c < from.n; ++c) sum[c] += gradient[c] * x[c];
+    });
+  }
+}
+
+// A matrix as f32, with zeros up to whole vectors of the engine, mirrored or not.
+class Widened {
+ public:
+  Widened(const Engine& engine, const MatrixRef& m, bool mirrored)
+      : stride_(std::max<int64_t>(m.cols, engine.panel_cols)),
+        values_(static_cast<size_t>(m.rows * stride_)) {
+    dispatch_float(m.dtype, [&]<class T>(Type<T>) {
+      for (int64_t r = 0; r < m.rows; ++r) {
+        const T* from = m.row<const T>(mirrored ? m.rows - 1 - r : r);
+        for (int64_t c = 0; c < m.cols; ++c) {
+          values_[r * stride_ + c] = static_cast<float>(widen(from[c]));
+        }
+      }
+    });
+  }
+  int64_t stride() const { return stride_; }
+  const float* data() const { return values_.data(); }
+
+ private:
+  int64_t stride_;
+  std::vector<float> values_;
+};
+
+void convolve(const Context& ctx,
               const KernelMap& map,
               const DepthwiseForward& operands,
               bool mirrored,
               const MatrixRef& y) {
-  // By name: a lambda cannot take a structured binding in every compiler.
-  const auto& x = operands.x;
-  const auto& w = operands.w;
-  const auto& bias = operands.bias;
-  const int64_t cols = y.cols;
-  std::vector<Sum<T>> weights(static_cast<size_t>(map.taps() * cols));
-  for (int tap = 0; tap < map.taps(); ++tap) {
-    const int64_t row = mirrored ? map.taps() - 1 - tap : tap;
-    widen_row(w.row<const T>(row), cols, weights.data() + tap * cols);
+  const Engine* engine = best_engine(y.dtype);
+  if (engine == nullptr) {
+    return for_vector_pieces(ctx, map.n_out, piece, [&](int64_t first, int64_t last) {
+      convolve_f64(rows_of(map, operands.x, first, last), operands, mirrored, y);
+    });
   }
-  std::vector<Sum<T>> start(static_cast<size_t>(cols), Sum<T>{0});
-  if (bias) widen_row(bias->as<T>(), cols, start.data());
-  for_vector_pieces(ctx, map.n_out, piece, [&](int64_t first, int64_t last) {
-    std::vector<Sum<T>> sum(static_cast<size_t>(cols));
-    for (int64_t r = first; r < last; ++r) {
-      std::copy(start.begin(), start.end(), sum.begin());
-      for (int tap = 0; tap < map.taps(); ++tap) {
-        const int32_t in = map.neighbours.row<int32_t>(tap)[r];
-        if (!RowLists::is_row(in, map.n_in)) continue;
-        const T* from = x.row<const T>(in);
-        const Sum<T>* weight = weights.data() + tap * cols;
-        for (int64_t c = 0; c < cols; ++c) sum[c] += weight[c] * widen(from[c]);
-      }
-      for (int64_t c = 0; c < cols; ++c) store(sum[c], y.row<T>(r)[c]);
-    }
+  if (y.cols == 0) return;
+  const Widened weights(*engine, operands.w, mirrored);
+  std::vector<float> start(static_cast<size_t>(weights.stride()));
+  if (operands.bias) {
+    const Widened bias(*engine, *operands.bias, false);
+    std::copy_n(bias.data(), start.size(), start.data());
+  }
+  parallel_for(ctx, (map.n_out + piece - 1) / piece, [&](int64_t task, int) {
+    std::vector<int32_t> scratch(static_cast<size_t>(depthwise_scratch(map.taps())));
+    const int64_t last = std::min(map.n_out, (task + 1) * piece);
+    engine->depthwise({.from = rows_of(map, operands.x, task * piece, last),
+                       .weights = weights.data(),
+                       .weight_stride = weights.stride(),
+                       .start = start.data(),
+                       .y = y.data,
+                       .y_stride = y.stride,
+                       .scratch = scratch.data()});
   });
 }
 
@@ -61,7 +125,7 @@ void depthwise_forward(const Context& ctx,
                        const KernelMap& map,
                        const DepthwiseForward& operands,
                        const MatrixRef& y) {
-  dispatch_float(y.dtype, [&]<class T>(Type<T>) { multiply<T>(ctx, map, operands, false, y); });
+  convolve(ctx, map, operands, false, y);
 }
 
 void depthwise_grad_input(const Context& ctx,
@@ -69,9 +133,7 @@ void depthwise_grad_input(const Context& ctx,
                           const DepthwiseGradInput& operands,
                           const MatrixRef& dx) {
   const DepthwiseForward seen = {.x = operands.dy, .w = operands.w, .bias = {}};
-  dispatch_float(dx.dtype, [&]<class T>(Type<T>) {
-    multiply<T>(ctx, *operands.transposed, seen, map.symmetric, dx);
-  });
+  convolve(ctx, *operands.transposed, seen, map.symmetric, dx);
 }
 
 void depthwise_grad_weight(const Context& ctx,
@@ -83,32 +145,42 @@ void depthwise_grad_weight(const Context& ctx,
   constexpr int64_t most_slices = 64;
   const int64_t rows = std::max(piece, (map.n_out + most_slices - 1) / most_slices);
   const int64_t slices = (map.n_out + rows - 1) / rows;
-  const int64_t size = map.taps() * x.cols;
-  dispatch_float(x.dtype, [&]<class T>(Type<T>) {
-    const Buffer<Sum<T>> sums(ctx, slices * size);
-    for_vector_pieces(ctx, map.n_out, rows, [&](int64_t first, int64_t last) {
-      Sum<T>* sum = sums.data() + first / rows * size;
-      std::fill_n(sum, size, Sum<T>{0});
-      std::vector<Sum<T>> gradient(static_cast<size_t>(x.cols));
-      for (int64_t r = first; r < last; ++r) {
-        widen_row(dy.row<const T>(r), x.cols, gradient.data());
-        for (int tap = 0; tap < map.taps(); ++tap) {
-          const int32_t in = map.neighbours.row<int32_t>(tap)[r];
-          if (!RowLists::is_row(in, map.n_in)) continue;
-          const T* from = x.row<const T>(in);
-          Sum<T>* to = sum + tap * x.cols;
-          for (int64_t c = 0; c < x.cols; ++c) to[c] += gradient[c] * widen(from[c]);
-        }
-      }
-    });
+  const auto add_slices = [&](const auto* sums, int64_t stride) {
     dispatch_float(dw.dtype, [&]<class D>(Type<D>) {
-      for (int64_t i = 0; i < size; ++i) {
+      for (int64_t i = 0; i < map.taps() * x.cols; ++i) {
+        const int64_t tap = i / x.cols;
         double total = 0;
-        for (int64_t slice = 0; slice < slices; ++slice) total += sums[slice * size + i];
-        store(total, dw.row<D>(i / x.cols)[i % x.cols]);
+        for (int64_t slice = 0; slice < slices; ++slice) {
+          total += sums[(slice * map.taps() + tap) * stride + i % x.cols];
+        }
+        store(static_cast<Sum<D>>(total), dw.row<D>(tap)[i % x.cols]);
       }
     });
-  });
+  };
+  const Engine* engine = best_engine(x.dtype);
+  if (engine == nullptr) {
+    const int64_t size = map.taps() * x.cols;
+    const Buffer<double> sums(ctx, slices * size);
+    std::fill_n(sums.data(), slices * size, 0.0);
+    for_vector_pieces(ctx, map.n_out, rows, [&](int64_t first, int64_t last) {
+      add_products_f64(rows_of(map, x, first, last), dy, sums.data() + first / rows * size);
+    });
+    return add_slices(sums.data(), x.cols);
+  }
+  const int64_t stride = std::max<int64_t>(x.cols, engine->panel_cols);
+  const Buffer<float> sums(ctx, slices * map.taps() * stride);
+  std::fill_n(sums.data(), slices * map.taps() * stride, 0.0F);
+  if (x.cols > 0) {
+    parallel_for(ctx, slices, [&](int64_t slice, int) {
+      const int64_t last = std::min(map.n_out, (slice + 1) * rows);
+      engine->depthwise_outer({.from = rows_of(map, x, slice * rows, last),
+                               .dy = dy.data,
+                               .dy_stride = dy.stride,
+                               .dw = sums.data() + slice * map.taps() * stride,
+                               .dw_stride = stride});
+    });
+  }
+  add_slices(sums.data(), stride);
 }
 
 }  // namespace voxgemm::cpu

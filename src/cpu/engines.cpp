@@ -123,4 +123,11 @@ std::span<const Engine* const> engines() {
   return list;
 }
 
+const Engine* best_engine(Dtype dtype) {
+  for (const Engine* engine : engines()) {
+    if (engine->dtype == dtype && engine->supported()) return engine;
+  }
+  return nullptr;
+}
+
 }  // namespace voxgemm::cpu
