@@ -90,6 +90,7 @@ void pool(const Context& ctx,
   validate_map(ctx, map);
   check(x.rows == map.n_in, "x has ", x.rows, " rows, the map ", map.n_in);
   validate_result(ctx, x, reduction, result, map.n_out);
+  if (x.cols == 0) return;
   run(ctx, cuda::pool, cpu::pool, map, x, reduction, result);
 }
 
@@ -107,6 +108,7 @@ void pool_grad(const Context& ctx,
   if (grad.winners) {
     validate_column(ctx, *grad.winners, {"winners", map.n_out, dx.cols, Dtype::i32});
   }
+  if (dx.cols == 0) return;
   WayBack back(ctx, map, grad.transposed);
   Matrix counts;
   if (reduction == Reduction::mean) counts = make_matrix(ctx, map.n_out, 1, Dtype::i32);
@@ -123,6 +125,7 @@ void segment_reduce(const Context& ctx,
                     const Reduced& result) {
   validate_result(ctx, x, reduction, result, result.y.rows);
   validate_column(ctx, segments, {"segments", x.rows, 1, Dtype::i32});
+  if (x.cols == 0) return;
   run(ctx, cuda::segment_reduce, cpu::segment_reduce, x, segments, reduction, result);
 }
 
@@ -137,6 +140,7 @@ void depthwise_forward(const Context& ctx,
   if (bias) validate_matrix(ctx, *bias, {"the bias", 1, x.cols, x.dtype});
   validate_matrix(ctx, y, {"y", map.n_out, x.cols, x.dtype});
   validate_apart(memory_of(y, "y"), memory_of(x, "x"));
+  if (y.cols == 0) return;
   run(ctx, cuda::depthwise_forward, cpu::depthwise_forward, map, operands, y);
 }
 
@@ -148,6 +152,7 @@ void depthwise_grad_input(const Context& ctx,
   validate_matrix(ctx, operands.dy, {"dy", map.n_out, dx.cols, dx.dtype});
   validate_matrix(ctx, operands.w, {"the weights", map.taps(), dx.cols, dx.dtype});
   validate_apart(memory_of(dx, "dx"), memory_of(operands.dy, "dy"));
+  if (dx.cols == 0) return;
   WayBack back(ctx, map, operands.transposed);
   const DepthwiseGradInput seen = {back.merged(operands.dy), operands.w, back.transposed()};
   run(ctx, cuda::depthwise_grad_input, cpu::depthwise_grad_input, map, seen, dx);
@@ -167,6 +172,7 @@ void depthwise_grad_weight(const Context& ctx,
   validate_matrix(ctx, dw, {"the weight gradient", map.taps(), x.cols, dw.dtype});
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(x, "x"));
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(dy, "dy"));
+  if (dw.cols == 0) return;
   run(ctx, cuda::depthwise_grad_weight, cpu::depthwise_grad_weight, map, x, dy, dw);
 }
 
