@@ -7,6 +7,8 @@ import copy
 import inspect
 import io
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -120,6 +122,29 @@ def test_maps_are_built_once(x, built):
     assert built == once
     vg.nn.SubmConv3d(4, 4, 3, dilation=2)(x)
     assert built == [*once, "submanifold_map"]
+
+
+class Slow(list):
+    """A list that two threads change at once: none goes on before both have."""
+
+    both = threading.Barrier(2)
+
+    def append(self, item):
+        super().append(item)
+        self.both.wait(timeout=60)
+
+
+@pytest.mark.parametrize("other", [2, 3], ids=["the same layer", "another layer"])
+def test_threads_that_ask_at_once(x, other):
+    layers = [vg.nn.SparseConv3d(4, 4, 2, 2), vg.nn.SparseConv3d(4, 4, other, 2)]
+    expected = [layer(vg.SparseTensor(x.features, x.coords, (8, 8, 8))) for layer in layers]
+    x.maps.sets = Slow(x.maps.sets)
+    with ThreadPoolExecutor(2) as threads:
+        found = [each.result() for each in [threads.submit(layer, x) for layer in layers]]
+    for y, alone in zip(found, expected, strict=True):
+        assert torch.equal(y.coords, alone.coords) and torch.equal(y.features, alone.features)
+    assert found[0].shares_coords(found[1]) == (other == 2)
+    assert all(layer(x).shares_coords(y) for layer, y in zip(layers, found, strict=True))
 
 
 def test_two_branches_to_the_same_coordinates_can_be_added(x):
