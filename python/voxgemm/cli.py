@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -108,15 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_writable(path: str) -> None:
-    """Before the work, not after it. A file that this makes is removed again."""
-    there = os.path.exists(path)
-    with open(path, "ab"):
-        pass
-    if not there:
-        os.remove(path)
-
-
 def _write_json(path: str | None, text: str, mode: str = "w") -> None:
     if path == "-":
         print(text)
@@ -148,18 +137,11 @@ def _demo_table(result: dict[str, Any]) -> str:
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
-    from . import demo, picture
+    from . import demo
 
     given = {key: value for key, value in vars(arguments).items() if key not in ("command", "json")}
     options = demo.Options(**given)
-    path = options.picture_path()
-    suffix = Path(path).suffix.lstrip(".").lower()
-    known = ", ".join(picture.formats())
-    if suffix not in picture.formats():
-        raise InputError(f"picture {path!r} has the suffix {suffix!r}, expected one of {known}")
-    for name in (path, arguments.json):
-        if name not in (None, "-"):
-            _check_writable(name)
+    cli_times.check_writable(arguments.json, picture=options.picture_path())
     words = sys.stderr if arguments.json == "-" else sys.stdout
     result = demo.run(options, lambda text: print(text, file=words, flush=True))
     print(_demo_table(result), file=words)
@@ -191,8 +173,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
     if arguments.kernel and arguments.algorithm:
         raise InputError("got both --kernel and --algorithm, expected one of them")
     device = _bench_device(arguments)
-    if arguments.json not in (None, "-"):
-        _check_writable(arguments.json)
+    cli_times.check_writable(arguments.json)
     options = bench.Options(
         threads=arguments.threads or [torch.get_num_threads()],
         rounds=arguments.repeat,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +17,27 @@ import torch
 from . import tuning
 from .clouds import InputError
 from .table import table
+
+
+def check_writable(*paths: str | None, picture: str | None = None) -> None:
+    """Before the work, not after it. A file that this makes is removed again."""
+    if picture:
+        from .picture import formats
+
+        suffix = Path(picture).suffix.lstrip(".").lower()
+        if suffix not in formats():
+            raise InputError(
+                f"picture {picture!r} has the suffix {suffix!r}, expected one of "
+                f"{', '.join(formats())}"
+            )
+    for path in (*paths, picture):
+        if not path or path == "-":
+            continue
+        there = os.path.exists(path)
+        with open(path, "ab"):
+            pass
+        if not there:
+            os.remove(path)
 
 
 def _seconds(text: str) -> float:
@@ -92,6 +114,7 @@ def _write(path: str | None, text: str) -> None:
 def run_explain(arguments: argparse.Namespace) -> None:
     from . import bench
 
+    check_writable(arguments.json, picture=arguments.plot)
     problem = bench.parse(arguments.problem)
     if not problem.passes:
         raise InputError(f"{problem.text!r} runs no kernel, expected a pass or step")
@@ -130,6 +153,7 @@ def is_reference(kernel: str) -> bool:
 def run_tune(arguments: argparse.Namespace) -> None:
     from . import bench
 
+    check_writable(arguments.json, arguments.out)
     texts, device = _problems(arguments)
     problems = [bench.parse(text) for text in texts]
     filters = bench.filters(None, arguments.algorithm)
