@@ -134,17 +134,31 @@ class Slow(list):
         self.both.wait(timeout=60)
 
 
-@pytest.mark.parametrize("other", [2, 3], ids=["the same layer", "another layer"])
-def test_threads_that_ask_at_once(x, other):
-    layers = [vg.nn.SparseConv3d(4, 4, 2, 2), vg.nn.SparseConv3d(4, 4, other, 2)]
+def at_once(layers, x):
+    with ThreadPoolExecutor(2) as threads:
+        return [each.result() for each in [threads.submit(layer, x) for layer in layers]]
+
+
+def test_threads_that_add_sets_at_once(x):
+    layers = [vg.nn.SparseConv3d(4, 4, 2, 2), vg.nn.SparseConv3d(4, 4, 3, 2)]
     expected = [layer(vg.SparseTensor(x.features, x.coords, (8, 8, 8))) for layer in layers]
     x.maps.sets = Slow(x.maps.sets)
-    with ThreadPoolExecutor(2) as threads:
-        found = [each.result() for each in [threads.submit(layer, x) for layer in layers]]
-    for y, alone in zip(found, expected, strict=True):
+    for y, alone in zip(at_once(layers, x), expected, strict=True):
         assert torch.equal(y.coords, alone.coords) and torch.equal(y.features, alone.features)
-    assert found[0].shares_coords(found[1]) == (other == 2)
-    assert all(layer(x).shares_coords(y) for layer, y in zip(layers, found, strict=True))
+
+
+def test_threads_that_ask_for_the_same_map_at_once(x, monkeypatch):
+    both, build = threading.Barrier(2), kernel_map.strided_map
+
+    def built(*arguments):
+        map = build(*arguments)
+        both.wait(timeout=60)
+        return map
+
+    monkeypatch.setattr(kernel_map, "strided_map", built)
+    layer = vg.nn.SparseConv3d(4, 4, 2, 2)
+    a, b = at_once([layer, layer], x)
+    assert a.shares_coords(b) and layer(x).shares_coords(a)
 
 
 def test_two_branches_to_the_same_coordinates_can_be_added(x):
