@@ -196,7 +196,7 @@ inline std::string text_of(const Tensor& tensor) {
 inline Int3 int3(IntSpan values, size_t first = 0) {
   check(values.size() >= first + 3, "got ", values.size(), " numbers, expected ", first + 3);
   const auto narrow = [](int64_t value) {
-    check(value == static_cast<int32_t>(value), value, " does not fit 32 bits");
+    check(value == static_cast<int32_t>(value), "got ", value, ", expected a number of 32 bits");
     return static_cast<int32_t>(value);
   };
   return {narrow(values[first]), narrow(values[first + 1]), narrow(values[first + 2])};

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .errors import ArgumentError
+
 _SIGNED = {torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
@@ -13,6 +15,17 @@ def as_bits(column: Tensor) -> Tensor:
     """uint32 and uint64 as int32 and int64 of the same bits and the same memory."""
     signed = _SIGNED.get(column.dtype)
     return column if signed is None else column.view(signed)
+
+
+def as_int32(column: Tensor, what: str, absent: int = -1) -> Tensor:
+    """Whole numbers of any width; `absent` where int32 does not hold them."""
+    bits = as_bits(column)
+    if bits.is_floating_point() or bits.is_complex():
+        raise ArgumentError(
+            f"{what} is {column.dtype} {list(column.shape)}, expected whole numbers"
+        )
+    narrow = bits.to(torch.int32)
+    return narrow if bits.dtype != torch.int64 else torch.where(narrow == bits, narrow, absent)
 
 
 def may_wait(tensor: Tensor) -> bool:

@@ -3,22 +3,38 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .errors import ArgumentError
 
 Triple = tuple[int, int, int]
 
 
-def triple(value: int | Iterable[int], what: str) -> Triple:
+def whole(value: Any) -> int | None:
+    """An int, also numpy's and that of a tensor; None of what is none."""
     if isinstance(value, int):
-        return value, value, value
-    if isinstance(value, Iterable):
-        values = tuple(value)
-        if len(values) == 3 and all(isinstance(v, int) for v in values):
-            return values
-    raise ArgumentError(f"{what} is {value!r}, expected an int or three")
+        return value
+    if isinstance(value, tuple | list):  # torch 2.10 cannot trace the error
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def triple(value: int | Iterable[int], what: str) -> Triple:
+    one = whole(value)
+    if one is not None:
+        return one, one, one
+    try:
+        x, y, z = map(whole, cast(Iterable[int], value))
+    except (TypeError, ValueError):
+        x = y = z = None
+    if x is None or y is None or z is None:
+        raise ArgumentError(f"{what} is {value!r}, expected an int or three")
+    return x, y, z
 
 
 class Geometry(NamedTuple):

@@ -87,11 +87,15 @@ def collate(tensors: Sequence[SparseTensor]) -> SparseTensor:
     largest = None
     if len(given) == len(shapes):
         largest = triple([max(axis) for axis in zip(*given, strict=True)], "the shape")
+    if size > 2**31:
+        raise ArgumentError(f"collate of {size} batch items, expected at most {2**31}")
     rows = torch.cat([tensor.features for tensor in tensors])
     return tensors[0].moved(rows, torch.cat(coords), batch_size=size, spatial_shape=largest)
 
 
 def _check_some(name: str, tensors: Sequence[SparseTensor]) -> None:
+    if not isinstance(tensors, Sequence):
+        raise ArgumentError(f"{name} got a {type(tensors).__name__}, expected a list or tuple")
     if not tensors:
         raise ArgumentError(f"{name} of no tensors, expected one or more")
     for tensor in tensors:

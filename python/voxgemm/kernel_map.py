@@ -466,11 +466,15 @@ def generated_coords(
     steps = torch.tensor([1, *geometry.stride], device=coords.device)
     wide = coords * steps + torch.tensor(moved, device=coords.device)
     narrow = wide.int()
-    if not torch.compiler.is_compiling() and bool((narrow != wide).any()):
-        raise ArgumentError(
-            f"a transposed convolution with stride {geometry.stride} leads to coordinates that "
-            "int32 does not hold"
-        )
+    if not torch.compiler.is_compiling():
+        rows = ((narrow != wide).any(1) & (coords[:, 0] != PADDING_BATCH)).nonzero()
+        if len(rows):
+            row = int(rows[0, 0])
+            raise ArgumentError(
+                f"row {row} of the coordinates is {coords[row].tolist()}, from which a transposed "
+                f"convolution with stride {geometry.stride} leads to coordinates that int32 does "
+                "not hold"
+            )
     shape = None
     if spatial_shape is not None:
         shape = three(n + r for n, r in zip(spatial_shape, spread, strict=True))

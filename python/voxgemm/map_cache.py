@@ -30,7 +30,8 @@ class MapCache:
     """Coordinate sets that come from one another, and their kernel maps, each built once.
 
     Every tensor that a network makes of its input shares one. Sets are known by number, so that
-    nothing refers back to a tensor and memory is freed as soon as the last one is dropped.
+    nothing refers back to a tensor and memory is freed as soon as the last one is dropped. Threads
+    that ask for the same at once get the same: what the first of them made.
     """
 
     def __init__(self, root: CoordinateSet):
@@ -59,11 +60,19 @@ class MapCache:
             self._there[number, device] = found
         return found
 
+    def _added(self, here: CoordinateSet) -> int:
+        """The number of a new set."""
+        number = len(self.sets)
+        self.sets.append(here)
+        while self.sets[number] is not here:  # another thread added one before
+            number += 1
+        return number
+
     def submanifold(self, number: int, geometry: Geometry) -> KernelMap:
         key = (number, geometry)
         if key not in self._submanifold:
             coords = self.sets[number].coords
-            self._submanifold[key] = kernel_map.submanifold_map(coords, geometry)
+            self._submanifold.setdefault(key, kernel_map.submanifold_map(coords, geometry))
         return self._submanifold[key]
 
     def strided(
@@ -85,8 +94,8 @@ class MapCache:
                 )
             stride = [a * b for a, b in zip(source.stride, geometry.stride, strict=True)]
             map = kernel_map.strided_map(source.coords, coords, geometry)
-            self.sets.append(CoordinateSet(coords, shape, source.batch_size, _whole(stride)))
-            self._strided[key] = (len(self.sets) - 1, map)
+            here = CoordinateSet(coords, shape, source.batch_size, _whole(stride))
+            self._strided.setdefault(key, (self._added(here), map))
         return self._strided[key]
 
     def generated(
@@ -102,8 +111,8 @@ class MapCache:
             coords = kernel_map.generated_coords(source.coords, geometry, shape)
             stride = [a / b for a, b in zip(source.stride, geometry.stride, strict=True)]
             map = kernel_map.strided_map(coords, source.coords, geometry).transposed()
-            self.sets.append(CoordinateSet(coords, shape, source.batch_size, _whole(stride)))
-            self._generated[key] = (len(self.sets) - 1, map)
+            here = CoordinateSet(coords, shape, source.batch_size, _whole(stride))
+            self._generated.setdefault(key, (self._added(here), map))
         return self._generated[key]
 
     def settle(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import sys
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,11 @@ class Owned:
             except IndexError:  # another thread had the last
                 break
 
-    def __del__(self, forget: Any = ops._forget.default) -> None:
+    def __del__(
+        self, forget: Any = ops._forget.default, is_finalizing: Any = sys.is_finalizing
+    ) -> None:
+        if is_finalizing():  # then torch may be gone
+            return
         # A garbage collection comes at any time, also while a graph is traced.
         if _may_call():
             forget(self._neighbours)

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ._library import call, ops
 from .algorithms import index_in
-from .columns import as_bits
+from .columns import as_int32
 from .errors import ArgumentError
 from .kernel_map import KernelMap
 from .sampling import weighted_sum
@@ -97,7 +97,7 @@ def segment_reduce(
     Raises ArgumentError: an unknown reduction, another number of segments than of rows.
     """
     number = index_in(REDUCTIONS, reduction, "reduction")
-    return _Segments.apply(features, as_bits(segments).to(torch.int32), count, number)
+    return _Segments.apply(features, as_int32(segments, "segments"), count, number)
 
 
 def global_pool(

@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from ._library import call, ops
 from .algorithms import index_in
-from .columns import as_bits
+from .columns import as_int32
 from .errors import ArgumentError
 from .geometry import Triple, triple
+from .kernel_map import PADDING_BATCH
 
 __all__ = [
     "MODES",
@@ -90,7 +91,7 @@ def sample_map(
             raise ArgumentError("batch is given with points [b, l, 3], expected points [m, 3]")
         per_batch = points.shape[1]
     elif batch is not None:
-        batch = batch.to(torch.int32)
+        batch = as_int32(batch, "batch", PADDING_BATCH)
     flat = points.reshape(-1, 3)
     flat = flat if flat.dtype == torch.float64 else flat.float()
     if mode == "nearest":
@@ -167,12 +168,11 @@ def _sum_dtype(features: Tensor) -> torch.dtype:
 
 
 def _numbers(rows: Tensor) -> Tensor:
-    rows = as_bits(rows)
     if rows.is_floating_point() or rows.dtype == torch.bool or rows.ndim != 2:
         raise ArgumentError(
             f"rows is {rows.dtype} {list(rows.shape)}, expected whole numbers [m, k]"
         )
-    return rows.to(torch.int32)
+    return as_int32(rows, "rows")
 
 
 class _Map(torch.autograd.Function):

@@ -132,7 +132,11 @@ def encode(
         most = 1 << min(max(room, 0), 32)
         call(ops._check_coords.default, coords, [1 << width] * 3, most)
     codes = call(ops._curve_encode.default, coords, numbers, wide)
-    return codes if out is None else out.copy_(codes.view(out.dtype))
+    if out is None:
+        return codes
+    if out.shape != codes.shape:
+        raise ArgumentError(f"out is {list(out.shape)}, expected {list(codes.shape)}")
+    return out.copy_(codes.view(out.dtype))
 
 
 def decode(
@@ -181,6 +185,7 @@ def curve_order(
     if bits is not None:
         codes = encode(coords, bits, curve=curve, axes=axes, dtype=torch.int64)
         return CurveOrder(codes, *sort_codes(codes))
+    call(ops._check_coords.default, coords, None, None)
     low = high = [0, 0, 0, 0]
     if len(coords):
         low, high = coords.amin(0).tolist(), coords.amax(0).tolist()

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from . import kernel_map
 from ._library import call, ops
 from .errors import ArgumentError
-from .geometry import Triple, triple
+from .geometry import Triple, triple, whole
 from .map_cache import CoordinateSet, MapCache, Stride
 from .segments import merged_rows
 
@@ -169,7 +169,8 @@ class SparseTensor:
     def replace(self, features: Tensor, number: int | None = None) -> SparseTensor:
         """Other features [n, any] on the same coordinates, or on another set of `maps`."""
         out = self._on(features, self._maps, self._number if number is None else number)
-        if features.ndim != 2 or features.shape[0] != out.coords.shape[0]:
+        is_matrix = isinstance(features, Tensor) and features.ndim == 2
+        if not is_matrix or features.shape[0] != out.coords.shape[0]:
             raise ArgumentError(
                 f"features is {_shape(features)}, expected [{out.voxels}, channels]: "
                 "one row per voxel"
@@ -231,9 +232,10 @@ class SparseTensor:
         >>> x.select(x.features[:, 1] == 0).coords.tolist()
         [[0, 1, 2, 3], [8, 9, 10, 11]]
         """
-        if which.dtype == torch.bool and which.shape == (self.voxels,):
+        is_tensor = isinstance(which, Tensor)
+        if is_tensor and which.dtype == torch.bool and which.shape == (self.voxels,):
             rows = which.nonzero()[:, 0]
-        elif which.dtype == torch.int64 and which.ndim == 1:
+        elif is_tensor and which.dtype == torch.int64 and which.ndim == 1:
             rows = which
         else:
             raise ArgumentError(
@@ -277,12 +279,12 @@ class SparseTensor:
         torch.Size([1, 2, 2, 3, 4])
         """
         shape = self.spatial_shape
+        coords, rows, _ = kernel_map.unique(self.coords)
         if shape is None:
-            most = self.coords[:, 1:].amax(0).tolist() if self.voxels else (-1, -1, -1)
+            most = coords[:, 1:].amax(0).tolist() if coords.shape[0] else (-1, -1, -1)
             shape = triple([max(int(c) + 1, 0) for c in most], "the extents")
         batch = self.batch_size
         call(ops._check_coords.default, self.coords, shape, batch)
-        coords, rows, _ = kernel_map.unique(self.coords)
         grid = self.features.new_zeros((batch, *shape, self.channels))
         grid = grid.index_put(tuple(coords.long().T), self.features[rows.long()])
         return grid.permute(0, 4, 1, 2, 3).contiguous()
@@ -310,22 +312,23 @@ class SparseTensor:
         >>> len(x), x[3].coords.tolist(), x[-2:].coords.tolist(), x[1].voxels
         (4, [[0, 3, 3, 3]], [[1, 3, 3, 3]], 0)
         """
-        if not isinstance(item, (int, slice)):
+        number = 0 if isinstance(item, slice) else whole(item)
+        if number is None:
             raise ArgumentError(
                 f"x[...] takes a batch item's number or a slice of them, got a "
                 f"{type(item).__name__}; x.select takes masks and rows"
             )
         size = self.counted()
-        if isinstance(item, int) and not -size <= item < size:
-            raise IndexError(f"batch item {item} of {size}")
-        kept = range(size)[item if isinstance(item, slice) else slice(item % size, item % size + 1)]
-        numbers = [-1] * (size + 1)  # the first is that of rows that are padding
-        for number, batch in enumerate(kept):
-            numbers[batch + 1] = number
-        table = torch.tensor(numbers, dtype=torch.int32, device=self.coords.device)
-        new = table[(self.coords[:, 0].clamp(min=-1) + 1).long()]
-        rows = (new >= 0).nonzero()[:, 0]
-        coords = torch.cat([new[rows, None], self.coords[rows, 1:]], 1)
+        if isinstance(item, slice):
+            kept = range(size)[item]
+        elif -size <= number < size:
+            kept = range(number % size, number % size + 1)
+        else:
+            raise IndexError(f"batch item {number} of {size}")
+        behind = self.coords[:, 0].long() - kept.start
+        new = behind.div(kept.step, rounding_mode="floor")
+        rows = ((new * kept.step == behind) & (new >= 0) & (new < len(kept))).nonzero()[:, 0]
+        coords = torch.cat([new[rows, None].int(), self.coords[rows, 1:]], 1)
         return self.moved(self.features[rows], coords, batch_size=len(kept))
 
     def counted(self) -> int:
@@ -472,6 +475,8 @@ torch.serialization.add_safe_globals([SparseTensor, MapCache, CoordinateSet])
 
 
 def _shape(tensor: Tensor) -> str:
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}"
     return f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
 
 

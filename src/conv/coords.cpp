@@ -82,11 +82,9 @@ void validate_coords(const Context& ctx,
   check(coords.rows == 0 || coords.data != nullptr, "coordinates have ", coords.rows,
         " rows but no data");
   if (!spatial_shape && !batch_size) return;
+  if (spatial_shape) validate_shape(*spatial_shape);
   check(!batch_size || *batch_size >= 0, "batch_size is ", batch_size.value_or(0),
         ", expected 0 or more");
-  const Int3 extents = spatial_shape.value_or(Int3{});
-  check(*std::min_element(extents.begin(), extents.end()) >= 0, "the spatial shape is (",
-        extents[0], ", ", extents[1], ", ", extents[2], "), expected extents >= 0");
   // Negative numbers are large unsigned ones.
   constexpr int64_t any = int64_t{1} << 32;
   const auto limit = [](int64_t extent) { return std::clamp<int64_t>(extent, 0, any / 2); };
@@ -149,6 +147,7 @@ Matrix output_coords(const Context& ctx,
                      const OutputOptions& options) {
   geometry.validate();
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  if (options.spatial_shape) validate_shape(*options.spatial_shape);
   if (options.max_voxels) {
     check(*options.max_voxels >= 1 && *options.max_voxels <= most_rows, "max_voxels is ",
           *options.max_voxels, ", expected 1 to ", most_rows);

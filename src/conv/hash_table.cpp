@@ -81,8 +81,7 @@ void voxel_keys(const Context& ctx,
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
   validate_column(ctx, keys, {"keys", coords.rows, 1, integer_dtype(keys, "keys")});
   validate_apart(memory_of(keys, "keys"), memory_of(coords, "coords"));
-  check(shape[0] >= 0 && shape[1] >= 0 && shape[2] >= 0, "the spatial shape is (", shape[0], ", ",
-        shape[1], ", ", shape[2], "), expected extents >= 0");
+  validate_shape(shape);
   dispatch_key(keys.dtype, [&]<class K>(Type<K>) {
     for_items(ctx, coords.rows, VoxelNumbers<K>(coords, shape, keys));
   });

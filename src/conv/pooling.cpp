@@ -93,6 +93,7 @@ void pool(const Context& ctx,
   validate_map(ctx, map);
   check(x.rows == map.n_in, "x has ", x.rows, " rows, the map ", map.n_in);
   validate_result(ctx, x, reduction, result, map.n_out);
+  if (x.cols == 0) return;
   run(ctx, cuda::pool, cpu::pool, map, x, reduction, result);
 }
 
@@ -111,6 +112,7 @@ void pool_grad(const Context& ctx,
     validate_column(ctx, *grad.winners, {"winners", map.n_out, dx.cols, Dtype::i32});
     validate_apart(memory_of(dx, "dx"), memory_of(*grad.winners, "winners"));
   }
+  if (dx.cols == 0) return;
   WayBack back(ctx, map, grad.transposed);
   Matrix counts;
   if (reduction == Reduction::mean) counts = make_matrix(ctx, map.n_out, 1, Dtype::i32);
@@ -131,6 +133,7 @@ void segment_reduce(const Context& ctx,
   if (result.winners) {
     validate_apart(memory_of(*result.winners, "winners"), memory_of(segments, "segments"));
   }
+  if (x.cols == 0) return;
   run(ctx, cuda::segment_reduce, cpu::segment_reduce, x, segments, reduction, result);
 }
 
@@ -147,6 +150,7 @@ void depthwise_forward(const Context& ctx,
   validate_apart(memory_of(y, "y"), memory_of(x, "x"));
   validate_apart(memory_of(y, "y"), memory_of(w, "the weights"));
   if (bias) validate_apart(memory_of(y, "y"), memory_of(*bias, "the bias"));
+  if (y.cols == 0) return;
   run(ctx, cuda::depthwise_forward, cpu::depthwise_forward, map, operands, y);
 }
 
@@ -159,6 +163,7 @@ void depthwise_grad_input(const Context& ctx,
   validate_matrix(ctx, operands.w, {"the weights", map.taps(), dx.cols, dx.dtype});
   validate_apart(memory_of(dx, "dx"), memory_of(operands.dy, "dy"));
   validate_apart(memory_of(dx, "dx"), memory_of(operands.w, "the weights"));
+  if (dx.cols == 0) return;
   WayBack back(ctx, map, operands.transposed);
   const DepthwiseGradInput seen = {back.merged(operands.dy), operands.w, back.transposed()};
   run(ctx, cuda::depthwise_grad_input, cpu::depthwise_grad_input, map, seen, dx);
@@ -179,6 +184,7 @@ void depthwise_grad_weight(const Context& ctx,
   validate_matrix(ctx, dw, {"the weight gradient", map.taps(), x.cols, dw.dtype});
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(x, "x"));
   validate_apart(memory_of(dw, "the weight gradient"), memory_of(dy, "dy"));
+  if (dw.cols == 0) return;
   run(ctx, cuda::depthwise_grad_weight, cpu::depthwise_grad_weight, map, x, dy, dw);
 }
 

@@ -47,6 +47,7 @@ SampleMap sample_map(const Context& ctx,
   if (points.batch) validate_column(ctx, *points.batch, {"batch", p.rows, 1, Dtype::i32});
   check(points.points_per_batch >= 0, "there are ", points.points_per_batch,
         " points per batch, expected 0 or more");
+  if (options.spatial_shape) validate_shape(*options.spatial_shape);
   const int taps = sample_taps(options.mode);
   SampleMap map{make_matrix(ctx, p.rows, taps, Dtype::i32),
                 make_matrix(ctx, p.rows, taps, p.dtype)};
@@ -81,6 +82,7 @@ void weighted_sum(const Context& ctx,
   validate_sums(ctx, x, sums, y);
   validate_written(memory_of(y, "y"), memory_of(x, "x"), sums);
   validate_apart(memory_of(y, "y"), memory_of(sums.weights, "weights"));
+  if (y.cols == 0) return;
   run(ctx, cuda::weighted_sum, cpu::weighted_sum, x, sums, y);
 }
 
@@ -91,6 +93,7 @@ void weighted_sum_grad_input(const Context& ctx,
   validate_sums(ctx, dx, sums, dy);
   validate_written(memory_of(dx, "dx"), memory_of(dy, "dy"), sums);
   validate_apart(memory_of(dx, "dx"), memory_of(sums.weights, "weights"));
+  if (dx.cols == 0) return;
   if (on_device(ctx)) validate_sortable(sums.rows.rows * sums.rows.cols);
   run(ctx, cuda::weighted_sum_grad_input, cpu::weighted_sum_grad_input, dy, sums, dx);
 }

@@ -84,13 +84,19 @@ void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected
         ", expected ", device_name(ctx.device));
   check(matrix.stride >= matrix.cols || matrix.rows <= 1, expected.what, " has rows ",
         matrix.stride, " elements apart, expected at least ", matrix.cols);
-  check(matrix.data != nullptr || matrix.rows == 0, expected.what, " has no memory");
+  check(matrix.data != nullptr || matrix.rows == 0 || matrix.cols == 0, expected.what,
+        " has no memory");
 }
 
 void validate_column(const Context& ctx, const MatrixRef& matrix, const Expected& expected) {
   validate_matrix(ctx, matrix, expected);
-  check(matrix.stride == matrix.cols || matrix.rows <= 1, expected.what, " has rows ",
-        matrix.stride, " elements apart, expected ", matrix.cols);
+  check(matrix.stride == matrix.cols || matrix.rows <= 1 || matrix.cols == 0, expected.what,
+        " has rows ", matrix.stride, " elements apart, expected ", matrix.cols);
+}
+
+void validate_shape(const Int3& shape) {
+  check(shape[0] >= 0 && shape[1] >= 0 && shape[2] >= 0, "the spatial shape is (", shape[0], ", ",
+        shape[1], ", ", shape[2], "), expected extents >= 0");
 }
 
 Dtype integer_dtype(const MatrixRef& matrix, const char* what) {
@@ -147,7 +153,7 @@ Memory memory_of(const WeightsRef& w, const char* what) {
 
 void validate_apart(const Memory& output, const Memory& input) {
   const auto end = [](const Memory& m) { return m.data + (m.rows - 1) * m.step + m.width; };
-  if (output.rows == 0 || input.rows == 0) return;
+  if (output.rows * output.width == 0 || input.rows * input.width == 0) return;
   if (output.data >= end(input) || input.data >= end(output)) return;
   // The input's rows may lie in the gaps between the output's.
   bool between = false;

@@ -21,6 +21,8 @@ struct Expected {
 void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected& expected);
 // The same, and its rows stand one behind the other.
 void validate_column(const Context& ctx, const MatrixRef& matrix, const Expected& expected);
+// Of a grid: no extent is negative.
+void validate_shape(const Int3& shape);
 // The dtype of a matrix that must be i32 or i64.
 Dtype integer_dtype(const MatrixRef& matrix, const char* what);
 // Rows are sorted as 32-bit numbers.

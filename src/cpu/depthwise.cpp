@@ -99,7 +99,6 @@ void convolve(const Context& ctx,
       convolve_f64(rows_of(map, operands.x, first, last), operands, mirrored, y);
     });
   }
-  if (y.cols == 0) return;
   const Widened weights(*engine, operands.w, mirrored);
   std::vector<float> start(static_cast<size_t>(weights.stride()));
   if (operands.bias) {
@@ -170,16 +169,14 @@ void depthwise_grad_weight(const Context& ctx,
   const int64_t stride = std::max<int64_t>(x.cols, engine->panel_cols);
   const Buffer<float> sums(ctx, slices * map.taps() * stride);
   std::fill_n(sums.data(), slices * map.taps() * stride, 0.0F);
-  if (x.cols > 0) {
-    parallel_for(ctx, slices, [&](int64_t slice, int) {
-      const int64_t last = std::min(map.n_out, (slice + 1) * rows);
-      engine->depthwise_outer({.from = rows_of(map, x, slice * rows, last),
-                               .dy = dy.data,
-                               .dy_stride = dy.stride,
-                               .dw = sums.data() + slice * map.taps() * stride,
-                               .dw_stride = stride});
-    });
-  }
+  parallel_for(ctx, slices, [&](int64_t slice, int) {
+    const int64_t last = std::min(map.n_out, (slice + 1) * rows);
+    engine->depthwise_outer({.from = rows_of(map, x, slice * rows, last),
+                             .dy = dy.data,
+                             .dy_stride = dy.stride,
+                             .dw = sums.data() + slice * map.taps() * stride,
+                             .dw_stride = stride});
+  });
   add_slices(sums.data(), stride);
 }
 

@@ -127,6 +127,7 @@ def test_errors_come_before_any_launch(layer):
         lambda: sparse_submanifold_conv3d(feats, *place, weight, bias, algorithm="fast"),
         lambda: sparse_submanifold_conv3d(feats, coords + 9, shape, weight, bias),
         lambda: sparse_conv3d(feats[:, :3], *place, weight, bias),
+        lambda: sparse_conv3d(feats, *place, weight, bias, stride=(2, 0, 2)),
         lambda: grid_sample_3d(feats, *place, torch.rand(1, 2, 3, device=feats.device), "cubic"),
         lambda: serialize.encode_seq(coords, shape, "spiral"),
     )
@@ -316,6 +317,17 @@ def test_compiled_configs_repeat(layer):
         runs.append((loss, *torch.autograd.grad(loss, leaves)))
     for others in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], others, strict=True))
+
+
+def test_voxels_of_wide_integers(device):
+    """Beyond 32 bits they are outside of the box, not another voxel of it."""
+    coords = torch.tensor([[0, 0, 0, 0], [0, 2**32, 1, 1], [2**32, 2, 2, 2]], device=device)
+    feats = torch.tensor([[1.0], [2.0], [3.0]], device=device)
+    grid = torch.tensor([[[0.5] * 3, [0.5, 1.5, 1.5], [2.5] * 3]], device=device)
+    for mode in ("nearest", "trilinear"):
+        out = grid_sample_3d(feats, coords, (1, 1, 4, 4, 4), grid, mode)
+        assert torch.equal(out, grid_sample_3d_torch(feats, coords, (1, 1, 4, 4, 4), grid, mode))
+        assert out.flatten().tolist() == [1, 0, 0]
 
 
 def test_samples_beyond_32_bits(device):

@@ -324,6 +324,12 @@ def test_other_properties_of_voxels(scene):
     assert torch.equal(pad.to_cat().features, x.features)
     moved = x.replace_features(x.features + 1)
     assert torch.equal(moved.features, x.features + 1) and moved.cache is x.cache
+    assert len(x[-1]) == 25
+    for number in (3, -4):
+        with pytest.raises(IndexError, match=f"sample {number} of 3"):
+            x[number]
+    with pytest.raises(ValueError, match="coordinates are an empty list"):
+        type(x)([], [])
     x.set_tensor_stride((1, 2, 3))
     assert x.stride == (1, 2, 3) and x.batched_coordinates.tensor_stride == (1, 2, 3)
 

@@ -229,6 +229,12 @@ WRONG = {
     "threads": (("bench", "--threads", "0"), "threads is '0'"),
     "second threads": (("bench", "--threads", "1,many"), "threads is 'many'"),
     "repeat": (("bench", "--repeat", "-3"), "repeat"),
+    "explain's json": (
+        ("explain", f"step f32 subm3 4->4 {TINY}", "--json", "absent/x"),
+        "absent/x",
+    ),
+    "explain's plot": (("explain", f"step f32 subm3 4->4 {TINY}", "--plot", "x.foo"), "'foo'"),
+    "tune's out": (("tune", f"forward f64 subm3 4->4 {TINY}", "--out", "absent/x"), "absent/x"),
     "json": (
         ("bench", f"map f32 subm3 1->1 {TINY}", "--json", "absent/folder/x"),
         "absent/folder/x",

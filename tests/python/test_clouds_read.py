@@ -264,6 +264,8 @@ CSV = {
     "semicolons": "x;y;z\n1.5;2;3\n4;5;6\n",
     "blanks": "x y z\n1.5 2 3\n4 5 6\n",
     "comment": "//X,Y,Z\n1.5,2,3\n4,5,6\n",
+    "comment and blanks": "# x y z\n1.5 2 3\n4 5 6\n",
+    "blank lines": "\n \n1.5,2,3\n4,5,6\n",
 }
 
 
@@ -428,6 +430,46 @@ def test_bin_errors(tmp_path):
 def test_obj_errors(tmp_path, line, shown):
     with pytest.raises(InputError, match=f"bad.obj, line 2 is '{shown}', expected"):
         read(write(tmp_path / "bad.obj", b"v 0 0 0\n" + line))
+
+
+def test_obj_vertices_of_several_lengths(tmp_path):
+    path = write(tmp_path / "a.obj", b"v 1 2 3\nv 4 5 6 1 0 0\n")
+    assert read(path).points.tolist() == [[1, 2, 3], [4, 5, 6]] and read(path).color is None
+
+
+def test_ply_of_quads(tmp_path):
+    pytest.importorskip("trimesh")
+    head = "ply\nformat ascii 1.0\nelement vertex 4\n"
+    head += "".join(f"property float {axis}\n" for axis in "xyz")
+    head += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    rows = "0 0 0\n1 0 0\n1 1 0\n0 1 0\n4 3 0 1 2\n"
+    path = write(tmp_path / "a.ply", (head + rows).encode())
+    assert read(path).faces.tolist() == [[3, 0, 1], [3, 1, 2]]
+
+
+def test_ply_without_an_axis(tmp_path):
+    pytest.importorskip("trimesh")
+    content = ply_bytes("ascii").replace(b"property float z\n", b"")
+    with pytest.raises(InputError, match="a.ply cannot be read as PLY: it has no 'z'"):
+        read(write(tmp_path / "a.ply", content))
+
+
+@pytest.mark.parametrize(
+    "field, values, sentence",
+    [
+        ("color", np.zeros((40, 4)), r"color has shape \[40, 4\], expected \[n, 3\]"),
+        ("color", np.full((40, 3), "red"), "colours have dtype <U3, expected real numbers"),
+        ("normal", np.zeros((40, 2)), r"normal has shape \[40, 2\], expected \[n, 3\]"),
+        ("intensity", np.zeros((40, 5)), r"intensity has shape \[40, 5\], expected \[n\]"),
+        ("intensity", np.array(1.0), r"intensity has shape \[\], expected \[n\]"),
+        ("intensity", np.full(40, "much"), "intensity has dtype <U4, expected real numbers"),
+        ("label", np.zeros((40, 1), int), r"label has shape \[40, 1\], expected \[n\]"),
+    ],
+)
+def test_wrong_attributes(tmp_path, field, values, sentence):
+    np.savez(tmp_path / "a.npz", xyz=XYZ, **{field: values})
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path / "a.npz")
 
 
 def test_wrong_contents(tmp_path):

@@ -65,6 +65,13 @@ INPUTS = {
     "ints": (COORDS, COORDS, {}, "features is int32 [5, 4], expected floats [n, channels]"),
     "device": (FEATURES.to("meta"), COORDS, {}, "features is on meta, coords on cpu"),
     "list": (FEATURES, [[0, 0, 0, 0]] * 5, {}, "coords is a list, expected a torch.Tensor"),
+    "negative batch size": (FEATURES[:0], COORDS[:0], {"batch_size": -1}, "batch_size is -1"),
+    "negative shape": (
+        FEATURES[:0],
+        COORDS[:0],
+        {"spatial_shape": (4, -1, 4)},
+        "the spatial shape is (4, -1, 4), expected extents >= 0",
+    ),
     "shape": (
         FEATURES,
         COORDS,
@@ -214,6 +221,16 @@ def test_replace(clouds):
     coords = clouds.random(20)
     x = vg.SparseTensor(torch.zeros(20, 3, device=coords.device), coords)
     refuse("features is float32 [19, 3], expected [20, channels]", x.replace, torch.zeros(19, 3))
+
+
+def test_what_is_no_tensor_is_said(clouds):
+    x = vg.SparseTensor(torch.zeros(5, 2), clouds.random(5).cpu())
+    refuse("features is a list", lambda: x.replace([1]))
+    refuse("features is a NoneType", lambda: x.apply(lambda features: None))
+    refuse("which is a list, expected bool [5] or int64 [k]", lambda: x.select([0]))
+    for join in (vg.cat, vg.collate):
+        refuse("got a generator, expected a list", lambda: join(each for each in (x, x)))  # noqa: B023
+    refuse("cat got a SparseTensor, expected a list", vg.cat, x)
 
 
 def test_dense_of_negative_coordinates():

@@ -141,6 +141,11 @@ def test_transposed_convolution_without_a_shape(clouds):
     far = torch.tensor([[0, 2**30, 0, 0]], dtype=torch.int32)
     with pytest.raises(vg.ArgumentError, match="coordinates that int32 does not hold"):
         layer(vg.SparseTensor(torch.zeros(1, 2), far))
+    far[0, 0] = vg.functional.PADDING_BATCH
+    padded = layer(
+        vg.SparseTensor(torch.cat([torch.randn(9, 2), torch.zeros(1, 2)]), torch.cat([coords, far]))
+    )
+    assert torch.equal(padded.coords, y.coords)
 
 
 def test_inverse_convolution_of_a_dense_one(x):

@@ -8,6 +8,8 @@ import inspect
 import io
 import pickle
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,43 @@ def test_maps_are_built_once(x, built):
     assert built == once
     vg.nn.SubmConv3d(4, 4, 3, dilation=2)(x)
     assert built == [*once, "submanifold_map"]
+
+
+class Slow(list):
+    """A list that two threads change at once: none goes on before both have."""
+
+    both = threading.Barrier(2)
+
+    def append(self, item):
+        super().append(item)
+        self.both.wait(timeout=60)
+
+
+def at_once(layers, x):
+    with ThreadPoolExecutor(2) as threads:
+        return [each.result() for each in [threads.submit(layer, x) for layer in layers]]
+
+
+def test_threads_that_add_sets_at_once(x):
+    layers = [vg.nn.SparseConv3d(4, 4, 2, 2), vg.nn.SparseConv3d(4, 4, 3, 2)]
+    expected = [layer(vg.SparseTensor(x.features, x.coords, (8, 8, 8))) for layer in layers]
+    x.maps.sets = Slow(x.maps.sets)
+    for y, alone in zip(at_once(layers, x), expected, strict=True):
+        assert torch.equal(y.coords, alone.coords) and torch.equal(y.features, alone.features)
+
+
+def test_threads_that_ask_for_the_same_map_at_once(x, monkeypatch):
+    both, build = threading.Barrier(2), kernel_map.strided_map
+
+    def built(*arguments):
+        map = build(*arguments)
+        both.wait(timeout=60)
+        return map
+
+    monkeypatch.setattr(kernel_map, "strided_map", built)
+    layer = vg.nn.SparseConv3d(4, 4, 2, 2)
+    a, b = at_once([layer, layer], x)
+    assert a.shares_coords(b) and layer(x).shares_coords(a)
 
 
 def test_two_branches_to_the_same_coordinates_can_be_added(x):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -209,3 +211,14 @@ def test_a_step_chooses_its_passes_in_one_call(clouds, operands, device):
     assert chosen(x, weight.detach()) == [0, 1]
     with torch.no_grad():
         assert chosen(x, weight) == [0]
+
+
+def test_a_map_that_outlives_torch():
+    """At the end of a program, where a mode of torch is on: nothing is said."""
+    program = """
+import builtins, torch, voxgemm
+torch.set_default_device("cpu")
+builtins.kept = voxgemm.build_map(torch.zeros(1, 4, dtype=torch.int32), 3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")

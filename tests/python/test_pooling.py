@@ -176,6 +176,24 @@ def test_derivatives(clouds, device, reduction):
     assert torch.autograd.gradcheck(lambda t: segment_reduce(t, coords[:, 1], 4, reduction), x)
 
 
+def test_segments_beyond_32_bits_are_left_out(device):
+    segments = torch.tensor([2**32, 0, -(2**32) + 1, 2**63 - 1], device=device)
+    assert segment_reduce(torch.ones(4, 1, device=device), segments, 2).tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_no_channels(clouds, device, reduction):
+    coords = clouds.random(20)
+    x = torch.zeros(20, 0, device=device, requires_grad=True)
+    for kind in ("subm", "down"):
+        map = make_map(kind, coords)
+        y = pool(x, map, reduction)
+        assert y.shape == (map.n_out, 0)
+        assert torch.autograd.grad(y.sum(), x)[0].shape == (20, 0)
+    y = segment_reduce(x, coords[:, 0], 5, reduction)
+    assert y.shape == (5, 0) and torch.autograd.grad(y.sum(), x)[0].shape == (20, 0)
+
+
 def test_wrong_arguments_are_said(clouds, device):
     map = make_map("down", clouds.random(40))
     x = torch.ones(40, 2, device=device)
@@ -185,6 +203,7 @@ def test_wrong_arguments_are_said(clouds, device):
         (lambda: pool(x.int(), map), "x has dtype i32"),
         (lambda: segment_reduce(x, torch.zeros(3, device=device).int(), 2), "segments is 3 x 1"),
         (lambda: segment_reduce(x, torch.zeros(40, device=device).int(), -1), "count is -1"),
+        (lambda: segment_reduce(x, x[:, 0], 2), r"segments is torch.float32 \[40\]"),
     ):
         with pytest.raises(vg.ArgumentError, match=message):
             call()

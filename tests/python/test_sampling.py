@@ -204,6 +204,28 @@ def test_nothing_to_read_and_nowhere_to_read(device):
         assert sample(x, some, wild, mode).tolist() == [[0.0, 0.0]] * 3
 
 
+def test_numbers_beyond_32_bits_are_absent(device):
+    coords = torch.zeros(1, 4, dtype=torch.int32, device=device)
+    x = torch.ones(1, 2, device=device, requires_grad=True)
+    far = torch.tensor([0, 2**32, -(2**32)], device=device)
+    points = torch.full((3, 3), 0.5, device=device)
+    for mode in ("nearest", "trilinear"):
+        assert sample(x, coords, points, mode, batch=far)[:, 0].tolist() == [1, 0, 0]
+    y = weighted_sum(x, far[:, None], points[:, :1])
+    assert y[:, 0].tolist() == [0.5, 0, 0]
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[0.5, 0.5]]
+
+
+def test_no_channels(clouds, device):
+    coords = clouds.random(10)
+    x = torch.zeros(10, 0, device=device, requires_grad=True)
+    points = torch.rand(5, 3, device=device).requires_grad_()
+    y = sample(x, coords, points)
+    assert y.shape == (5, 0)
+    dx, dpoints = torch.autograd.grad(y.sum(), (x, points))
+    assert dx.shape == (10, 0) and not bool(dpoints.any())
+
+
 def test_wrong_arguments_are_said(clouds, device):
     coords = clouds.random(10)
     x = torch.ones(10, 2, device=device)
@@ -213,6 +235,7 @@ def test_wrong_arguments_are_said(clouds, device):
         (lambda: sample(x, coords, points.long()), r"points is torch.int64 \[5, 3\]"),
         (lambda: sample(x, coords, points, "cubic"), "mode is 'cubic'"),
         (lambda: sample(x, coords, points[None], batch=coords[:, 0]), "batch is given"),
+        (lambda: sample(x, coords, points, batch=points[:, 0]), "batch is torch.float32"),
         (lambda: weighted_sum(x, points, points), "rows is torch.float32"),
         (lambda: weighted_sum(x, torch.zeros(5, 2, device=device).int(), points), "weights is 5 x"),
     ):

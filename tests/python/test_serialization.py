@@ -96,5 +96,15 @@ def test_what_does_not_fit_is_said(device):
         code_bits((2**22, 1, 1))
     with pytest.raises(vg.ArgumentError, match="curve is 'peano'"):
         encode(coords, 5, curve="peano")
+    for out in (torch.zeros(1), torch.zeros(4)):
+        with pytest.raises(vg.ArgumentError, match=rf"out is \[{len(out)}\], expected \[3\]"):
+            encode(coords, 5, out=out.long().to(device))
+    for wrong, sentence in (
+        (coords[:, :3], "3 columns"),
+        (coords.long(), "i64"),
+        (coords[0], "1 d"),
+    ):
+        with pytest.raises(vg.ArgumentError, match=sentence):
+            curve_order(wrong)
     with pytest.raises(vg.ArgumentError, match="axes is 'xxy'"):
         encode(coords, 5, axes="xxy")

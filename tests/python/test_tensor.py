@@ -297,6 +297,36 @@ def test_collate_is_the_inverse_of_iteration(clouds):
         vg.collate([x, random(coords, 2)])
 
 
+def test_numbers_of_numpy_and_of_tensors(clouds):
+    x = random(clouds.random(50, batch=4))
+    for number in (np.int64(2), torch.tensor(2), np.uint8(2)):
+        assert by_voxel(x[number]) == by_voxel(x[2])
+    with pytest.raises(vg.ArgumentError, match="got a float64"):
+        x[np.float64(2)]
+    shape = np.array([9, 8, 7])
+    y = vg.SparseTensor(x.features[:0], x.coords[:0], shape)
+    assert y.spatial_shape == (9, 8, 7) and all(type(extent) is int for extent in y.spatial_shape)
+    layer = vg.nn.SubmConv3d(3, 4, np.int32(3), dilation=torch.tensor([1, 2, 1]))
+    assert layer.kernel_size == (3, 3, 3) and layer.dilation == (1, 2, 1)
+
+
+def test_huge_batch_numbers(device):
+    coords = torch.zeros(2, 4, dtype=torch.int32, device=device)
+    coords[1] = 2**31 - 1
+    x = vg.SparseTensor(torch.ones(2, 1, device=device), coords)
+    assert len(x) == 2**31
+    assert x[-1].coords.tolist() == [[0, *[2**31 - 1] * 3]] and x[5].voxels == 0
+    assert x[:: 2**31 - 1].coords[:, 0].tolist() == [0, 1]
+    assert x[:0:-1].coords[:, 0].tolist() == [0]
+    with pytest.raises(vg.ArgumentError, match=f"{2**32} batch items, expected at most {2**31}"):
+        vg.collate([x, x])
+
+
+def test_padding_has_no_extent():
+    coords = torch.tensor([[0, 1, 0, 1], [vg.functional.PADDING_BATCH, -9, 9, 9]]).int()
+    assert vg.SparseTensor(torch.ones(2, 3), coords).dense().shape == (1, 3, 2, 1, 2)
+
+
 def test_negative_batch_numbers_have_no_items():
     coords = torch.tensor([[-1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.int32)
     for use in (list, lambda x: x[0], lambda x: vg.collate([x])):

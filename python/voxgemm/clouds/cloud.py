@@ -64,12 +64,14 @@ class Mesh:
 def unit_color(color: np.ndarray) -> np.ndarray:
     """Colours as uint8 or as float32 of 0..1, from 8-bit, 16-bit or float values."""
     color = np.asarray(color)
+    if color.dtype.kind not in "fiub":
+        raise InputError(f"colours have dtype {color.dtype}, expected real numbers")
     if color.dtype == np.uint8:
         return color
     top = np.nanmax(color, initial=0)
     if color.dtype.kind in "iu":
         # 16-bit fields often hold 8-bit values: the largest one tells them apart.
-        return (color if top <= 255 else color >> 8).astype(np.uint8)
+        return (color if top <= 255 else color >> 8).clip(0, 255).astype(np.uint8)
     return (color if top <= 1 else color / 255).astype(np.float32)
 
 
@@ -83,11 +85,21 @@ def _rows(array: np.ndarray, what: str, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float64)
 
 
-def _check_lengths(item: PointCloud | Mesh, rows: int) -> None:
-    for field in ("color", "normal", "intensity", "label", "ticks"):
+def _check_fields(item: PointCloud | Mesh, rows: int) -> None:
+    fields = {"color": [3], "normal": [3], "intensity": [], "label": [], "ticks": [3]}
+    for field, columns in fields.items():
         values = getattr(item, field, None)
-        if values is not None and len(values) != rows:
-            raise InputError(f"{item.name}: {field} has {len(values)} rows, the points have {rows}")
+        if values is None:
+            continue
+        shape = list(np.shape(values))
+        if shape[1:] != columns and not (field == "intensity" and shape[1:] == [1]) or not shape:
+            expected = ", ".join(map(str, ["n", *columns]))
+            raise InputError(f"{item.name}: {field} has shape {shape}, expected [{expected}]")
+        if shape[0] != rows:
+            raise InputError(f"{item.name}: {field} has {shape[0]} rows, the points have {rows}")
+        kind = np.asarray(values).dtype
+        if field != "label" and kind.kind not in "fiu":
+            raise InputError(f"{item.name}: {field} has dtype {kind}, expected real numbers")
 
 
 def finite_cloud(cloud: PointCloud) -> PointCloud:
@@ -95,7 +107,7 @@ def finite_cloud(cloud: PointCloud) -> PointCloud:
     points = _rows(cloud.points, "points", cloud.name)
     if not len(points):
         raise InputError(f"{cloud.name} has 0 points, expected at least 1")
-    _check_lengths(cloud, len(points))
+    _check_fields(cloud, len(points))
     keep = np.isfinite(points).all(axis=1)
     dropped = len(points) - int(np.count_nonzero(keep))
     if dropped == len(points):
@@ -118,7 +130,7 @@ def finite_mesh(mesh: Mesh) -> Mesh:
             f"{mesh.name}: faces name the vertices {faces.min()} to {faces.max()}, "
             f"the mesh has {len(vertices)} (0 to {len(vertices) - 1})"
         )
-    _check_lengths(mesh, len(vertices))
+    _check_fields(mesh, len(vertices))
     keep = np.isfinite(vertices).all(axis=1)
     if keep.all():
         return replace(mesh, vertices=vertices, faces=faces)

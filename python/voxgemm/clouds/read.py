@@ -52,7 +52,8 @@ def read(path: str | os.PathLike[str], columns: int | None = None) -> PointCloud
         raise
     # A corrupt file makes the libraries raise almost anything, MemoryError for an absurd count too.
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+        text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = next(iter(text.splitlines()), "")[:200] or type(error).__name__
         raise InputError(f"{path.name} cannot be read as {suffix[1:].upper()}: {reason}") from error
 
 
@@ -139,7 +140,11 @@ def _read_ply(path: Path) -> PointCloud | Mesh:
     attributes = _attributes(data, names)
     if loaded.get("faces") is None:
         return PointCloud(points, **attributes)
-    return Mesh(points, loaded["faces"], attributes["color"], attributes["normal"])
+    faces = np.asarray(loaded["faces"])
+    if faces.ndim == 2 and faces.shape[1] > 3:
+        fans = [faces[:, [0, k, k + 1]] for k in range(1, faces.shape[1] - 1)]
+        faces = np.stack(fans, axis=1).reshape(-1, 3)
+    return Mesh(points, faces, attributes["color"], attributes["normal"])
 
 
 def _read_pcd(path: Path) -> PointCloud:
@@ -175,6 +180,8 @@ def _read_obj(path: Path) -> PointCloud | Mesh:
         key, *values = line.split() or [b""]
         try:
             if key == b"v":
+                if len(values) < 3:
+                    raise ValueError
                 vertices.append([float(value) for value in values])
             elif key == b"f":
                 corners = [int(value.split(b"/")[0]) for value in values]
@@ -191,9 +198,8 @@ def _read_obj(path: Path) -> PointCloud | Mesh:
             ) from None
     if not vertices:
         raise InputError(f"{path.name} has 0 vertices, expected at least 1")
-    table = np.array(vertices, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] < 3:
-        raise InputError(f"{path.name} has vertices of {table.shape[1]} values, expected 3")
+    columns = min(map(len, vertices))
+    table = np.array([vertex[:columns] for vertex in vertices])
     color = unit_color(table[:, 3:6]) if table.shape[1] >= 6 else None
     if not faces:
         return PointCloud(table[:, :3], color)
@@ -295,20 +301,26 @@ def _is_number(text: str) -> bool:
 
 def _read_csv(path: Path) -> PointCloud:
     pandas = _library("pandas", "CSV files")
-    with open(path, encoding="utf-8-sig") as file:
-        first = file.readline()
-    separator = next((s for s in ",;\t" if s in first), r"\s+")
-    cells = first.split() if separator == r"\s+" else first.split(separator)
     # Before 3.1 the default may miss the nearest float64; from 3.1 on it does not, and warns.
     old = tuple(int(part) for part in pandas.__version__.split(".")[:2]) < (3, 1)
-    table = pandas.read_csv(
-        path,
-        sep=separator,
-        header=None if all(map(_is_number, cells)) else 0,
-        encoding="utf-8-sig",
-        float_precision="round_trip" if old else None,
-    )
-    table.columns = [str(name).strip().lstrip("#/").strip().lower() for name in table.columns]
+    with open(path, encoding="utf-8-sig") as file:
+        start, first = 0, file.readline()
+        while first and not first.strip():
+            start, first = file.tell(), file.readline()
+        # Behind "#" or "//" stand the names of the columns.
+        names = first.lstrip("#/ ")
+        separator = next((s for s in ",;\t" if s in names), r"\s+")
+        cells = names.split() if separator == r"\s+" else names.split(separator)
+        file.seek(start)
+        file.read(len(first) - len(names))
+        table = pandas.read_csv(
+            file,
+            sep=separator,
+            header=None if all(map(_is_number, cells)) else 0,
+            index_col=False,
+            float_precision="round_trip" if old else None,
+        )
+    table.columns = [str(name).strip().lower() for name in table.columns]
     names = list(table.columns)
     if {"x", "y", "z"} <= set(names):
         points = np.stack([pandas.to_numeric(table[axis]) for axis in "xyz"], axis=1)

@@ -16,6 +16,7 @@ CURVES = {1: "z_order", 2: "hilbert"}
 
 def output_coords(coords: Tensor, sizes: Triple, geometry: Geometry, mode: int) -> Tensor:
     """Every voxel inside the output box that an input reaches: int32 [M, 4]."""
+    expect(min(geometry.stride) > 0, f"stride is {geometry.stride}, expected 1 or more")
     limits = geometry.out_shape(sizes)
     if min(limits) <= 0:
         return coords.new_empty((0, 4))

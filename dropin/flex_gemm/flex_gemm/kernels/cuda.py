@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from voxgemm import hashmap, kernel_map, sampling, serialization
+from voxgemm.columns import as_int32
 from voxgemm.geometry import Geometry
 
 from ..errors import speaking
@@ -113,7 +114,9 @@ def hilbert_decode(codes: Tensor, bit_length: int) -> Tensor:
 def sample_rows(coords: Tensor, grid: Tensor, box: tuple[int, int, int], mode: str) -> Any:
     """sampling.sample_map by FlexGEMM's rules: any integers and floats, truncated."""
     points = grid if grid.dtype.itemsize == 8 else grid.float()
-    return sampling.sample_map(coords.int(), points, mode, spatial_shape=box, rounding="truncate")
+    return sampling.sample_map(
+        as_int32(coords, "coords"), points, mode, spatial_shape=box, rounding="truncate"
+    )
 
 
 @speaking
@@ -127,7 +130,8 @@ def hashmap_build_grid_sample_3d_nearest_neighbor_map(
     D: int,
 ) -> Tensor:
     """uint32 [B, L]: the row of the voxel of each point of grid [B, L, 3]; fills the table."""
-    hashmap_insert_3d_idx_as_val(hashmap_keys, hashmap_vals, coords.int(), W, H, D)
+    coords = as_int32(coords, "coords")
+    hashmap_insert_3d_idx_as_val(hashmap_keys, hashmap_vals, coords, W, H, D)
     rows = sample_rows(coords, grid, (W, H, D), "nearest").rows
     return rows.view(grid.shape[:2]).view(_tables.UINT32)
 
@@ -144,7 +148,8 @@ def hashmap_build_grid_sample_3d_trilinear_neighbor_map_weight(
 ) -> tuple[Tensor, Tensor]:
     """The eight corners of each point and their weights: uint32 and float32 [B, L, 8]; bit 0 of a
     corner's number is x. Fills the table."""
-    hashmap_insert_3d_idx_as_val(hashmap_keys, hashmap_vals, coords.int(), W, H, D)
+    coords = as_int32(coords, "coords")
+    hashmap_insert_3d_idx_as_val(hashmap_keys, hashmap_vals, coords, W, H, D)
     found = sample_rows(coords, grid, (W, H, D), "trilinear")
     shape = (*grid.shape[:2], 8)
     return found.rows.view(shape).view(_tables.UINT32), found.weights.float().view(shape)

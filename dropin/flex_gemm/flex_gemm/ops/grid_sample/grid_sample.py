@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from voxgemm import sampling
+from voxgemm.columns import as_int32
 
 from ...errors import expect, speaking
 
@@ -39,9 +40,8 @@ def grid_sample_3d(
         raise TypeError(f"coords is {coords.dtype}, expected integers")
     points = grid if grid.dtype.itemsize == 8 else grid.float()
     box = tuple(int(n) for n in shape[-3:])
-    return sampling.sample(
-        feats, coords.int(), points, mode, spatial_shape=box, rounding="truncate"
-    )
+    coords = as_int32(coords, "coords")
+    return sampling.sample(feats, coords, points, mode, spatial_shape=box, rounding="truncate")
 
 
 class GridSample3dFunction:

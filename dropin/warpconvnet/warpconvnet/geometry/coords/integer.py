@@ -30,6 +30,8 @@ class IntCoords:
     ):
         if not isinstance(batched_tensor, Tensor):
             parts = list(batched_tensor)
+            if not parts:
+                raise ArgumentError("coordinates are an empty list, expected a tensor per sample")
             ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
             batched_tensor, offsets = torch.cat(parts), ends
         if batched_tensor.ndim != 2:

@@ -262,7 +262,10 @@ class Voxels(Geometry):
 
     def __getitem__(self, sample: int) -> Voxels:
         """A sample, as a batch of one."""
-        number = range(self.batch_size)[sample]
+        number = operator.index(sample)
+        if not -self.batch_size <= number < self.batch_size:
+            raise IndexError(f"sample {number} of {self.batch_size}")
+        number %= self.batch_size
         coordinates = self.batched_coordinates[number]
         features = self.batched_features.to_cat()[number]
         return type(self)(
