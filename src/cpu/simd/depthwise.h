@@ -180,7 +180,7 @@ void depthwise(const DepthwiseArgs& a) {
 }
 
 // The pairs of a tap in a block of rows.
-constexpr int pair_rows = 64;
+constexpr int pair_rows = 256;
 struct TapPairs {
   int32_t in[pair_rows + 16];
   int32_t out[pair_rows + 16];
