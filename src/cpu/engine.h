@@ -9,11 +9,11 @@
 
 namespace voxgemm::cpu {
 
-// The arithmetic of one instruction set for one dtype: the only code that is compiled several
-// times. The drivers (convolution.cpp, weight_gradient.cpp) walk schedules, share work among
-// threads and own all memory; an engine multiplies what it is given. All arithmetic of one output
-// element happens in one fixed order, whatever rows and columns stand beside it, so results do not
-// depend on tiles' neighbours or threads.
+// The arithmetic of one instruction set for one dtype: with row_engine.h the only code that is
+// compiled several times. The drivers (convolution.cpp, weight_gradient.cpp) walk schedules, share
+// work among threads and own all memory; an engine multiplies what it is given. All arithmetic of
+// one output element happens in one fixed order, whatever rows and columns stand beside it, so
+// results do not depend on tiles' neighbours or threads.
 //
 // The packed form of W [k, n] (k rows of the reduction, n columns) is the engine's own: panels of
 // whole vectors, k padded with zeros to the unit of its instructions.
@@ -71,38 +71,6 @@ struct StoreArgs {
   int n = 0;
 };
 
-// What depthwise convolution of rows [first, last) reads.
-struct DepthwiseRows {
-  const void* x;  // dtype, [x_rows, n], row r at x + r * x_stride elements
-  int64_t x_stride;
-  int64_t x_rows;
-  const int32_t* numbers;  // of (tap, r) at numbers + tap * tap_stride + r; outside of x: absent
-  int64_t tap_stride;
-  int taps;
-  int64_t first;
-  int64_t last;
-  int n;
-};
-
-struct DepthwiseArgs {
-  DepthwiseRows from;
-  const float* weights;  // [taps, n], rows weight_stride apart; n at least panel_cols, with zeros
-  int64_t weight_stride;
-  const float* start;  // [n], likewise
-  void* y;             // dtype, [rows, n]
-  int64_t y_stride;
-  int32_t* scratch;  // depthwise_scratch(taps) of them
-};
-constexpr int64_t depthwise_scratch(int taps) { return int64_t{3} * 16 * ((taps + 31) / 16 * 16); }
-
-struct DepthwiseOuterArgs {
-  DepthwiseRows from;
-  const void* dy;  // dtype, [rows, n]
-  int64_t dy_stride;
-  float* dw;  // [taps, n], as weights
-  int64_t dw_stride;
-};
-
 struct Engine {
   const char* isa;  // "v2", "v3", "v4", "v4bf16", "amx", "portable"
   Dtype dtype;
@@ -127,10 +95,6 @@ struct Engine {
   void (*multiply)(const MultiplyArgs&);
   // dw += sum over i, in order, of x[x_rows[i]]^T dy[dy_rows[i]].
   void (*outer)(const OuterArgs&);
-  // y[r] = start + sum over taps t, in order, of x[row of (t, r)] * weights[t], rounded once.
-  void (*depthwise)(const DepthwiseArgs&);
-  // dw[t] += sum over r of x[row of (t, r)] * dy[r].
-  void (*depthwise_outer)(const DepthwiseOuterArgs&);
   // y = acc + bias, rounded once; nothing past the columns of y.
   void (*store)(const StoreArgs&);
   // Writes the entries of indices [n] that are >= 0 to in_rows and their positions + first_position
@@ -142,7 +106,5 @@ struct Engine {
 
 // Engines of this build, best first.
 std::span<const Engine* const> engines();
-// The first for the dtype that this CPU runs; null: there is none (f64).
-const Engine* best_engine(Dtype dtype);
 
 }  // namespace voxgemm::cpu

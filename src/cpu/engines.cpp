@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include "cpu/simd/isa.h"
+#include "voxgemm/error.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -123,11 +124,33 @@ std::span<const Engine* const> engines() {
   return list;
 }
 
-const Engine* best_engine(Dtype dtype) {
-  for (const Engine* engine : engines()) {
-    if (engine->dtype == dtype && engine->supported()) return engine;
+std::span<const RowEngine* const> row_engines() {
+  static constexpr const RowEngine* list[] = {
+#if defined(__x86_64__)
+    &v4::rows_f64,
+    &v4::rows_f32,
+    &v4::rows_bf16,
+    &v4::rows_f16,
+    &v3::rows_f64,
+    &v3::rows_f32,
+    &v3::rows_bf16,
+    &v3::rows_f16,
+#endif
+    &portable::rows_f64,
+    &portable::rows_f32,
+    &portable::rows_bf16,
+    &portable::rows_f16,
+  };
+  return list;
+}
+
+const RowEngine& row_engine(Dtype dtype) {
+  const RowEngine* found = nullptr;
+  for (const RowEngine* engine : row_engines()) {
+    if (found == nullptr && engine->dtype == dtype && engine->supported()) found = engine;
   }
-  return nullptr;
+  check(found != nullptr, "dtype is ", name(dtype), ", expected f16, bf16, f32 or f64");
+  return *found;
 }
 
 }  // namespace voxgemm::cpu

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "core/dispatch.h"
+#include "cpu/row_lists.h"
 
 namespace voxgemm::cpu {
 namespace {
@@ -75,18 +77,17 @@ void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db) {
   // threads.
   constexpr int64_t block = 2048;
   const int64_t blocks = (dy.rows + block - 1) / block;
-  std::vector<double> sums(static_cast<size_t>(blocks * dy.cols), 0.0);
-  parallel_for(ctx, blocks, [&](int64_t b, int) {
-    double* sum = sums.data() + b * dy.cols;
-    dispatch_float(dy.dtype, [&]<class T>(Type<T>) {
-      for (int64_t r = b * block; r < std::min(dy.rows, (b + 1) * block); ++r) {
-        for (int64_t c = 0; c < dy.cols; ++c) sum[c] += to_float(dy.row<const T>(r)[c]);
-      }
-    });
+  std::vector<int32_t> rows(block);
+  std::iota(rows.begin(), rows.end(), 0);
+  const RowEngine& engine = row_engine(dy.dtype);
+  const Matrix sums = make_matrix(ctx, blocks, dy.cols, Dtype::f64);
+  for_row_pieces(ctx, dy.rows, block, [&](int64_t first, int64_t last) {
+    const RowList list = {.rows = rows.data(), .count = last - first};
+    engine.sum_to_double(row_args(rows_from(dy, first), {&list, 1}, sums, first / block));
   });
   std::vector<double> total(static_cast<size_t>(dy.cols), 0.0);
   for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t c = 0; c < dy.cols; ++c) total[c] += sums[b * dy.cols + c];
+    for (int64_t c = 0; c < dy.cols; ++c) total[c] += sums.row<double>(b)[c];
   }
   dispatch_float(db.dtype, [&]<class T>(Type<T>) {
     for (int64_t c = 0; c < dy.cols; ++c) store(total[c], db.as<T>()[c]);

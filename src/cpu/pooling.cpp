@@ -1,78 +1,82 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "conv/operators.h"
 #include "core/dispatch.h"
-#include "cpu/avx2.h"
+#include "cpu/brick_set.h"
 #include "cpu/row_lists.h"
-#include "cpu/widen.h"
 
 namespace voxgemm::cpu {
 namespace {
 
-// Result rows handled by one task.
-constexpr int64_t piece = 256;
+bool picks(Reduction reduction) {
+  return reduction == Reduction::max || reduction == Reduction::min;
+}
 
-// The state of one result row; S is what its sums are kept in.
-template <class S>
-struct Row {
-  std::vector<S> values;
-  std::vector<int32_t> winners;
-  int64_t count = 0;
+PickArgs pick_args(const RowArgs& rows, Reduction reduction, int32_t* winners) {
+  return {.rows = rows, .smallest = reduction == Reduction::min, .winners = winners};
+}
 
-  explicit Row(int64_t cols)
-      : values(static_cast<size_t>(cols)), winners(static_cast<size_t>(cols)) {}
-  void clear() {
-    std::fill(values.begin(), values.end(), S{0});
-    std::fill(winners.begin(), winners.end(), -1);
-    count = 0;
-  }
-  template <class T>
-  void add(const T* x, int32_t row, Reduction reduction) {
-    const bool is_first = count++ == 0;
-    const auto cols = static_cast<int64_t>(values.size());
-    if (reduction == Reduction::sum || reduction == Reduction::mean) {
-      for (int64_t c = 0; c < cols; ++c) values[c] += widen(x[c]);
-    } else if (is_first) {
-      for (int64_t c = 0; c < cols; ++c) values[c] = widen(x[c]);
-      std::fill(winners.begin(), winners.end(), row);
-    } else if (reduction == Reduction::max) {
-      take(x, row, [](S value, S held) { return !(value <= held); });
-    } else {
-      take(x, row, [](S value, S held) { return !(value >= held); });
+int32_t* winners_of(const Reduced& result, int64_t row) {
+  return result.winners ? result.winners->row<int32_t>(row) : nullptr;
+}
+
+// Rows of a segment that are reduced by one task. What the slices of a longer one make is reduced
+// in order: the same for any number of threads.
+constexpr int64_t slice_rows = 4096;
+
+// body(lists of a slice, its number) for all slices of a list.
+template <class Body>
+void for_slices(const Context& ctx, const RowList& list, const Body& body) {
+  for_row_pieces(ctx, list.count, slice_rows, [&](int64_t first, int64_t last) {
+    const RowList slice = {.rows = list.rows + first, .count = last - first};
+    body(std::span<const RowList>(&slice, 1), first / slice_rows);
+  });
+}
+
+// One row of a result, of a list of several slices.
+void sum_long(const Context& ctx,
+              const RowList& list,
+              const MatrixRef& x,
+              Reduction reduction,
+              const Reduced& result) {
+  const RowEngine& engine = row_engine(x.dtype);
+  const int64_t slices = (list.count + slice_rows - 1) / slice_rows;
+  Matrix sums = make_matrix(ctx, slices, x.cols, Dtype::f64);
+  for_slices(ctx, list, [&](std::span<const RowList> lists, int64_t slice) {
+    engine.sum_to_double(row_args(x, lists, sums, slice));
+  });
+  const auto divisor = static_cast<double>(reduction == Reduction::mean ? list.count : 1);
+  dispatch_float(x.dtype, [&]<class T>(Type<T>) {
+    for (int64_t c = 0; c < x.cols; ++c) {
+      double total = 0;
+      for (int64_t slice = 0; slice < slices; ++slice) total += sums.row<double>(slice)[c];
+      store(total / divisor, result.y.row<T>(0)[c]);
     }
-  }
-  // Without branches: vector code. A NaN is better than what is held, and nothing than a NaN.
-  template <class T, class Better>
-  void take(const T* x, int32_t row, const Better& better) {
-    S* held = values.data();
-    int32_t* rows = winners.data();
-    const auto cols = static_cast<int64_t>(values.size());
-    for (int64_t c = 0; c < cols; ++c) {
-      const S value = widen(x[c]);
-      const bool wins = better(value, held[c]) & (held[c] == held[c]);
-      held[c] = wins ? value : held[c];
-      rows[c] = wins ? row : rows[c];
-    }
-  }
-  template <class T>
-  void write(int64_t row, Reduction reduction, const Reduced& result) const {
-    const S divisor =
-        reduction == Reduction::mean ? static_cast<S>(std::max<int64_t>(count, 1)) : 1;
-    const auto cols = static_cast<int64_t>(values.size());
-    for (int64_t c = 0; c < cols; ++c) store(values[c] / divisor, result.y.row<T>(row)[c]);
-    if (result.winners)
-      std::copy(winners.begin(), winners.end(), result.winners->row<int32_t>(row));
-  }
-};
+  });
+}
 
-// take(row) for the rows of the input side that feed row r, in the order of the taps.
-template <class Take>
-void for_taps(const KernelMap& map, int64_t r, const Take& take) {
-  for (int tap = 0; tap < map.taps(); ++tap) {
-    const int32_t in = map.neighbours.row<int32_t>(tap)[r];
-    if (RowLists::is_row(in, map.n_in)) take(in);
+void pick_long(const Context& ctx,
+               const RowList& list,
+               const MatrixRef& x,
+               Reduction reduction,
+               const Reduced& result) {
+  const RowEngine& engine = row_engine(x.dtype);
+  const int64_t slices = (list.count + slice_rows - 1) / slice_rows;
+  Matrix best = make_matrix(ctx, slices, x.cols, x.dtype);
+  Matrix winners = make_matrix(ctx, slices, x.cols, Dtype::i32);
+  for_slices(ctx, list, [&](std::span<const RowList> lists, int64_t slice) {
+    engine.pick(pick_args(row_args(x, lists, best, slice), reduction, winners.row<int32_t>(slice)));
+  });
+  std::vector<int32_t> numbers(static_cast<size_t>(slices));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  const RowList all = {.rows = numbers.data(), .count = slices};
+  std::vector<int32_t> from(static_cast<size_t>(x.cols));
+  engine.pick(pick_args(row_args(best, {&all, 1}, result.y, 0), reduction, from.data()));
+  if (!result.winners) return;
+  for (int64_t c = 0; c < x.cols; ++c) {
+    result.winners->row<int32_t>(0)[c] = winners.row<int32_t>(from[c])[c];
   }
 }
 
@@ -83,39 +87,21 @@ void pool(const Context& ctx,
           const MatrixRef& x,
           Reduction reduction,
           const Reduced& result) {
-  dispatch_float(x.dtype, [&]<class T>(Type<T>) {
-    for_vector_pieces(ctx, map.n_out, piece, [&](int64_t first, int64_t last) {
-      Row<Sum<T>> row(x.cols);
-      for (int64_t r = first; r < last; ++r) {
-        row.clear();
-        for_taps(map, r, [&](int32_t in) { row.add(x.row<const T>(in), in, reduction); });
-        row.template write<T>(r, reduction, result);
-      }
-    });
+  const RowEngine& engine = row_engine(x.dtype);
+  for_map_lists(ctx, engine, map, [&](std::span<const RowList> lists, int64_t first) {
+    const RowArgs rows = row_args(x, lists, result.y, first);
+    if (picks(reduction)) return engine.pick(pick_args(rows, reduction, winners_of(result, first)));
+    engine.sum({.rows = rows, .mean = reduction == Reduction::mean});
   });
 }
 
 void pool_grad(const Context& ctx, const PoolBack& grad, const MatrixRef& dx) {
-  const auto* counts = grad.counts.as<int32_t>();
-  const KernelMap& back = *grad.transposed;
-  dispatch_float(dx.dtype, [&]<class T>(Type<T>) {
-    for_vector_pieces(ctx, back.n_out, piece, [&](int64_t first, int64_t last) {
-      std::vector<Sum<T>> sum(static_cast<size_t>(dx.cols));
-      for (int64_t r = first; r < last; ++r) {
-        std::fill(sum.begin(), sum.end(), Sum<T>{0});
-        for_taps(back, r, [&](int32_t out) {
-          const T* dy = grad.dy.row<const T>(out);
-          const int32_t* won = grad.winners ? grad.winners->row<int32_t>(out) : nullptr;
-          const Sum<T> count = counts == nullptr ? 1 : static_cast<Sum<T>>(counts[out]);
-          if (won == nullptr) {
-            for (int64_t c = 0; c < dx.cols; ++c) sum[c] += widen(dy[c]) / count;
-            return;
-          }
-          for (int64_t c = 0; c < dx.cols; ++c) sum[c] += won[c] == r ? widen(dy[c]) : 0;
-        });
-        for (int64_t c = 0; c < dx.cols; ++c) store(sum[c], dx.row<T>(r)[c]);
-      }
-    });
+  const RowEngine& engine = row_engine(dx.dtype);
+  const auto* counts = grad.counts.as<const int32_t>();
+  for_map_lists(ctx, engine, *grad.transposed, [&](std::span<const RowList> lists, int64_t first) {
+    const RowArgs rows = row_args(grad.dy, lists, dx, first);
+    if (!grad.winners) return engine.sum({.rows = rows, .divisors = counts});
+    engine.sum_won({.rows = rows, .winners = grad.winners->as<const int32_t>(), .first = first});
   });
 }
 
@@ -124,18 +110,28 @@ void segment_reduce(const Context& ctx,
                     const MatrixRef& segments,
                     Reduction reduction,
                     const Reduced& result) {
-  const RowLists lists(segments.as<int32_t>(), segments.rows, result.y.rows);
-  dispatch_float(x.dtype, [&]<class T>(Type<T>) {
-    // Segments are few and long: one a task.
-    parallel_for(ctx, result.y.rows, [&](int64_t segment, int) {
-      Row<double> row(x.cols);
-      row.clear();
-      for (const int64_t r : lists.of(segment)) {
-        row.add(x.row<const T>(r), static_cast<int32_t>(r), reduction);
+  const RowEngine& engine = row_engine(x.dtype);
+  const RowLists<float> list_of(segments, result.y.rows);
+  const auto short_list = [&](int64_t segment) {
+    const RowList list = list_of(segment);
+    return list.count > slice_rows ? RowList{} : list;
+  };
+  for_row_pieces(ctx, result.y.rows, list_rows, [&](int64_t first, int64_t last) {
+    for_lists(first, last, short_list, [&](std::span<const RowList> lists, int64_t segment) {
+      const RowArgs rows = row_args(x, lists, result.y, segment);
+      if (picks(reduction)) {
+        return engine.pick(pick_args(rows, reduction, winners_of(result, segment)));
       }
-      row.template write<T>(segment, reduction, result);
+      engine.sum_in_double({.rows = rows, .mean = reduction == Reduction::mean});
     });
   });
+  for (int64_t segment = 0; segment < result.y.rows; ++segment) {
+    const RowList list = list_of(segment);
+    if (list.count <= slice_rows) continue;
+    Reduced row = {rows_from(result.y, segment)};
+    if (result.winners) row.winners = rows_from(*result.winners, segment);
+    (picks(reduction) ? pick_long : sum_long)(ctx, list, x, reduction, row);
+  }
 }
 
 }  // namespace voxgemm::cpu

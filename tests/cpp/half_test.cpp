@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/widen.h"
+#include "core/half.h"
 
 namespace voxgemm {
 namespace {
@@ -54,7 +54,6 @@ TYPED_TEST(Formats, EveryValueIsReadAndComesBack) {
     const TypeParam value{static_cast<uint16_t>(bits)};
     const double expected = this->format.decode(value.bits);
     const float read = to_float(value);
-    ASSERT_EQ(std::bit_cast<uint32_t>(cpu::widen(value)), std::bit_cast<uint32_t>(read)) << bits;
     if (std::isnan(expected)) {
       ASSERT_TRUE(std::isnan(read)) << bits;
       const uint16_t back = this->bits_of(read);

@@ -99,6 +99,17 @@ def test_the_epilogue_is_timed_in_four_ways(device, capsys):
     assert len(times) == 4 and min(times) > 0
 
 
+def test_operators_of_rows_are_timed(device, tmp_path, capsys):
+    path = tmp_path / "times.jsonl"
+    row_operators = script("row_operators")
+    row_operators.LAYERS = ((torch.float32, 4),)
+    row_operators.main(["--device", device.type, "--cloud", "shell:10", "--json", str(path)])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["operator"] for row in rows}) == len(rows) == 16
+    assert all(row["us"] > 0 and row["floor"] > 0 for row in rows)
+    assert "of floor" in capsys.readouterr().out
+
+
 def test_depthwise_is_timed_in_every_order(device, tmp_path, capsys):
     path = tmp_path / "times.jsonl"
     depthwise = script("depthwise")

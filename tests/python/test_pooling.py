@@ -147,9 +147,9 @@ def test_unpooling_gives_children_their_parent(clouds, device):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("channels", [3, 16])
 def test_segments(device, within, dtype, reduction, channels):
-    """One of more than a thousand rows, some of a few, one of none; rows outside are left out."""
+    """One of thousands of rows, some of a few, one of none; rows outside are left out."""
     draw = torch.Generator().manual_seed(2)
-    segments = torch.cat([torch.full((1500,), 3), torch.randint(-2, 9, (300,), generator=draw)])
+    segments = torch.cat([torch.full((9000,), 3), torch.randint(-2, 9, (300,), generator=draw)])
     segments[segments == 5] = 4
     segments = segments[torch.randperm(len(segments), generator=draw)].to(device)
     x = torch.randint(-9, 10, (len(segments), channels), generator=draw).to(dtype).to(device)

@@ -4,7 +4,6 @@
 #include "cpu/simd/isa.h"
 
 #include "cpu/simd/amx.h"
-#include "cpu/simd/depthwise.h"
 #include "cpu/simd/dot_bf16.h"
 #include "cpu/simd/outer.h"
 #include "cpu/simd/rows.h"
@@ -43,8 +42,6 @@ constexpr Engine engine(Dtype dtype) {
           .pack = [](const PackArgs& a) { pack_panels<T, WideUnit>(a, a.k); },
           .multiply = multiply<T>,
           .outer = outer<T>,
-          .depthwise = depthwise<T>,
-          .depthwise_outer = depthwise_outer<T>,
           .store = store_rows<T>,
           .compact = compact};
 }
@@ -68,8 +65,6 @@ constexpr Engine dot_engine = {
     .pack = [](const PackArgs& a) { pack_panels<Bf16, PairUnit>(a, (a.k + 1) / 2); },
     .multiply = [](const MultiplyArgs& a) { multiply_dot(a, (a.k + 1) / 2); },
     .outer = outer_dot,
-    .depthwise = depthwise<Bf16>,
-    .depthwise_outer = depthwise_outer<Bf16>,
     .store = store_rows<Bf16>,
     .compact = compact};
 
@@ -95,8 +90,6 @@ constexpr Engine tile_engine(Dtype dtype, bool (*runs)()) {
           .pack = [](const PackArgs& a) { pack_panels<T, PairUnit>(a, height_of(a.k)); },
           .multiply = multiply_amx<T>,
           .outer = outer_amx<T>,
-          .depthwise = depthwise<T>,
-          .depthwise_outer = depthwise_outer<T>,
           .store = store_rows<T>,
           .compact = compact};
 }

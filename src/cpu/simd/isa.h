@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/engine.h"
+#include "cpu/row_engine.h"
 
 // The namespaces that the sources of this folder are compiled into, and the flags each needs:
 //   v2         -march=x86-64-v2
@@ -34,11 +35,13 @@ namespace v3 {
 constexpr const char* isa = "v3";
 constexpr auto supported = supports_v3;
 extern const Engine f32, bf16, f16;
+extern const RowEngine rows_f64, rows_f32, rows_bf16, rows_f16;
 }  // namespace v3
 namespace v4 {
 constexpr const char* isa = "v4";
 constexpr auto supported = supports_v4;
 extern const Engine f32, bf16, f16;
+extern const RowEngine rows_f64, rows_f32, rows_bf16, rows_f16;
 }  // namespace v4
 namespace v4bf16 {
 constexpr const char* isa = "v4bf16";
@@ -53,6 +56,7 @@ namespace portable {
 constexpr const char* isa = "portable";
 constexpr auto supported = supports_portable;
 extern const Engine f32, bf16, f16;
+extern const RowEngine rows_f64, rows_f32, rows_bf16, rows_f16;
 }  // namespace portable
 
 }  // namespace voxgemm::cpu
