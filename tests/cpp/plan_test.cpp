@@ -10,19 +10,10 @@
 #include <utility>
 
 #include "support/brute_force.h"
+#include "support/message_of.h"
 
 namespace voxgemm::test {
 namespace {
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
-    return error.what();
-  }
-  return "no error";
-}
 
 // A layer of 3 -> 5 channels from 7 voxels in a line to the 4 of stride 2, every operand in its own
 // memory. A test changes one view and calls a pass, which must refuse it and write nothing.

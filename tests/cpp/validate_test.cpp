@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/message_of.h"
 #include "voxgemm/depthwise.h"
 #include "voxgemm/error.h"
 #include "voxgemm/hash_table.h"
@@ -21,16 +22,6 @@ namespace {
 const Context& context() {
   static const Context ctx = Context::cpu(2);
   return ctx;
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
-    return error.what();
-  }
-  return "no error";
 }
 
 // The 3^3 submanifold map of a line of voxels.
