@@ -253,7 +253,7 @@ def test_golden_counts(tmp_path, file, voxel, voxels, pairs):
 
 WRONG = {
     "missing": (["absent.ply"], "absent.ply is missing"),
-    "folder": (["d.png"], "unknown format"),
+    "folder": (["d.png"], "d.png is a folder"),
     "format": (["notes.txt"], "'.txt'"),
     "empty": (["empty.ply"], "empty"),
     "torn": (["torn.ply"], "torn.ply"),
