@@ -529,10 +529,10 @@ TEST(GradBias, ChecksItsArguments) {
   EXPECT_EQ(message(dy.ref(), wrong), "db is 1 x 6, expected 1 x 7");
   wrong = db.ref();
   wrong.dtype = Dtype::i32;
-  EXPECT_EQ(message(dy.ref(), wrong), "dtype is i32, expected f16, bf16, f32 or f64");
+  EXPECT_EQ(message(dy.ref(), wrong), "db has dtype i32, expected f16, bf16, f32 or f64");
   wrong = dy.ref();
   wrong.dtype = Dtype::i64;
-  EXPECT_EQ(message(wrong, db.ref()), "dtype is i64, expected f16, bf16, f32 or f64");
+  EXPECT_EQ(message(wrong, db.ref()), "dy has dtype i64, expected f16, bf16, f32 or f64");
   wrong = dy.ref();
   wrong.device = gpu;
   EXPECT_EQ(message(wrong, db.ref()), "dy is on cuda:1, expected cpu");
