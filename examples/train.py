@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import voxgemm as vg
 from voxgemm import tasks
-from voxgemm.clouds import read, street, voxelize
+from voxgemm.clouds import InputError, read, street, voxelize
 from voxgemm.clouds.street import LABELS
 from voxgemm.unet import ConvNorm, UNet
 
@@ -362,7 +362,10 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"train.py: {error}")
     if "RANK" in os.environ:
         # Threads of gloo outlive the process group where torch still knows a mesh of it, and one
         # that lets go of a tensor while the interpreter ends aborts it (seen on a busy machine).

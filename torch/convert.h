@@ -193,12 +193,13 @@ inline std::string text_of(const Tensor& tensor) {
   return {static_cast<const char*>(tensor.const_data_ptr()), static_cast<size_t>(tensor.numel())};
 }
 
+inline int32_t narrow(int64_t value) {
+  check(value == static_cast<int32_t>(value), "got ", value, ", expected a number of 32 bits");
+  return static_cast<int32_t>(value);
+}
+
 inline Int3 int3(IntSpan values, size_t first = 0) {
   check(values.size() >= first + 3, "got ", values.size(), " numbers, expected ", first + 3);
-  const auto narrow = [](int64_t value) {
-    check(value == static_cast<int32_t>(value), "got ", value, ", expected a number of 32 bits");
-    return static_cast<int32_t>(value);
-  };
   return {narrow(values[first]), narrow(values[first + 1]), narrow(values[first + 2])};
 }
 

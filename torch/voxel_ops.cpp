@@ -33,7 +33,7 @@ CurveOptions curve_of(const Ints& numbers) {
   check(numbers[0] >= 0 && numbers[0] < curve_count, "there is no curve ", numbers[0],
         ", expected 0 to ", curve_count - 1);
   return {.curve = static_cast<Curve>(numbers[0]),
-          .bits = static_cast<int>(numbers[1]),
+          .bits = narrow(numbers[1]),
           .axes = int3(numbers, 2),
           .origin = int3(numbers, 5)};
 }

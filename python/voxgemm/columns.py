@@ -28,6 +28,26 @@ def as_int32(column: Tensor, what: str, absent: int = -1) -> Tensor:
     return narrow if bits.dtype != torch.int64 else torch.where(narrow == bits, narrow, absent)
 
 
+def narrow(rows: Tensor, what: str) -> Tensor:
+    """Whole numbers [n, k] of any width as int32; a row that it does not hold is an ArgumentError.
+
+    Without that check, and cut to their low bits, while a graph is traced or captured.
+    """
+    if rows.is_floating_point() or rows.is_complex() or rows.ndim != 2:
+        raise ArgumentError(f"{what} is {rows.dtype} {list(rows.shape)}, expected integers [n, k]")
+    bits = as_bits(rows)
+    numbers = bits.to(torch.int32)
+    unsigned = bits.dtype != rows.dtype
+    if (unsigned or bits.dtype == torch.int64) and may_wait(rows):
+        fits = (numbers == bits) & (numbers >= 0) if unsigned else numbers == bits
+        if not bool(fits.all()):
+            row = int((~fits).any(1).nonzero()[0])
+            raise ArgumentError(
+                f"row {row} of {what} is {rows[row].tolist()}, expected numbers of 32 bits"
+            )
+    return numbers
+
+
 def may_wait(tensor: Tensor) -> bool:
     """Whether a check may look at the values: not while a graph is traced or captured."""
     if torch.compiler.is_compiling():

@@ -225,7 +225,8 @@ def _unit(item: PointCloud | Mesh, options: Options) -> str:
 
 def _panels(task: Task, prediction: torch.Tensor, unit: str) -> list[picture.Panel]:
     target, found = task.shown(task.target), task.shown(prediction)
-    bar, limits = task.target_title, None
+    length = f" [{unit}]" if task.in_units else ""
+    bar, limits = task.target_title + length, None
     if target.ndim == 1 and not task.classes:
         limits = picture.limits(target)
     elif isinstance(task, tasks.Normals):
@@ -255,7 +256,7 @@ def _panels(task: Task, prediction: torch.Tensor, unit: str) -> list[picture.Pan
             error,
             "magma",
             (0.0, picture.limits(error)[1]),
-            task.error_title,
+            task.error_title + length,
         ),
     ]
 
@@ -283,6 +284,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     count = int(voxels.samples.sum())
     kind = "surface samples" if isinstance(item, Mesh) else "points"
     heads = f"{item.name}: {count:,} {kind}, {len(points):,} voxels of {voxels.size:.4g} {unit}"
+    heads += "s" * (unit == "file unit" and voxels.size != 1)
     say(f"{heads}\n{task.name}: {task.sentence}")
 
     net = UNet(task.features.shape[1], task.outputs, options.channels, _LEVELS)

@@ -27,8 +27,9 @@ _WIDTH = 15.0  # inches
 _PANEL = 4.75  # inches
 # Twice what the panel shows, so that reducing it smooths the voxels' edges.
 _PIXELS = int(2 * _PANEL * _DPI)
-# Voxels below this would leave a scan a mist; above the other the stamp loop takes seconds.
-_MIN_STAMP, _MAX_STAMP = 3, 40
+# Voxels below this would leave a scan a mist; above the other the stamp loop takes seconds, unless
+# they are few: then no more than so many pixels in all are stamped.
+_MIN_STAMP, _MAX_STAMP, _STAMPED = 3, 40, 10_000_000
 _GREY = 0.86  # where there is no value
 
 
@@ -121,7 +122,8 @@ class _Raster:
         order = np.argsort(depth, kind="stable")  # far to near
         rows, depth = rows[order], depth[order].astype(np.float32)
         # A cube seen from a corner is wider than its edge.
-        stamp = int(np.clip(round(1.15 * scale * picture.size), _MIN_STAMP, _MAX_STAMP))
+        most = max(_MAX_STAMP, int((_STAMPED / max(len(rows), 1)) ** 0.5))
+        stamp = int(np.clip(round(1.15 * scale * picture.size), _MIN_STAMP, most))
         place = ((picture.points[rows] @ frame - first) * scale - (stamp - 1) / 2).astype(np.int64)
         width, height = (np.ceil((last - first) * scale).astype(int) + stamp).tolist()
         self.row = np.full((height, width), -1, dtype=np.int64)
@@ -161,7 +163,9 @@ def _shade(nearest: np.ndarray, reach: int, unit: float) -> np.ndarray:
 def limits(values: np.ndarray) -> tuple[float, float]:
     """What a colour bar should span: nearly all values, as a few far ones would dull all others."""
     low, high = np.nanquantile(values, [0.01, 0.99])
-    return float(low), float(max(high, low + 1e-6))
+    if high - low < 1e-6 * max(abs(low), 1):  # one value: in the middle
+        return float(low) - 0.5, float(low) + 0.5
+    return float(low), float(high)
 
 
 def _colors(panel: Panel) -> tuple[np.ndarray, ScalarMappable | None]:
@@ -270,6 +274,7 @@ def _draw_loss(axes: Axes, picture: Picture) -> None:
     axes.set_xlabel("step", fontsize=8)
     axes.set_ylabel(picture.loss_title, fontsize=8)
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.set_title(f"loss: {picture.losses[0]:.3f} to {picture.losses[-1]:.3f}", fontsize=10)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._library import call, ops
 from .algorithms import index_in
@@ -87,8 +86,8 @@ def segment_reduce(
     """y [count, c]: the rows of features [n, c] with segments [n] == s, reduced, for every s.
 
     The reduction is one of `pool`'s. Segments are whole numbers in any order; rows with a number
-    outside [0, count) are left out. A segment without rows is 0. Differentiable; the gradient of
-    max and min goes to the lowest row of equals.
+    outside [0, count) are left out. A segment without rows is 0. Differentiable, any order; the
+    gradient of max and min goes to the lowest row of equals.
 
     >>> rows = torch.tensor([[1.0], [2.0], [4.0]])
     >>> vg.pooling.segment_reduce(rows, torch.tensor([2, 0, 2]), 3).tolist()
@@ -106,7 +105,7 @@ def global_pool(
     """y [batch_size, c]: features [n, c] reduced by the batch of coords int32 [n, 4].
 
     The reduction is 'max', 'min', 'sum' or 'mean', as in `segment_reduce`; an item without rows is
-    0.
+    0. Differentiable, any order.
 
     >>> coords = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [1, 2, 2, 2]], dtype=torch.int32)
     >>> vg.pooling.global_pool(torch.tensor([[1.0], [2.0], [4.0]]), coords, 2).tolist()
@@ -147,9 +146,7 @@ class _PoolGrad(torch.autograd.Function):
     def backward(ctx, g):
         (winners,) = ctx.saved_tensors
         if winners.numel():
-            # What won is gathered; absent rows are in front of the others.
-            padded = torch.cat([g.new_zeros(1, g.shape[1]), g])
-            return padded.gather(0, winners.long() + 1), None, None, None
+            return _won(g, winners), None, None, None
         return _Pool.apply(g, ctx.map, ctx.number)[0], None, None, None
 
 
@@ -158,28 +155,43 @@ class _Segments(torch.autograd.Function):
     def forward(ctx, x, segments, count, number):
         y, winners = call(ops._segment_reduce.default, x, segments, count, number)
         ctx.save_for_backward(segments, winners)
-        ctx.count, ctx.number, ctx.rows = count, number, len(x)
+        ctx.number = number
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
-        segments, winners = ctx.saved_tensors
-        if winners.numel() or REDUCTIONS[ctx.number] in ("max", "min"):
+        return _SegmentsGrad.apply(dy, *ctx.saved_tensors, ctx.number), None, None, None
+
+
+class _SegmentsGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dy, segments, winners, number):
+        ctx.save_for_backward(segments, winners)
+        ctx.number, ctx.count = number, len(dy)
+        rows = len(segments)
+        if REDUCTIONS[number] in ("max", "min"):
             # A row wins an element of its own segment only: no two gradients meet.
-            dx = dy.new_zeros(ctx.rows + 1, dy.shape[1])
-            return dx.scatter_(0, winners.long() + 1, dy)[1:], None, None, None
-        weights = torch.ones(
-            ctx.rows,
-            1,
-            dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32,
-            device=dy.device,
-        )
-        if REDUCTIONS[ctx.number] == "mean":
-            ones = weights.new_ones(ctx.rows, 1)
-            counts, _ = call(ops._segment_reduce.default, ones, segments, ctx.count, 2)
+            dx = dy.new_zeros(rows + 1, dy.shape[1])
+            return dx.scatter_(0, winners.long() + 1, dy)[1:]
+        wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
+        weights = dy.new_ones(rows, 1, dtype=wide)
+        if REDUCTIONS[number] == "mean":
+            counts, _ = call(ops._segment_reduce.default, weights, segments, len(dy), 2)
             weights = weighted_sum(1 / counts, segments[:, None], weights)
-        return weighted_sum(dy, segments[:, None], weights), None, None, None
+        return weighted_sum(dy, segments[:, None], weights)
+
+    @staticmethod
+    def backward(ctx, g):
+        segments, winners = ctx.saved_tensors
+        if REDUCTIONS[ctx.number] in ("max", "min"):
+            return _won(g, winners), None, None, None
+        return _Segments.apply(g, segments, ctx.count, ctx.number), None, None, None
+
+
+def _won(rows, winners):
+    """[n, c]: of each column the row that won, 0 where none did."""
+    padded = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+    return padded.gather(0, winners.long() + 1)
 
 
 def _reduced(x, rows, number):

@@ -140,18 +140,38 @@ def encode(
 
 
 def decode(
-    codes: Tensor, bits: int | CodeBits, *, curve: str = "z_order", axes: str = "xyz"
+    codes: Tensor,
+    bits: int | CodeBits,
+    *,
+    curve: str = "z_order",
+    axes: str = "xyz",
+    check: bool = True,
 ) -> Tensor:
     """The coordinates int32 [n, 4] of codes [n] (int32 or int64, read as unsigned) of `encode`.
 
-    bits, curve and axes are those that it was given.
+    bits, curve and axes are those that it was given. With `check`, a code whose batch int32 does
+    not hold is an `ArgumentError` that names the row (where the dtype has the room, on CUDA this
+    waits for the device); without, or while a graph is captured or traced, its high bits are
+    dropped.
 
     >>> vg.serialization.decode(torch.tensor([4, 11]), 1).tolist()
     [[0, 1, 0, 0], [1, 0, 1, 1]]
 
     Raises ArgumentError: an unknown curve or axes, too many bits.
     """
-    return call(ops._curve_decode.default, as_bits(codes), _curve(curve, axes, _bits_of(bits)))
+    width, column = _bits_of(bits), as_bits(codes)
+    coords = call(ops._curve_decode.default, column, _curve(curve, axes, width))
+    past = 3 * width + 31
+    if check and past < 8 * column.itemsize and may_wait(column):
+        wide = (column >> past) != 0  # a code that reads as negative keeps its sign
+        if bool(wide.any()):
+            row = int(wide.nonzero()[0])
+            code = int(column[row]) % (1 << 8 * column.itemsize)
+            raise ArgumentError(
+                f"code {code} in row {row} is of batch {code >> 3 * width}, expected at most "
+                f"{(1 << 31) - 1}"
+            )
+    return coords
 
 
 def sort_codes(codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ class Task:
     error_title: str = "absolute error"
     loss_title: str = "mean absolute error in standard deviations"
     input_bar: str = "height [{unit}]"
+    in_units: bool = False  # whether target and error are lengths
 
     def to(self, device: torch.device) -> Task:
         for item in fields(self):
@@ -285,6 +286,7 @@ def _height(scene: Scene) -> Task | None:
         input_shown=plan[:, 0],
         input_bar="first axis of the plan, -1 to 1",
         error_title="absolute height error",
+        in_units=True,
         **_standard(_column(height), everything, least=scene.voxels.size),
     )
 

@@ -7,6 +7,7 @@
 #include "conv/kernel.h"
 #include "conv/known.h"
 #include "conv/ranking.h"
+#include "conv/validate.h"
 #include "voxgemm/choose.h"
 #include "voxgemm/error.h"
 
@@ -93,6 +94,8 @@ std::string_view name(Chooser chooser) {
 }
 
 std::vector<Candidate> candidates(const Problem& problem, const Filter& filter) {
+  validate_problem(problem);
+  validate_algorithms(filter);
   const Known known(problem, filter.measured);
   const Picked picked = pick(problem, filter, known);
   std::vector<Candidate> list;
@@ -153,6 +156,8 @@ std::string explain_json(const Problem& problem, const Filter& filter) {
 }
 
 const Kernel& choose(const Problem& problem, const Filter& filter) {
+  validate_problem(problem);
+  validate_algorithms(filter);
   const Picked picked = pick(problem, filter, known_of(problem, filter));
   if (picked.kernel != nullptr) return *picked.kernel;
   fail(ErrorCode::unsupported, true,

@@ -72,6 +72,7 @@ void validate_coords(const Context& ctx,
                      const MatrixRef& coords,
                      const std::optional<Int3>& spatial_shape,
                      std::optional<int64_t> batch_size) {
+  validate_enumerator(ctx.device.kind, DeviceKind::cuda, "the context's kind of device");
   check(coords.device == ctx.device, "coordinates and context are on different devices");
   check(coords.dtype == Dtype::i32, "coordinates are ", name(coords.dtype), ", expected i32");
   check(coords.cols == 4, "coordinates have ", coords.cols, " columns, expected 4: batch, x, y, z");
@@ -147,6 +148,7 @@ Matrix output_coords(const Context& ctx,
                      const OutputOptions& options) {
   geometry.validate();
   validate_coords(ctx, coords, std::nullopt, std::nullopt);
+  validate_enumerator(options.rule, OutputRule::floor, "the output rule");
   if (options.spatial_shape) validate_shape(*options.spatial_shape);
   if (options.max_voxels) {
     check(*options.max_voxels >= 1 && *options.max_voxels <= most_rows, "max_voxels is ",

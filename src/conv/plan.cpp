@@ -97,6 +97,7 @@ Plan Plan::make(const Context& ctx, const KernelMap& map, const PlanOptions& opt
 }
 
 Problem Plan::problem(const Context& ctx, Pass pass) const {
+  validate_enumerator(pass, Pass::grad_weight, "the pass");
   const KernelMap& map = *state_->map;
   const bool backward = pass == Pass::grad_input;
   Problem problem;
@@ -120,6 +121,7 @@ const Kernel& Plan::kernel(const Context& ctx, Pass pass) {
 }
 
 int64_t Plan::workspace_bytes(Pass pass) const {
+  validate_enumerator(pass, Pass::grad_weight, "the pass");
   return state_->workspace_bytes[static_cast<size_t>(pass)];
 }
 
@@ -228,8 +230,8 @@ void Plan::grad_weight(const Context& ctx,
 bool is_capturing(const Context& ctx) { return on_device(ctx) && cuda::is_capturing(ctx); }
 
 void grad_bias(const Context& ctx, const MatrixRef& dy, const MatrixRef& db) {
-  validate_matrix(ctx, dy, {"dy", dy.rows, dy.cols, dy.dtype});
-  validate_matrix(ctx, db, {"db", 1, dy.cols, db.dtype});
+  validate_matrix(ctx, dy, {"dy", dy.rows, dy.cols, float_dtype(dy, "dy")});
+  validate_matrix(ctx, db, {"db", 1, dy.cols, float_dtype(db, "db")});
   validate_apart(memory_of(db, "db"), memory_of(dy, "dy"));
   run(ctx, cuda::grad_bias, cpu::grad_bias, dy, db);
 }

@@ -12,12 +12,6 @@
 namespace voxgemm {
 namespace {
 
-Dtype float_dtype(const MatrixRef& matrix, const char* what) {
-  check(matrix.dtype != Dtype::i32 && matrix.dtype != Dtype::i64, what, " has dtype ",
-        name(matrix.dtype), ", expected f16, bf16, f32 or f64");
-  return matrix.dtype;
-}
-
 // A table without columns has no memory.
 void validate_map(const Context& ctx, const KernelMap& map) {
   const MatrixRef& table = map.neighbours;
@@ -36,6 +30,7 @@ void validate_result(const Context& ctx,
                      Reduction reduction,
                      const Reduced& result,
                      int64_t rows) {
+  validate_enumerator(reduction, Reduction::mean, "the reduction");
   validate_matrix(ctx, x, {"x", x.rows, x.cols, float_dtype(x, "x")});
   validate_matrix(ctx, result.y, {"y", rows, x.cols, x.dtype});
   validate_apart(memory_of(result.y, "y"), memory_of(x, "x"));
@@ -102,6 +97,7 @@ void pool_grad(const Context& ctx,
                Reduction reduction,
                const PoolGrad& grad,
                const MatrixRef& dx) {
+  validate_enumerator(reduction, Reduction::mean, "the reduction");
   validate_matrix(ctx, dx, {"dx", map.n_in, dx.cols, float_dtype(dx, "dx")});
   validate_matrix(ctx, grad.dy, {"dy", map.n_out, dx.cols, dx.dtype});
   validate_apart(memory_of(dx, "dx"), memory_of(grad.dy, "dy"));

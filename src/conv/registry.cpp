@@ -4,6 +4,7 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "conv/validate.h"
 #include "voxgemm/choose.h"
 #include "voxgemm/error.h"
 
@@ -64,6 +65,7 @@ std::string why_not(const Kernel& kernel, const Problem& problem) {
 }
 
 std::vector<std::string> kernel_names(DeviceKind kind) {
+  validate_enumerator(kind, DeviceKind::cuda, "the kind of device");
   std::vector<std::string> names;
   for (const Kernel& kernel : registry(kind)) names.push_back(kernel.name);
   return names;

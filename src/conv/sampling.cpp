@@ -20,9 +20,7 @@ void validate_sums(const Context& ctx,
                    const MatrixRef& x,
                    const RowWeights& sums,
                    const MatrixRef& y) {
-  check(x.dtype != Dtype::i32 && x.dtype != Dtype::i64, "x has dtype ", name(x.dtype),
-        ", expected f16, bf16, f32 or f64");
-  validate_matrix(ctx, x, {"x", x.rows, x.cols, x.dtype});
+  validate_matrix(ctx, x, {"x", x.rows, x.cols, float_dtype(x, "x")});
   validate_matrix(ctx, y, {"y", sums.rows.rows, x.cols, x.dtype});
   validate_column(ctx, sums.rows, {"rows", y.rows, sums.rows.cols, Dtype::i32});
   validate_column(
@@ -48,6 +46,8 @@ SampleMap sample_map(const Context& ctx,
   check(points.points_per_batch >= 0, "there are ", points.points_per_batch,
         " points per batch, expected 0 or more");
   if (options.spatial_shape) validate_shape(*options.spatial_shape);
+  validate_enumerator(options.mode, SampleMode::trilinear, "the mode of sampling");
+  validate_enumerator(options.rounding, Rounding::truncate, "the rounding of sampling");
   const int taps = sample_taps(options.mode);
   SampleMap map{make_matrix(ctx, p.rows, taps, Dtype::i32),
                 make_matrix(ctx, p.rows, taps, p.dtype)};

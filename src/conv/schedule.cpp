@@ -10,6 +10,7 @@
 
 #include "conv/backend.h"
 #include "conv/schedule.h"
+#include "conv/validate.h"
 #include "voxgemm/error.h"
 
 namespace voxgemm {
@@ -127,6 +128,7 @@ struct Builder {
 };
 
 void validate(const ScheduleOptions& options, int taps) {
+  validate_enumerator(options.order, Order::by_tap, "the order of a schedule");
   check(options.tile_rows >= 64 && options.tile_rows % 64 == 0, "tile_rows is ", options.tile_rows,
         ", expected a multiple of 64");
   check(options.chunk_rows >= options.tile_rows && options.chunk_rows % options.tile_rows == 0,

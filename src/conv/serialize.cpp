@@ -14,6 +14,7 @@ namespace voxgemm {
 namespace {
 
 void validate_curve(const CurveOptions& options, Dtype dtype) {
+  validate_enumerator(options.curve, Curve::rows, "the curve");
   const int most = dtype == Dtype::i32 ? 10 : 21;
   check(options.bits >= 0 && options.bits <= most, "a curve has ", options.bits,
         " bits an axis, expected 0 to ", most, " for codes of ", name(dtype));

@@ -11,6 +11,11 @@ std::string device_name(const Device& device) {
   return device.kind == DeviceKind::cpu ? "cpu" : join("cuda:", device.index);
 }
 
+// A name, or the number that a caller cast.
+std::string shown(Dtype dtype) {
+  return size_of(dtype) == 0 ? join("number ", static_cast<int>(dtype)) : std::string(name(dtype));
+}
+
 bool is_float(Dtype dtype) {
   return dtype == Dtype::f16 || dtype == Dtype::bf16 || dtype == Dtype::f32 || dtype == Dtype::f64;
 }
@@ -32,12 +37,16 @@ void validate_weight_shape(const Context& ctx,
 
 }  // namespace
 
-void validate_filter(DeviceKind kind, const Filter& filter) {
+void validate_algorithms(const Filter& filter) {
   for (const Algorithm algorithm : filter.algorithms) {
     const auto number = static_cast<int>(algorithm);
     check(number >= 0 && number < algorithm_count, "the filter names algorithm ", number,
           ", expected 0 to ", algorithm_count - 1);
   }
+}
+
+void validate_filter(DeviceKind kind, const Filter& filter) {
+  validate_algorithms(filter);
   if (filter.kernel.empty()) return;
   check(filter.algorithms.empty(), "the filter names kernel \"", filter.kernel,
         "\" and algorithms, expected one of the two");
@@ -45,16 +54,27 @@ void validate_filter(DeviceKind kind, const Filter& filter) {
         "\", expected a name that explain() prints");
 }
 
+void validate_problem(const Problem& problem) {
+  validate_enumerator(problem.pass, Pass::grad_weight, "the pass");
+  validate_enumerator(problem.dtype, Dtype::i64, "the dtype");
+  validate_enumerator(problem.precision, Precision::bf16x6, "the precision");
+  validate_enumerator(problem.operation, Operation::inverse, "the operation");
+  validate_enumerator(problem.device.kind, DeviceKind::cuda, "the kind of device");
+}
+
 void validate_plan(const Context& ctx, const KernelMap& map, const PlanOptions& options) {
+  validate_enumerator(ctx.device.kind, DeviceKind::cuda, "the context's kind of device");
   for (const Filter& filter : options.filters) validate_filter(ctx.device.kind, filter);
   check(options.c_in >= 1, "c_in is ", options.c_in, ", expected at least 1");
   check(options.c_out >= 1, "c_out is ", options.c_out, ", expected at least 1");
-  check(is_float(options.dtype), "dtype is ", name(options.dtype),
+  check(is_float(options.dtype), "dtype is ", shown(options.dtype),
         ", expected f16, bf16, f32 or f64");
+  validate_enumerator(options.operation, Operation::inverse, "the operation");
+  validate_enumerator(options.precision, Precision::bf16x6, "the precision");
   check(map.neighbours.rows == map.taps() && map.neighbours.cols == map.n_out &&
             map.neighbours.dtype == Dtype::i32,
         "the map's neighbour table is ", map.neighbours.rows, " x ", map.neighbours.cols, " ",
-        name(map.neighbours.dtype), ", expected ", map.taps(), " x ", map.n_out, " i32");
+        shown(map.neighbours.dtype), ", expected ", map.taps(), " x ", map.n_out, " i32");
   check(map.neighbours.device == ctx.device, "map and context are on different devices");
   check(options.build_schedule != nullptr,
         "build_schedule is empty, expected Schedule::build or another function");
@@ -74,11 +94,12 @@ void validate_plan(const Context& ctx, const KernelMap& map, const PlanOptions& 
 }
 
 void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected& expected) {
+  validate_enumerator(ctx.device.kind, DeviceKind::cuda, "the context's kind of device");
   check(matrix.rows >= 0 && matrix.cols >= 0, expected.what, " is ", matrix.rows, " x ",
         matrix.cols, ", expected 0 or more of each");
   check(matrix.rows == expected.rows && matrix.cols == expected.cols, expected.what, " is ",
         matrix.rows, " x ", matrix.cols, ", expected ", expected.rows, " x ", expected.cols);
-  check(matrix.dtype == expected.dtype, expected.what, " has dtype ", name(matrix.dtype),
+  check(matrix.dtype == expected.dtype, expected.what, " has dtype ", shown(matrix.dtype),
         ", expected ", name(expected.dtype));
   check(matrix.device == ctx.device, expected.what, " is on ", device_name(matrix.device),
         ", expected ", device_name(ctx.device));
@@ -99,9 +120,15 @@ void validate_shape(const Int3& shape) {
         shape[1], ", ", shape[2], "), expected extents >= 0");
 }
 
+Dtype float_dtype(const MatrixRef& matrix, const char* what) {
+  check(is_float(matrix.dtype), what, " has dtype ", shown(matrix.dtype),
+        ", expected f16, bf16, f32 or f64");
+  return matrix.dtype;
+}
+
 Dtype integer_dtype(const MatrixRef& matrix, const char* what) {
   check(matrix.dtype == Dtype::i32 || matrix.dtype == Dtype::i64, what, " has dtype ",
-        name(matrix.dtype), ", expected i32 or i64");
+        shown(matrix.dtype), ", expected i32 or i64");
   return matrix.dtype;
 }
 
@@ -117,7 +144,7 @@ void validate_weights(const Context& ctx,
                       const KernelMap& map,
                       const PlanOptions& options) {
   validate_weight_shape(ctx, w, map, options);
-  check(w.dtype == options.dtype, "the weights have dtype ", name(w.dtype), ", expected ",
+  check(w.dtype == options.dtype, "the weights have dtype ", shown(w.dtype), ", expected ",
         name(options.dtype));
 }
 
@@ -127,7 +154,7 @@ void validate_weight_gradient(const Context& ctx,
                               const PlanOptions& options) {
   validate_weight_shape(ctx, dw, map, options);
   check(dw.dtype == options.dtype || (dw.dtype == Dtype::f32 && options.dtype != Dtype::f64),
-        "the weight gradient has dtype ", name(dw.dtype), ", expected ", name(options.dtype),
+        "the weight gradient has dtype ", shown(dw.dtype), ", expected ", name(options.dtype),
         options.dtype == Dtype::f16 || options.dtype == Dtype::bf16 ? " or f32" : "");
 }
 

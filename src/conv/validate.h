@@ -3,13 +3,23 @@
 
 #include <optional>
 
+#include "voxgemm/error.h"
 #include "voxgemm/plan.h"
 
 namespace voxgemm {
 
 // Every argument rule of the passes. Below the entry of a pass code may assume what these check.
 
+// One of the enumerators up to the last: a caller may have cast any number.
+template <class Enum>
+void validate_enumerator(Enum value, Enum last, const char* what) {
+  const auto number = static_cast<int>(value);
+  const auto most = static_cast<int>(last);
+  check(number >= 0 && number <= most, what, " is number ", number, ", expected 0 to ", most);
+}
+void validate_algorithms(const Filter& filter);
 void validate_filter(DeviceKind kind, const Filter& filter);
+void validate_problem(const Problem& problem);
 void validate_plan(const Context& ctx, const KernelMap& map, const PlanOptions& options);
 // A matrix called `what` must have this shape, dtype and the context's device.
 struct Expected {
@@ -23,6 +33,8 @@ void validate_matrix(const Context& ctx, const MatrixRef& matrix, const Expected
 void validate_column(const Context& ctx, const MatrixRef& matrix, const Expected& expected);
 // Of a grid: no extent is negative.
 void validate_shape(const Int3& shape);
+// The dtype of a matrix that must be f16, bf16, f32 or f64.
+Dtype float_dtype(const MatrixRef& matrix, const char* what);
 // The dtype of a matrix that must be i32 or i64.
 Dtype integer_dtype(const MatrixRef& matrix, const char* what);
 // Rows are sorted as 32-bit numbers.

@@ -310,6 +310,8 @@ void prefer_huge_pages([[maybe_unused]] void* data, size_t bytes) {
 
 Matrix make_matrix(const Context& ctx, int64_t rows, int64_t cols, Dtype dtype) {
   size_t bytes = size_of(dtype);
+  check(bytes > 0, "the dtype of a matrix is number ", static_cast<int>(dtype), ", expected 0 to ",
+        static_cast<int>(Dtype::i64));
   const bool countable = !__builtin_mul_overflow(bytes, rows, &bytes) &&
                          !__builtin_mul_overflow(bytes, cols, &bytes) && bytes <= PTRDIFF_MAX;
   check(ctx.allocate != nullptr, "the context has no allocate, expected one as of Context::cpu()");

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "conv/known.h"
+#include "conv/validate.h"
 #include "core/environment.h"
 #include "voxgemm/error.h"
 #include "voxgemm/tune.h"
@@ -124,6 +125,7 @@ int64_t clear_times(const std::string& folder) {
 }
 
 void learn_times(const Device& device, std::string_view records) {
+  validate_enumerator(device.kind, DeviceKind::cuda, "the kind of device");
   store_of(device).remember(records_of(records));
 }
 

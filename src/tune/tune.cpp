@@ -6,6 +6,7 @@
 
 #include "conv/known.h"
 #include "conv/passes.h"
+#include "conv/validate.h"
 #include "tune/judge.h"
 #include "tune/operands.h"
 #include "tune/tuner.h"
@@ -181,6 +182,8 @@ Tuner run_rounds(Bench* bench,
 }  // namespace
 
 bool is_tuned(const Problem& problem, const Filter& filter) {
+  validate_problem(problem);
+  validate_algorithms(filter);
   if (!filter.kernel.empty()) return true;
   return worth_timing(contenders_of(problem, trials_of(problem, filter)), {}).empty();
 }
@@ -190,6 +193,7 @@ Tuning tune(const Context& ctx,
             const PlanOptions& options,
             Pass pass,
             const TuneOptions& how) {
+  validate_enumerator(pass, Pass::grad_weight, "the pass");
   Plan plan = Plan::make(ctx, map, options);
   const Filter& filter = options.filters[static_cast<size_t>(pass)];
   Tuning result;

@@ -19,23 +19,19 @@
 #include <thread>
 #include <vector>
 
-#include "voxgemm/error.h"
+#include "support/message_of.h"
 
 namespace voxgemm {
 namespace {
+
+using test::message_of;
 
 TEST(ContextCpu, TakesThreads) {
   EXPECT_EQ(Context::cpu(1).threads, 1);
   EXPECT_EQ(Context::cpu(5).threads, 5);
   EXPECT_GE(Context::cpu().threads, 1);
   EXPECT_EQ(Context::cpu().device, Device{});
-  try {
-    Context::cpu(-2);
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
-    EXPECT_STREQ(error.what(), "threads is -2, expected 0 (all) or more");
-  }
+  EXPECT_EQ(message_of([] { Context::cpu(-2); }), "threads is -2, expected 0 (all) or more");
 }
 
 // A container or taskset leaves a process fewer CPUs than the machine has.
@@ -78,13 +74,8 @@ TEST(MakeMatrix, LivesAsLongAsACopy) {
 }
 
 std::string out_of_memory(int64_t rows, int64_t cols) {
-  try {
-    make_matrix(Context::cpu(1), rows, cols, Dtype::f64);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::out_of_memory);
-    return error.what();
-  }
-  return "";
+  return message_of([&] { make_matrix(Context::cpu(1), rows, cols, Dtype::f64); },
+                    ErrorCode::out_of_memory);
 }
 
 TEST(MakeMatrix, RefusesMoreThanMemoryHolds) {

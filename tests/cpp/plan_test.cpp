@@ -10,19 +10,10 @@
 #include <utility>
 
 #include "support/brute_force.h"
+#include "support/message_of.h"
 
 namespace voxgemm::test {
 namespace {
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
-    return error.what();
-  }
-  return "no error";
-}
 
 // A layer of 3 -> 5 channels from 7 voxels in a line to the 4 of stride 2, every operand in its own
 // memory. A test changes one view and calls a pass, which must refuse it and write nothing.
@@ -538,10 +529,10 @@ TEST(GradBias, ChecksItsArguments) {
   EXPECT_EQ(message(dy.ref(), wrong), "db is 1 x 6, expected 1 x 7");
   wrong = db.ref();
   wrong.dtype = Dtype::i32;
-  EXPECT_EQ(message(dy.ref(), wrong), "dtype is i32, expected f16, bf16, f32 or f64");
+  EXPECT_EQ(message(dy.ref(), wrong), "db has dtype i32, expected f16, bf16, f32 or f64");
   wrong = dy.ref();
   wrong.dtype = Dtype::i64;
-  EXPECT_EQ(message(wrong, db.ref()), "dtype is i64, expected f16, bf16, f32 or f64");
+  EXPECT_EQ(message(wrong, db.ref()), "dy has dtype i64, expected f16, bf16, f32 or f64");
   wrong = dy.ref();
   wrong.device = gpu;
   EXPECT_EQ(message(wrong, db.ref()), "dy is on cuda:1, expected cpu");

@@ -3,8 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/message_of.h"
 #include "support/problems.h"
-#include "voxgemm/error.h"
 
 namespace voxgemm::test {
 namespace {
@@ -60,13 +60,7 @@ TEST(Problem, UsefulFlopsCountPairs) {
 }
 
 std::string message(const std::string& text) {
-  try {
-    Problem::parse(text);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
-    return error.what();
-  }
-  return "";
+  return message_of([&] { Problem::parse(text); });
 }
 
 struct Bad {

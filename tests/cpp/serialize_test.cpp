@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "support/message_of.h"
 #include "support/random_coords.h"
 #include "support/run.h"
 
@@ -144,12 +145,7 @@ TEST(Serialize, SaysWhatDoesNotFit) {
   const Matrix coords = coords_matrix(context(), full_cloud(2));
   const Matrix codes = make_matrix(context(), coords.rows, 1, Dtype::i32);
   const auto message = [&](const CurveOptions& options) {
-    try {
-      curve_encode(context(), coords, options, codes);
-    } catch (const Error& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return message_of([&] { curve_encode(context(), coords, options, codes); });
   };
   EXPECT_EQ(message({.bits = 11}),
             "a curve has 11 bits an axis, expected 0 to 10 for codes of i32");

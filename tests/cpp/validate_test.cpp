@@ -9,11 +9,14 @@
 #include <utility>
 #include <vector>
 
+#include "support/message_of.h"
 #include "voxgemm/depthwise.h"
 #include "voxgemm/error.h"
 #include "voxgemm/hash_table.h"
 #include "voxgemm/pooling.h"
 #include "voxgemm/sampling.h"
+#include "voxgemm/serialize.h"
+#include "voxgemm/tune.h"
 
 namespace voxgemm::test {
 namespace {
@@ -21,16 +24,6 @@ namespace {
 const Context& context() {
   static const Context ctx = Context::cpu(2);
   return ctx;
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
-    return error.what();
-  }
-  return "no error";
 }
 
 // The 3^3 submanifold map of a line of voxels.
@@ -73,7 +66,7 @@ TEST(Apart, TheStrideOfASingleRowIsNothing) {
   Plan plan = Plan::make(context(), map, {.c_in = 4, .c_out = 4});
   const Matrix x = counted(1, 4);
   const Matrix y = counted(1, 4);
-  const Matrix w = counted(27 * 4, 4);
+  const Matrix w = counted(108, 4);
   plan.forward(context(), x, weights_of(w, 27, 4), {}, y);
   const std::vector<float> expected(y.as<float>(), y.as<float>() + 4);
   for (const int64_t stride : {int64_t{0}, int64_t{1} << 60}) {
@@ -93,15 +86,15 @@ TEST(Apart, WeightsThatRunBackwards) {
   Plan plan = Plan::make(context(), map, {.c_in = 4, .c_out = 4});
   const Matrix x = counted(5, 4);
   const Matrix y = counted(5, 4);
-  const Matrix w = counted(27 * 4, 4);
-  const Matrix mirrored = counted(27 * 4, 4);
+  const Matrix w = counted(108, 4);
+  const Matrix mirrored = counted(108, 4);
   for (int64_t tap = 0; tap < 27; ++tap) {
     std::copy_n(w.row<float>(4 * tap), 16, mirrored.row<float>(4 * (26 - tap)));
   }
   plan.forward(context(), x, weights_of(mirrored, 27, 4), {}, y);
   const std::vector<float> expected(y.as<float>(), y.as<float>() + 20);
   WeightsRef backwards = weights_of(w, 27, 4);
-  backwards.data = w.row<float>(26 * 4);
+  backwards.data = w.row<float>(104);
   backwards.tap_stride = -16;
   plan.forward(context(), x, backwards, {}, y);
   EXPECT_TRUE(std::equal(expected.begin(), expected.end(), y.as<float>()));
@@ -204,6 +197,135 @@ TEST(DepthwiseGradWeight, NamesTheDtypesThatItTakes) {
   const Matrix dw = counted(27, 4, Dtype::f64);
   EXPECT_EQ(message_of([&] { depthwise_grad_weight(context(), map, x, x, dw); }),
             "the weight gradient has dtype f64, expected f32");
+}
+
+// What a caller may cast to an enumeration, and how its refusal ends.
+struct BadNumber {
+  int number;
+  std::string text;
+  explicit BadNumber(int value)
+      : number(value), text(join("is number ", value, ", expected 0 to ")) {}
+  template <class Enum>
+  Enum as() const {
+    return static_cast<Enum>(number);
+  }
+  void expect(const std::string& what, int last, const std::function<void()>& body) const {
+    EXPECT_EQ(message_of(body), join(what, " ", text, last));
+  }
+};
+const BadNumber bad_numbers[] = {BadNumber(9), BadNumber(-1), BadNumber(1 << 30)};
+
+TEST(Enumerators, OfOperators) {
+  const Context& ctx = context();
+  const KernelMap map = line_map(5);
+  const Matrix x = counted(5, 4);
+  const Matrix y = counted(5, 4);
+  const Matrix segments = counted(5, 1, Dtype::i32);
+  const Matrix coords = counted(5, 4, Dtype::i32);
+  const Matrix codes = counted(5, 1, Dtype::i64);
+  const VoxelIndex index(ctx, coords);
+  const Matrix places = counted(5, 3);
+  const PointsRef points{.points = places, .batch = {}};
+  for (const BadNumber& bad : bad_numbers) {
+    const auto reduction = bad.as<Reduction>();
+    bad.expect("the reduction", 3, [&] { pool(ctx, map, x, reduction, {y}); });
+    bad.expect("the reduction", 3, [&] { pool_grad(ctx, map, reduction, {y}, x); });
+    bad.expect("the reduction", 3, [&] { segment_reduce(ctx, x, segments, reduction, {y}); });
+    const CurveOptions curve{.curve = bad.as<Curve>()};
+    bad.expect("the curve", 2, [&] { curve_encode(ctx, coords, curve, codes); });
+    bad.expect("the curve", 2, [&] { curve_decode(ctx, codes, curve, coords); });
+    bad.expect("the mode of sampling", 1,
+               [&] { sample_map(ctx, index, points, {.mode = bad.as<SampleMode>()}); });
+    bad.expect("the rounding of sampling", 1,
+               [&] { sample_map(ctx, index, points, {.rounding = bad.as<Rounding>()}); });
+    bad.expect("the output rule", 1,
+               [&] { output_coords(ctx, coords, {}, {.rule = bad.as<OutputRule>()}); });
+    bad.expect("the order of a schedule", 2,
+               [&] { Schedule::build(ctx, map, {.order = bad.as<ScheduleOptions::Order>()}); });
+  }
+}
+
+TEST(Enumerators, OfPlansAndChoices) {
+  const Context& ctx = context();
+  const KernelMap map = line_map(5);
+  const PlanOptions options{.c_in = 4, .c_out = 4};
+  Plan plan = Plan::make(ctx, map, options);
+  for (const BadNumber& bad : bad_numbers) {
+    const auto pass = bad.as<Pass>();
+    bad.expect("the pass", 2, [&] { plan.problem(ctx, pass); });
+    bad.expect("the pass", 2, [&] { plan.kernel(ctx, pass); });
+    bad.expect("the pass", 2, [&] { plan.workspace_bytes(pass); });
+    bad.expect("the pass", 2, [&] { tune(ctx, map, options, pass); });
+    const auto expect_refused = [&](const std::string& what, int last, const auto& change) {
+      Problem problem = plan.problem(ctx, Pass::forward);
+      change(&problem);
+      bad.expect(what, last, [&] { choice(problem, {}); });
+      bad.expect(what, last, [&] { candidates(problem, {}); });
+      bad.expect(what, last, [&] { explain(problem); });
+      bad.expect(what, last, [&] { explain_json(problem); });
+      bad.expect(what, last, [&] { is_tuned(problem, {}); });
+    };
+    expect_refused("the pass", 2, [&](Problem* p) { p->pass = pass; });
+    expect_refused("the dtype", 5, [&](Problem* p) { p->dtype = bad.as<Dtype>(); });
+    expect_refused("the precision", 3, [&](Problem* p) { p->precision = bad.as<Precision>(); });
+    expect_refused("the operation", 2, [&](Problem* p) { p->operation = bad.as<Operation>(); });
+    const auto kind = bad.as<DeviceKind>();
+    expect_refused("the kind of device", 1, [&](Problem* p) { p->device.kind = kind; });
+    bad.expect("the kind of device", 1, [&] { kernel_names(kind); });
+    bad.expect("the kind of device", 1, [&] { learn_times({kind, 0}, ""); });
+
+    const auto made = [&](const auto& change) {
+      return [&, change] {
+        PlanOptions changed = options;
+        change(&changed);
+        Plan::make(ctx, map, changed);
+      };
+    };
+    bad.expect("the operation", 2, made([&](auto* o) { o->operation = bad.as<Operation>(); }));
+    bad.expect("the precision", 3, made([&](auto* o) { o->precision = bad.as<Precision>(); }));
+    EXPECT_EQ(message_of(made([&](auto* o) { o->dtype = bad.as<Dtype>(); })),
+              join("dtype is number ", bad.number, ", expected f16, bf16, f32 or f64"));
+    const Filter filter{.algorithms = {bad.as<Algorithm>()}};
+    const std::string refusal =
+        join("the filter names algorithm ", bad.number, ", expected 0 to 4");
+    EXPECT_EQ(message_of(made([&](auto* o) { o->filters[1] = filter; })), refusal);
+    EXPECT_EQ(message_of([&] { choice(plan.problem(ctx, Pass::forward), filter); }), refusal);
+    EXPECT_EQ(message_of([&] { is_tuned(plan.problem(ctx, Pass::forward), filter); }), refusal);
+  }
+}
+
+TEST(Enumerators, OfMatricesAndContexts) {
+  const Context& ctx = context();
+  const KernelMap map = line_map(5);
+  const Matrix x = counted(5, 4);
+  const Matrix y = counted(5, 4);
+  const Matrix w = counted(27, 4);
+  for (const BadNumber& bad : bad_numbers) {
+    bad.expect("the dtype of a matrix", 5, [&] { make_matrix(ctx, 5, 4, bad.as<Dtype>()); });
+    MatrixRef odd = x;
+    odd.dtype = bad.as<Dtype>();
+    const auto expect = [&](const char* what, const char* expected,
+                            const std::function<void()>& body) {
+      EXPECT_EQ(message_of(body),
+                join(what, " has dtype number ", bad.number, ", expected ", expected));
+    };
+    const char* const floats = "f16, bf16, f32 or f64";
+    expect("x", floats, [&] { pool(ctx, map, odd, Reduction::sum, {y}); });
+    expect("dx", floats, [&] { pool_grad(ctx, map, Reduction::sum, {y}, odd); });
+    expect("x", floats, [&] { depthwise_forward(ctx, map, {odd, w}, y); });
+    expect("x", floats, [&] { weighted_sum(ctx, odd, {counted(5, 1, Dtype::i32), w}, y); });
+    expect("dy", floats, [&] { grad_bias(ctx, odd, counted(1, 4)); });
+    expect("db", floats, [&] { grad_bias(ctx, x, on(odd, 1, 4, odd.dtype)); });
+    expect("y", "f32", [&] { pool(ctx, map, x, Reduction::sum, {odd}); });
+    expect("codes", "i32 or i64", [&] { sort_codes(ctx, on(odd, 5, 1, odd.dtype)); });
+
+    Context nowhere = ctx;
+    nowhere.device.kind = bad.as<DeviceKind>();
+    const char* const kind = "the context's kind of device";
+    bad.expect(kind, 1, [&] { Plan::make(nowhere, map, {.c_in = 4, .c_out = 4}); });
+    bad.expect(kind, 1, [&] { grad_bias(nowhere, x, counted(1, 4)); });
+    bad.expect(kind, 1, [&] { unique(nowhere, counted(5, 4, Dtype::i32)); });
+  }
 }
 
 }  // namespace

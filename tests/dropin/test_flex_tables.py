@@ -126,6 +126,35 @@ def test_codes_that_cannot_be(device):
         serialize.encode_seq(coords, (2, 1, 2, 2, 2), "spiral")
 
 
+@mark.parametrize("mode", ["z_order", "hilbert"])
+def test_codes_of_wide_integers(mode, device):
+    """Beyond 32 bits they are refused, not taken for another voxel of the box."""
+    shape, good = (2, 1, 4, 4, 4), torch.tensor([[1, 2, 3, 0], [0, 1, 2, 3]], device=device)
+    codes = serialize.encode_seq(good.int(), shape, mode)
+    for dtype in (torch.int64, torch.int16, torch.uint8, torch.uint32, torch.uint64):
+        assert torch.equal(serialize.encode_seq(good.to(dtype), shape, mode), codes)
+    for column in range(4):
+        for value in (2**32, -(2**32), 2**31):
+            coords = good.clone()
+            coords[1, column] += value
+            said = rf"row 1 of coords is \[{', '.join(map(str, coords[1].tolist()))}\]"
+            with raises(flex_gemm.ArgumentError, match=f"{said}, expected numbers of 32 bits"):
+                serialize.encode_seq(coords, shape, mode)
+    for dtype in (torch.uint32, torch.uint64):
+        coords = good.clone()
+        coords[0, 1] = -1
+        with raises(flex_gemm.ArgumentError, match="row 0 of coords is"):
+            serialize.encode_seq(coords.to(dtype), shape, mode)
+    with raises(TypeError, match="coords is torch.float32, expected integers"):
+        serialize.encode_seq(good.float(), shape, mode)
+    # Of batch 2^32, which came back as batch 0.
+    code = torch.tensor([2**38], device=device)
+    with raises(flex_gemm.ArgumentError, match="is of batch 4294967296, expected at most"):
+        serialize.decode_seq(code, shape, mode)
+    with raises(flex_gemm.ArgumentError, match="is of batch 4294967296, expected at most"):
+        getattr(cuda, f"{mode}_decode")(code, 2)
+
+
 @fixture
 def scene(clouds, randn, device):
     """feats, coords, shape and points inside, outside and at negative places."""

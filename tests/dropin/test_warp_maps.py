@@ -223,7 +223,7 @@ def test_voxels_that_cannot_be(device):
         "need offsets": lambda: Voxels(coords, features),
         "expected integers": lambda: Voxels(coords.float(), features, [0, 3]),
         "rows": lambda: Voxels([coords], [features[:2]]),
-        "does not fit": lambda: Voxels(coords.long() + 2**40, features, [0, 3]),
+        "expected numbers of 32 bits": lambda: Voxels(coords.long() + 2**40, features, [0, 3]),
     }
     for text, make in wrong.items():
         with raises(ValueError, match=text):
@@ -299,6 +299,27 @@ def test_rows_chosen_and_ordered(scene, device):
         x.coordinate_tensor, x.offsets, POINT_ORDERING.MORTON_YXZ, True, True
     )
     assert torch.equal(permutation[inverse], torch.arange(55, device=device))
+
+
+def test_wide_integers_are_refused(device):
+    """Beyond 32 bits; some functions took them for other voxels."""
+    wide = torch.tensor([[1, 2, 3], [1, 2**32 + 2, 3]], device=device)
+    offsets = torch.tensor([0, 2])
+    said = r"row 1 of .* is \[1, 4294967298, 3\], expected numbers of 32 bits"
+    for call in (
+        lambda: encode(wide),
+        lambda: encode(wide, offsets),
+        lambda: batch_indexed_coordinates(wide, offsets),
+        lambda: IntCoords(wide, offsets),
+    ):
+        with raises(ValueError, match=said):
+            call()
+    batches = torch.tensor([[2**32, 1, 2, 3]], device=device)
+    with raises(ValueError, match=r"row 0 of .* is \[4294967296, 1, 2, 3\]"):
+        encode(batches)
+    assert torch.equal(encode(wide[:1].repeat(2, 1), offsets), encode(wide[:1].int().repeat(2, 1)))
+    with raises(ValueError, match="offsets is .0, 1., expected ascending from 0 to 2"):
+        encode(wide.int(), torch.tensor([0, 1]))
 
 
 def test_arithmetic(scene):

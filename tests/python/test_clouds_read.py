@@ -324,6 +324,7 @@ def good_bytes(tmp_path: Path, kind: str) -> bytes:
 ALL = [".las", ".laz", ".ply", ".pcd", ".obj", ".stl", ".glb", ".bin", ".npy", ".npz", ".csv"]
 CUT = [".las", ".laz", ".ply", ".ascii.ply", ".pcd", ".ascii.pcd", ".compressed.pcd", ".stl"]
 CUT += [".glb", ".npy", ".npz"]
+SAYS_CUT = ("cut off", "its header says", "its header end at", "expected b'", "expected 'solid'")
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -333,8 +334,46 @@ def test_truncated(tmp_path, kind):
     end = content[:-2].rfind(b"\n") if "ascii" in kind else len(content) - 1
     for cut in np.linspace(1, end, 25).astype(int):
         path = write(tmp_path / f"cut{kind}", content[:cut])
-        with pytest.raises(InputError, match="cut"):
+        with pytest.raises(InputError, match=f"^cut{kind} .*{'|'.join(SAYS_CUT)}"):
             read(path)
+
+
+@pytest.mark.parametrize("kind", [".stl", ".glb"])
+def test_sizes_that_a_header_says(tmp_path, kind):
+    content = good_bytes(tmp_path, kind)
+    said = {
+        ".stl": f"150 bytes, the 2 triangles of its header end at byte {len(content)}",
+        ".glb": f"150 bytes, its header says {len(content)}",
+    }[kind]
+    with pytest.raises(InputError, match=f"cut{kind} has {said}"):
+        read(write(tmp_path / f"cut{kind}", content[:150]))
+
+
+def test_stl_text_that_is_cut_off(tmp_path):
+    content, path = stl_text(), tmp_path / "cut.stl"
+    for cut in range(5, len(content) - len("endsolid test\n") + 1):
+        with pytest.raises(InputError, match="cut.stl is cut off: its last line is '.*', expected"):
+            read(write(path, content[:cut]))
+    for wrong in (content.replace(b"endfacet", b"", 1), content.replace(b"vertex 2.0", b"vertex")):
+        with pytest.raises(
+            InputError, match="has 6 vertices in . facets, expected 3 in each, of 3"
+        ):
+            read(write(path, wrong))
+
+
+def test_files_of_other_formats(tmp_path):
+    """A suffix that the first bytes deny; a .bin took them for points."""
+    kinds = {kind.rpartition(".")[2]: good_bytes(tmp_path, kind) for kind in CUT if kind != ".stl"}
+    for kind, content in kinds.items():
+        for suffix in ALL:
+            if {kind, suffix[1:]} <= {"las", "laz"} or suffix[1:] == kind:
+                continue
+            known = ".las" if kind == "laz" else f".{kind}"
+            with pytest.raises(InputError, match=f"^a{suffix} is a {known} file by its first"):
+                read(write(tmp_path / f"a{suffix}", content + bytes(-len(content) % 16)))
+    for suffix, begin in ((".ply", "ply"), (".glb", "glTF"), (".npy", "NUMPY"), (".las", "LASF")):
+        with pytest.raises(InputError, match=f"a{suffix} begins with b'<html>.*{begin}"):
+            read(write(tmp_path / f"a{suffix}", b"<html><body></body></html>"))
 
 
 @pytest.mark.parametrize("suffix", ALL)
@@ -432,6 +471,18 @@ def test_obj_errors(tmp_path, line, shown):
         read(write(tmp_path / "bad.obj", b"v 0 0 0\n" + line))
 
 
+def test_obj_of_faces_without_their_vertices(tmp_path):
+    for text, said in (
+        ("f 1 2 3\n", "a.obj has 0 vertices, expected at least 1 line that begins with v"),
+        ("v 0 0 0\nf 1 2 3\nf 1 1 4\n", "line 3 is 'f 1 1 4', the file has 1 vertices"),
+        ("v 0 0 0\nf -1 -1 -2\nv 0 0 1", "line 2 is 'f -1 -1 -2', the file has 1 vertices before"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read(write(tmp_path / "a.obj", text.encode()))
+    behind = "f 1 2 3\nv 0 0 0\nv 0 1 0\nv 1 0 0\n"
+    assert read(write(tmp_path / "a.obj", behind.encode())).faces.tolist() == [[0, 1, 2]]
+
+
 def test_obj_vertices_of_several_lengths(tmp_path):
     path = write(tmp_path / "a.obj", b"v 1 2 3\nv 4 5 6 1 0 0\n")
     assert read(path).points.tolist() == [[1, 2, 3], [4, 5, 6]] and read(path).color is None
@@ -450,7 +501,7 @@ def test_ply_of_quads(tmp_path):
 def test_ply_without_an_axis(tmp_path):
     pytest.importorskip("trimesh")
     content = ply_bytes("ascii").replace(b"property float z\n", b"")
-    with pytest.raises(InputError, match="a.ply cannot be read as PLY: it has no 'z'"):
+    with pytest.raises(InputError, match="a.ply has the fields x, y, nx.* expected x, y and z"):
         read(write(tmp_path / "a.ply", content))
 
 
@@ -473,8 +524,9 @@ def test_wrong_attributes(tmp_path, field, values, sentence):
 
 
 def test_wrong_contents(tmp_path):
-    with pytest.raises(InputError, match=r"faces name the vertices 0 to 8, the mesh has 3"):
-        read(write(tmp_path / "a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n"))
+    content = ply_bytes("ascii", mesh=True).replace(b"3 0 1 2\n", b"3 0 1 8\n")
+    with pytest.raises(InputError, match=r"faces name the vertices 0 to 8, the mesh has 4"):
+        read(write(tmp_path / "a.ply", content))
     np.save(tmp_path / "a.npy", np.zeros((5, 2)))
     with pytest.raises(InputError, match=r"has shape \[5, 2\], expected \[n, 3 or more\]"):
         read(tmp_path / "a.npy")
@@ -495,7 +547,7 @@ def test_wrong_contents(tmp_path):
 @pytest.mark.parametrize(
     "suffix, package",
     [(".las", "laspy"), (".laz", "lazrs"), (".ply", "trimesh.exchange.ply"), (".pcd", "pypcd4")]
-    + [(".stl", "trimesh"), (".glb", "trimesh"), (".csv", "pandas")],
+    + [(".glb", "trimesh"), (".csv", "pandas")],
 )
 def test_missing_package(tmp_path, monkeypatch, suffix, package):
     if package == "lazrs":
@@ -504,4 +556,5 @@ def test_missing_package(tmp_path, monkeypatch, suffix, package):
     with pytest.raises(
         InputError, match=r'files needs the package .*: pip install "voxgemm\[demo\]"'
     ):
-        read(write(tmp_path / f"a{suffix}", b"x"))
+        content = b"x" if suffix == ".csv" else good_bytes(tmp_path, suffix)
+        read(write(tmp_path / f"a{suffix}", content))

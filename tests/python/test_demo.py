@@ -251,9 +251,24 @@ def test_golden_counts(tmp_path, file, voxel, voxels, pairs):
     assert result["loss_last"] < result["loss_first"]
 
 
+def test_large_voxels_leave_no_gaps():
+    x, y = np.meshgrid(np.arange(9.0), np.arange(7.0))
+    points = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], 1)
+    seen = picture.view(points, np.array([0, 0, 1]))
+    shown = picture.Picture("plate", points, 1.0, "m", seen, [], [1.0], "loss", {})
+    covered = picture._Raster(shown).row >= 0
+    # From left to right a plate begins once.
+    assert (np.diff(covered.astype(int), axis=1) == 1).sum(1).max() <= 1
+
+
+def test_a_bar_of_one_value():
+    assert picture.limits(np.full(5, 3.0)) == (2.5, 3.5)
+    assert picture.limits(np.array([1.0, 2.0])) == pytest.approx((1.01, 1.99))
+
+
 WRONG = {
     "missing": (["absent.ply"], "absent.ply is missing"),
-    "folder": (["d.png"], "unknown format"),
+    "folder": (["d.png"], "d.png is a folder"),
     "format": (["notes.txt"], "'.txt'"),
     "empty": (["empty.ply"], "empty"),
     "torn": (["torn.ply"], "torn.ply"),

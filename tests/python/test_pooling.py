@@ -173,7 +173,22 @@ def test_derivatives(clouds, device, reduction):
     x = torch.randn(40, 2, dtype=torch.float64, generator=draw).to(device).requires_grad_()
     assert torch.autograd.gradcheck(lambda t: pool(t, map, reduction), x)
     assert torch.autograd.gradgradcheck(lambda t: pool(t, map, reduction), x)
-    assert torch.autograd.gradcheck(lambda t: segment_reduce(t, coords[:, 1], 4, reduction), x)
+    # Rows outside on both sides, and segments 1 and 5 without any.
+    segments = torch.randint(-2, 9, (40,), generator=draw)
+    segments[(segments == 1) | (segments == 5)] = 6
+    segments = segments.to(device)
+    for function in (
+        lambda t: segment_reduce(t, segments, 7, reduction),
+        lambda t: segment_reduce(t, segments, 0, reduction),
+        lambda t: global_pool(t, coords, 4, reduction),
+    ):
+        assert torch.autograd.gradcheck(function, x)
+        assert torch.autograd.gradgradcheck(function, x)
+        assert torch.autograd.gradgradcheck(lambda t, f=function: gradient(f, t), x)
+
+
+def gradient(function, x):
+    return torch.autograd.grad(function(x).pow(3).sum(), x, create_graph=True)[0]
 
 
 def test_segments_beyond_32_bits_are_left_out(device):

@@ -108,3 +108,21 @@ def test_what_does_not_fit_is_said(device):
             curve_order(wrong)
     with pytest.raises(vg.ArgumentError, match="axes is 'xxy'"):
         encode(coords, 5, axes="xxy")
+    with pytest.raises(vg.ArgumentError, match="got 4294967299, expected a number of 32 bits"):
+        encode(coords, 2**32 + 3)
+
+
+def test_batches_that_int32_does_not_hold(device):
+    """Of a code with fewer bits an axis than it was made with, say; they came back as another's."""
+    most = 2**31 - 1
+    codes = torch.tensor([most << 6, 2**38, -1], device=device)
+    assert decode(codes[:1], 2).tolist() == [[most, 0, 0, 0]]
+    with pytest.raises(vg.ArgumentError, match="code 274877906944 in row 1 is of batch 4294967296"):
+        decode(codes, 2)
+    whole = f"code {2**64 - 1} in row 0 is of batch {2**58 - 1}, expected at most {most}"
+    with pytest.raises(vg.ArgumentError, match=whole):
+        decode(codes[2:], 2)
+    with pytest.raises(vg.ArgumentError, match=f"in row 0 is of batch {2**32 - 1}, "):
+        decode(codes[2:].int(), 0)
+    assert decode(codes[1:2], 2, check=False).tolist() == [[0, 0, 0, 0]]
+    assert decode(codes[2:].int(), 1).tolist() == [[2**29 - 1, 1, 1, 1]]

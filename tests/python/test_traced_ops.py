@@ -35,8 +35,11 @@ def test_a_traced_graph_trains(clouds, device):
     def loss(x, weight):
         y = depthwise_conv3d(x, weight, None, map)
         y = pooling.pool(y, map, "max") + pooling.pool(y, map, "mean")
-        pooled = pooling.global_pool(y, coords, 2)
-        return sampling.sample(y, coords, points).sum() + pooled.sum()
+        pooled = pooling.global_pool(y, coords, 2).sum()
+        for reduction in pooling.REDUCTIONS:
+            rows = pooling.segment_reduce(y, coords[:, 1] - 1, 5, reduction)
+            pooled = pooled + rows.square().sum()
+        return sampling.sample(y, coords, points).sum() + pooled
 
     torch._dynamo.reset()
     traced = torch.compile(loss, fullgraph=True, backend="aot_eager")

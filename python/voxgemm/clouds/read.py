@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ from .cloud import InputError, Mesh, PointCloud, finite_cloud, finite_mesh, unit
 
 _INTENSITY = ("intensity", "scalar_intensity", "reflectance", "reflectivity", "remission", "i")
 _POINT_KEYS = ("xyz", "points", "xyz_cm", "pos", "positions", "coords", "vertices", "arr_0")
+# The first bytes of a file, of formats that have such.
+_BEGINS = {
+    ".las": (b"LASF",),
+    ".laz": (b"LASF",),
+    ".ply": (b"ply\n", b"ply\r"),
+    ".pcd": (b"# .PCD", b"VERSION"),
+    ".glb": (b"glTF",),
+    ".npy": (b"\x93NUMPY",),
+    ".npz": (b"PK\x03\x04", b"PK\x05\x06"),
+}
+_STL_TRIANGLE = np.dtype([("normal", "<f4", 3), ("vertices", "<f4", (3, 3)), ("tag", "<u2")])
 
 
 def read(path: str | os.PathLike[str], columns: int | None = None) -> PointCloud | Mesh:
@@ -32,29 +44,49 @@ def read(path: str | os.PathLike[str], columns: int | None = None) -> PointCloud
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if not path.is_file():
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected a file")
     reader = _READERS.get(suffix)
     if reader is None:
         raise InputError(
             f"{path.name} has the unknown format {suffix or '(no suffix)'!r}, "
             f"known are {' '.join(_READERS)}"
         )
-    if not path.is_file():
-        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected a file")
     if columns is not None and suffix != ".bin":
         raise InputError(f"columns is {columns}, but {path.name} is no .bin file")
     try:
         if not path.stat().st_size:
             raise InputError(f"{path.name} is empty: 0 bytes")
+        _check_beginning(path, suffix)
         item = reader(path) if columns is None else _read_bin(path, columns)
         item.name = path.name
         return finite_mesh(item) if isinstance(item, Mesh) else finite_cloud(item)
-    except InputError:
-        raise
+    except InputError as error:
+        if path.name in str(error):
+            raise
+        raise InputError(f"{path.name}: {error}") from error
     # A corrupt file makes the libraries raise almost anything, MemoryError for an absurd count too.
     except Exception as error:
-        text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        reason = next(iter(text.splitlines()), "")[:200] or type(error).__name__
-        raise InputError(f"{path.name} cannot be read as {suffix[1:].upper()}: {reason}") from error
+        said = f"{path.name} cannot be read as {suffix[1:].upper()}, it may be cut off or damaged"
+        raise InputError(f"{said}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
+
+
+def _check_beginning(path: Path, suffix: str) -> None:
+    """Refuses a file of another format than its name says, as far as the first bytes tell."""
+    with open(path, "rb") as file:
+        begin = file.read(8)
+    if begin.startswith(_BEGINS.get(suffix, ())):
+        return
+    for other, begins in _BEGINS.items():
+        if begin.startswith(begins):
+            raise InputError(f"{path.name} is a {other} file by its first bytes, {begin!r}")
+    if suffix in _BEGINS and suffix != ".pcd":  # which may begin with any comment
+        raise InputError(f"{path.name} begins with {begin!r}, expected {_BEGINS[suffix][0]!r}")
 
 
 def _library(name: str, what: str) -> Any:
@@ -125,18 +157,20 @@ def _read_las(path: Path) -> PointCloud:
 
 def _read_ply(path: Path) -> PointCloud | Mesh:
     ply = _library("trimesh.exchange.ply", "PLY files")
-    with open(path, "rb") as file:
-        loaded = ply.load_ply(file, fix_texture=False, skip_materials=True)
-    # trimesh keeps every property of every element, also those without a meaning to it, here.
-    vertex = loaded["metadata"]["_ply_raw"].get("vertex", {"length": 0})
-    if not vertex["length"]:
-        raise InputError(f"{path.name} has 0 points, expected at least 1")
-    data, names = vertex["data"], list(vertex["properties"])
+    raw = path.read_bytes()
+    rows, names = _ply_header(raw, path.name)
+    said = f"{path.name} holds other data than the {rows} of its header, it may be cut off"
+    try:
+        loaded = ply.load_ply(io.BytesIO(raw), fix_texture=False, skip_materials=True)
+        # trimesh keeps every property of every element, also those without a meaning to it, here.
+        vertex = loaded["metadata"]["_ply_raw"]["vertex"]
+        data = {name: np.asarray(vertex["data"][name]) for name in names}
+    except Exception as error:
+        raise InputError(f"{said}: {_reason(error)}") from error
     points = _points(data, names, path.name)
-    if len(points) != vertex["length"]:
-        raise InputError(
-            f"{path.name} holds {len(points)} points, its header says {vertex['length']}"
-        )
+    # An ascii row that ends early leaves columns without a number.
+    if len(points) != vertex["length"] or any(column.dtype == object for column in data.values()):
+        raise InputError(said)
     attributes = _attributes(data, names)
     if loaded.get("faces") is None:
         return PointCloud(points, **attributes)
@@ -147,9 +181,32 @@ def _read_ply(path: Path) -> PointCloud | Mesh:
     return Mesh(points, faces, attributes["color"], attributes["normal"])
 
 
+def _ply_header(raw: bytes, name: str) -> tuple[str, list[str]]:
+    """What the header says: "40 vertex, 12 face", and the names of a vertex's numbers."""
+    header, end, _ = raw.partition(b"end_header")
+    if not end:
+        raise InputError(f"{name} has no line end_header: its header is cut off")
+    rows: dict[str, str] = {}
+    names = []
+    for line in header.decode("ascii", "replace").splitlines():
+        words = line.split()
+        if words[:1] == ["element"] and len(words) == 3:
+            rows[words[1]] = words[2]
+        elif words[:1] == ["property"] and [*rows][-1:] == ["vertex"] and words[1] != "list":
+            names.append(words[-1])
+    if rows.get("vertex", "0") == "0":
+        raise InputError(f"{name} has 0 points, expected at least 1")
+    _points(dict.fromkeys(names, 0), names, name)
+    return ", ".join(f"{count} {element}" for element, count in rows.items()), names
+
+
 def _read_pcd(path: Path) -> PointCloud:
     pypcd4 = _library("pypcd4", "PCD files")
     raw = path.read_bytes()
+    if not re.search(rb"^DATA (ascii|binary|binary_compressed)\s*$", raw, re.M):
+        raise InputError(
+            f"{path.name} has no line DATA: it is cut off in its header, or no PCD file"
+        )
     start = raw.find(b"\nDATA ascii")
     if start >= 0:
         # pypcd4 splits ascii rows at every single blank: leave one between two values.
@@ -175,6 +232,7 @@ def _read_obj(path: Path) -> PointCloud | Mesh:
     """Own parser: trimesh splits vertices where their normal, texture or material differs."""
     vertices: list[list[float]] = []
     faces: list[tuple[int, int, int]] = []
+    furthest = (0, 0, b"")  # the largest index with its line
     text = path.read_bytes().replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
     for number, line in enumerate(text.splitlines(), 1):
         key, *values = line.split() or [b""]
@@ -187,17 +245,29 @@ def _read_obj(path: Path) -> PointCloud | Mesh:
                 corners = [int(value.split(b"/")[0]) for value in values]
                 if len(corners) < 3 or 0 in corners:
                     raise ValueError
+                if min(corners) < -len(vertices):
+                    raise InputError(
+                        f"{path.name}, line {number} is {_shown(line)!r}, the file has "
+                        f"{len(vertices)} vertices before it"
+                    )
+                furthest = max(furthest, (max(corners), -number, line))
                 # Indices start at 1; a negative one counts back from the vertices so far.
                 a, *rest = (i - 1 if i > 0 else len(vertices) + i for i in corners)
                 faces.extend((a, b, c) for b, c in zip(rest[:-1], rest[1:], strict=True))
+        except InputError:
+            raise
         except ValueError:
-            shown = line.decode("utf-8", "replace").strip()[:60]
             expected = "at least 3 indices from 1" if key == b"f" else "3 numbers"
             raise InputError(
-                f"{path.name}, line {number} is {shown!r}, expected {expected}"
+                f"{path.name}, line {number} is {_shown(line)!r}, expected {expected}"
             ) from None
     if not vertices:
-        raise InputError(f"{path.name} has 0 vertices, expected at least 1")
+        raise InputError(f"{path.name} has 0 vertices, expected at least 1 line that begins with v")
+    if furthest[0] > len(vertices):
+        raise InputError(
+            f"{path.name}, line {-furthest[1]} is {_shown(furthest[2])!r}, the file has "
+            f"{len(vertices)} vertices"
+        )
     columns = min(map(len, vertices))
     table = np.array([vertex[:columns] for vertex in vertices])
     color = unit_color(table[:, 3:6]) if table.shape[1] >= 6 else None
@@ -206,9 +276,50 @@ def _read_obj(path: Path) -> PointCloud | Mesh:
     return Mesh(table[:, :3], np.array(faces), color)
 
 
-def _read_scene(path: Path) -> PointCloud | Mesh:
-    """STL and GLB: every mesh of the scene, placed by its transform, in the file's order."""
-    trimesh = _library("trimesh", f"{path.suffix[1:].upper()} files")
+def _shown(line: bytes) -> str:
+    return line.decode("utf-8", "replace").strip()[:60]
+
+
+def _read_stl(path: Path) -> Mesh:
+    """Own parser: trimesh takes files that are cut off for others. Three vertices a triangle."""
+    raw = path.read_bytes()
+    count = int.from_bytes(raw[80:84], "little")
+    size = _STL_TRIANGLE.itemsize
+    if len(raw) >= 84 and len(raw) == 84 + size * count:
+        vertices = np.frombuffer(raw, _STL_TRIANGLE, count, 84)["vertices"].reshape(-1, 3)
+    elif raw.lstrip()[:5].lower() == b"solid" and b"\0" not in raw:
+        lines = [line.split() for line in raw.lower().splitlines()]
+        keys = [line[0] for line in lines if line]
+        rows = [line[1:] for line in lines if line[:1] == [b"vertex"]]
+        if keys[-1] != b"endsolid":
+            end = _shown(raw.rstrip().splitlines()[-1])
+            raise InputError(f"{path.name} is cut off: its last line is {end!r}, expected endsolid")
+        facets = keys.count(b"endfacet")
+        if len(rows) != 3 * facets or any(len(row) != 3 for row in rows):
+            raise InputError(
+                f"{path.name} has {len(rows)} vertices in {facets} facets, expected 3 in each, of "
+                "3 numbers"
+            )
+        vertices = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    elif len(raw) < 84:
+        raise InputError(f"{path.name} has {len(raw)} bytes, expected 'solid' or 84 bytes and more")
+    else:
+        raise InputError(
+            f"{path.name} has {len(raw)} bytes, the {count} triangles of its header end at byte "
+            f"{84 + size * count}"
+        )
+    return Mesh(vertices, np.arange(len(vertices)).reshape(-1, 3))
+
+
+def _read_glb(path: Path) -> PointCloud | Mesh:
+    """Every mesh of the scene, placed by its transform, in the file's order."""
+    trimesh = _library("trimesh", "GLB files")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(12)[8:], "little")
+    if path.stat().st_size < max(length, 12):
+        raise InputError(
+            f"{path.name} has {path.stat().st_size} bytes, its header says {max(length, 12)}"
+        )
     scene = trimesh.load(path, process=False, force="scene", skip_materials=True)
     vertices, faces, colors, points, count = [], [], [], [], 0
     # The graph is walked from its last node on: sort the parts as the file's meshes are.
@@ -340,8 +451,8 @@ _READERS = {
     ".ply": _read_ply,
     ".pcd": _read_pcd,
     ".obj": _read_obj,
-    ".stl": _read_scene,
-    ".glb": _read_scene,
+    ".stl": _read_stl,
+    ".glb": _read_glb,
     ".bin": _read_bin,
     ".npy": _read_npy,
     ".npz": _read_npz,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from voxgemm import serialization
+from voxgemm.columns import narrow
 
 from ..errors import expect, speaking
 from .spconv.submanifold_conv3d import box
@@ -24,7 +25,9 @@ def encode_seq(coords: Tensor, shape: Sequence[int], mode: str = "z_order") -> T
 
     Ascending codes are along the curve, sample by sample; mode is 'z_order' or 'hilbert'.
     """
-    return serialization.encode(coords.int(), _bits(shape, mode), curve=mode)
+    if coords.is_floating_point():
+        raise TypeError(f"coords is {coords.dtype}, expected integers")
+    return serialization.encode(narrow(coords, "coords"), _bits(shape, mode), curve=mode)
 
 
 @speaking

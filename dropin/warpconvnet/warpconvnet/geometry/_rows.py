@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from voxgemm import ArgumentError, kernel_map
+from voxgemm.columns import narrow
 from voxgemm.geometry import Geometry
 
 Sizes = tuple[int, ...]
@@ -35,22 +36,10 @@ def to_rows(batch_indexed: Tensor) -> Tensor:
             f"coordinates are {batch_indexed.dtype} {list(batch_indexed.shape)}, expected integers "
             "[N, 1 + D] with one to three axes"
         )
-    rows = narrowed(batch_indexed)
+    rows = narrow(batch_indexed, "the coordinates")
     if axes < 3:
         rows = torch.cat([rows, rows.new_zeros((len(rows), 3 - axes))], 1)
     return rows.contiguous()
-
-
-def narrowed(coords: Tensor) -> Tensor:
-    """int32; of int64, if it fits."""
-    if coords.dtype == torch.int32:
-        return coords
-    if coords.is_floating_point():
-        raise ArgumentError(f"coordinates are {coords.dtype}, expected integers")
-    result = coords.int()
-    if coords.dtype.itemsize > 4 and not bool((result == coords).all()):
-        raise ArgumentError("a coordinate does not fit in 32 bits")
-    return result
 
 
 def geometry_of(kernel_size: Sizes, stride: Sizes, dilation: Sizes) -> Geometry:

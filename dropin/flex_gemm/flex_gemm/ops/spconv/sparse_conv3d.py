@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from voxgemm import kernel_map
+from voxgemm.columns import narrow
 from voxgemm.geometry import Geometry, triple
 from voxgemm.kernel_map import KernelMap
 
@@ -111,7 +112,7 @@ class SparseConv3dFunction(torch.autograd.Function):
     ) -> Tensor:
         """The same rows by expanding and sorting, for comparison."""
         geometry = _geometry(kernel_size, stride, padding, dilation)
-        rows = reached(box(shape), geometry, coords).int()
+        rows = narrow(reached(box(shape), geometry, coords), "the output coordinates")
         limits = geometry.out_shape(box(shape))
         return _coords.in_order(rows, limits, spconv.SERIALIZATION_MODE)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from voxgemm import ArgumentError
+from voxgemm.columns import narrow
 
-from .._rows import narrowed, sizes, to_rows
+from .._rows import sizes, to_rows
 from .ops.batch_index import batch_indexed_coordinates, cpu_offsets, offsets_from_batch_index
 from .ops.serialization import POINT_ORDERING, order_rows
 
@@ -38,7 +39,7 @@ class IntCoords:
             raise ArgumentError(f"coordinates are {list(batched_tensor.shape)}, expected [N, D]")
         if offsets is None:
             raise ArgumentError("coordinates in one tensor need offsets")
-        self.batched_tensor = narrowed(batched_tensor).to(device)
+        self.batched_tensor = narrow(batched_tensor, "the coordinates").to(device)
         self.offsets = cpu_offsets(offsets, len(batched_tensor))
         self.voxel_size, self.voxel_origin = voxel_size, voxel_origin
         self.tensor_stride: tuple[int, ...] | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from voxgemm import ArgumentError, depthwise, kernel_map, passes
 from voxgemm.algorithms import precision_of
+from voxgemm.columns import narrow
 from voxgemm.geometry import Geometry
 from voxgemm.kernel_map import KernelMap
 
@@ -192,7 +193,7 @@ def _out_coordinates(x: Voxels, shape: Shape, target: Voxels | None) -> IntCoord
         made = rows
         if shape.transposed:
             scale = torch.tensor((1, *shape.stride, *(1,) * (3 - len(ones))), device=rows.device)
-            made = _rows.narrowed(rows.long() * scale)
+            made = narrow(rows.long() * scale, "the outputs")
         elif shape.stride != ones:
             made = _rows.strided(rows, shape.stride)
         if shape.generative:

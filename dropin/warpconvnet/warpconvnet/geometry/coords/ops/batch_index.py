@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from voxgemm import ArgumentError
+from voxgemm.columns import narrow
 
 
 def cpu_offsets(offsets: Tensor | Sequence[int], rows: int) -> Tensor:
@@ -42,4 +43,4 @@ def offsets_from_batch_index(index: Tensor, num_batches: int | None = None) -> T
 def batch_indexed_coordinates(coords: Tensor, offsets: Tensor) -> Tensor:
     """int32 [N, 1 + D], the sample in front."""
     batch = batch_index_from_offset(offsets.cpu()).to(coords.device)
-    return torch.cat([batch[:, None], coords.int()], 1)
+    return torch.cat([batch[:, None], narrow(coords, "the coordinates")], 1)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from voxgemm import serialization
+from voxgemm.columns import narrow
 
-from .batch_index import batch_index_from_offset
+from .batch_index import batch_index_from_offset, cpu_offsets
 
 
 class POINT_ORDERING(enum.Enum):
@@ -52,12 +53,13 @@ def encode(
 
     With return_perm or return_inverse, the permutation that sorts within samples comes along.
     """
-    coords = grid_coord.int()
+    coords = narrow(grid_coord, "grid_coord")
     if coords.shape[1] == 3:
         if batch_offsets is None:
             batch = coords.new_zeros(len(coords))
         else:
-            batch = batch_index_from_offset(batch_offsets.cpu()).to(coords.device)
+            offsets = cpu_offsets(batch_offsets, len(coords))
+            batch = batch_index_from_offset(offsets, coords.device)
         coords = torch.cat([batch[:, None], coords], 1)
     if order == POINT_ORDERING.RANDOM:
         codes = torch.arange(len(coords), device=coords.device)
