@@ -97,11 +97,20 @@ void pool(const Context& ctx,
 
 void pool_grad(const Context& ctx, const PoolBack& grad, const MatrixRef& dx) {
   const RowEngine& engine = row_engine(dx.dtype);
-  const auto* counts = grad.counts.as<const int32_t>();
-  for_map_lists(ctx, engine, *grad.transposed, [&](std::span<const RowList> lists, int64_t first) {
-    const RowArgs rows = row_args(grad.dy, lists, dx, first);
-    if (!grad.winners) return engine.sum({.rows = rows, .divisors = counts});
-    engine.sum_won({.rows = rows, .winners = grad.winners->as<const int32_t>(), .first = first});
+  dispatch_float(dx.dtype, [&]<class T>(Type<T>) {
+    // Of a mean each row of dy is divided once, not for every row that gets a share.
+    std::vector<Sum<T>> shares(static_cast<size_t>(grad.counts.rows));
+    for (size_t r = 0; r < shares.size(); ++r) {
+      shares[r] = Sum<T>{1} / static_cast<Sum<T>>(grad.counts.as<const int32_t>()[r]);
+    }
+    const void* scales = shares.empty() ? nullptr : shares.data();
+    for_map_lists(
+        ctx, engine, *grad.transposed, [&](std::span<const RowList> lists, int64_t first) {
+          const RowArgs rows = row_args(grad.dy, lists, dx, first);
+          if (!grad.winners) return engine.sum({.rows = rows, .scales = scales});
+          engine.sum_won(
+              {.rows = rows, .winners = grad.winners->as<const int32_t>(), .first = first});
+        });
   });
 }
 

@@ -39,9 +39,9 @@ struct RowArgs {
 
 struct SumArgs {
   RowArgs rows;
-  bool weighted = false;              // rows of x times the factors of the lists
-  const int32_t* divisors = nullptr;  // [rows of x], of each; or null
-  bool mean = false;                  // the sum over the length of the list
+  bool weighted = false;         // rows of x times the factors of the lists
+  const void* scales = nullptr;  // Sum, [rows of x], what each is times; or null
+  bool mean = false;             // the sum over the length of the list
 };
 
 struct ConvolveArgs {
@@ -115,7 +115,7 @@ struct RowEngine {
   void (*list)(const MapRows&, int64_t first, int rows, int32_t* memory, RowList* lists);
   // y[r] = sum of the rows of x in list r, rounded once. Of an empty list 0.
   void (*sum)(const SumArgs&);
-  // The same by sums in double, for lists that are long; without divisors.
+  // The same by sums in double, for lists that are long; without scales.
   void (*sum_in_double)(const SumArgs&);
   // Those sums themselves: y is double. Neither weighted nor means.
   void (*sum_to_double)(const RowArgs&);

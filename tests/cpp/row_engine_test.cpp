@@ -231,9 +231,9 @@ TEST_P(RowEngineTest, sums_equal_double_sums) {
   for_widths([&]<class T>(Type<T>, int n) {
     const Rows<T> x = drawn<T>(x_rows, n);
     const Lists<Sum<T>> of(20, random, [&] { return draw(); });
-    std::vector<int32_t> divisors(x_rows);
-    for (int32_t& divisor : divisors) divisor = 1 << random() % 3;
-    // sum(term(list, entry, x)), with n entries over n if it is a mean.
+    std::vector<Sum<T>> scales(x_rows);
+    for (Sum<T>& scale : scales) scale = static_cast<Sum<T>>(draw());
+    // sum(term(list, entry, x)), of a mean over the entries.
     const auto sums = [&](const auto& term, bool mean = false) {
       return [&, term, mean](int64_t r, int64_t c) {
         double sum = 0;
@@ -246,8 +246,8 @@ TEST_P(RowEngineTest, sums_equal_double_sums) {
     const auto weighted = [&](int64_t r, size_t i, double value) {
       return value * of.factors[r][i];
     };
-    const auto divided = [&](int64_t r, size_t i, double value) {
-      return value / divisors[of.rows[r][i]];
+    const auto scaled = [&](int64_t r, size_t i, double value) {
+      return value * scales[of.rows[r][i]];
     };
     // Rounded to the sums' type before it is to T.
     const auto mean = [&](int64_t r, int64_t c) {
@@ -273,8 +273,8 @@ TEST_P(RowEngineTest, sums_equal_double_sums) {
     }
     {
       Rows<T> y(20, n);
-      engine().sum({.rows = of.args(x, y), .divisors = divisors.data()});
-      y.expect(0, to_t(sums(divided)));
+      engine().sum({.rows = of.args(x, y), .scales = scales.data()});
+      y.expect(0, to_t(sums(scaled)));
     }
     {
       Rows<T> y(20, n);

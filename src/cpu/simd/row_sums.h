@@ -79,14 +79,13 @@ struct Weighted {
   }
 };
 template <class V>
-struct Divided {
-  const int32_t* divisors;
-  V entry(const RowList& list, int64_t i) const {
-    return all<V>(static_cast<typename Of<V>::Element>(divisors[list.rows[i]]));
-  }
+struct Scaled {
+  using S = typename Of<V>::Element;
+  const S* scales;
+  V entry(const RowList& list, int64_t i) const { return all<V>(scales[list.rows[i]]); }
   template <class P>
-  V add(V sum, V x, V divisor, const P&, int) const {
-    return sum + x / divisor;
+  V add(V sum, V x, V scale, const P&, int) const {
+    return multiply_add(x, scale, sum);
   }
 };
 template <class V>
@@ -148,10 +147,11 @@ using SumsOf = std::conditional_t<sizeof(T) == sizeof(double), F64s, F32s>;
 template <class T>
 void sum(const SumArgs& a) {
   using V = SumsOf<T>;
+  using S = typename Of<V>::Element;
   if (a.weighted) {
-    sum_rows<T, T, V>(a.rows, Weighted<V, typename Of<V>::Element>{});
-  } else if (a.divisors != nullptr) {
-    sum_rows<T, T, V>(a.rows, Divided<V>{a.divisors});
+    sum_rows<T, T, V>(a.rows, Weighted<V, S>{});
+  } else if (a.scales != nullptr) {
+    sum_rows<T, T, V>(a.rows, Scaled<V>{static_cast<const S*>(a.scales)});
   } else {
     sum_rows<T, T, V>(a.rows, Plain<V>{}, nullptr, a.mean);
   }
