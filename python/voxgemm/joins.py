@@ -10,7 +10,7 @@ import torch
 from . import kernel_map
 from .errors import ArgumentError
 from .geometry import triple
-from .segments import merged_rows
+from .pooling import segment_reduce
 from .tensor import SparseTensor, check_shared
 
 
@@ -54,7 +54,7 @@ def union_add(*tensors: SparseTensor) -> SparseTensor:
         return sum(tensors[1:], first)
     coords, _, inverse = kernel_map.unique(torch.cat([tensor.coords for tensor in tensors]))
     rows = torch.cat([tensor.features for tensor in tensors])
-    features = merged_rows(rows, inverse, coords.shape[0])
+    features = segment_reduce(rows, inverse, coords.shape[0])
     if coords.shape[0] == first.voxels:
         return first.replace(features)
     sizes = [tensor._set.batch_size for tensor in tensors]

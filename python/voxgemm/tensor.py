@@ -17,7 +17,7 @@ from ._library import call, ops
 from .errors import ArgumentError
 from .geometry import Triple, triple, whole
 from .map_cache import CoordinateSet, MapCache, Stride
-from .segments import merged_rows
+from .pooling import segment_reduce
 
 Number = int | float
 
@@ -265,7 +265,7 @@ class SparseTensor:
             return self
         if reduce == "first":
             return self.moved(self.features[first.long()], coords)
-        features = merged_rows(self.features, inverse, coords.shape[0], reduce == "mean")
+        features = segment_reduce(self.features, inverse, coords.shape[0], reduce)
         return self.moved(features, coords)
 
     def dense(self) -> Tensor:

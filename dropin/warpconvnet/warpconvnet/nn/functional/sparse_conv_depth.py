@@ -14,7 +14,7 @@ from torch import Tensor
 import voxgemm
 from voxgemm import ArgumentError, depthwise
 from voxgemm.kernel_map import KernelMap
-from voxgemm.segments import merged_rows
+from voxgemm.pooling import segment_reduce
 
 from ... import _tuning, constants
 from ..._search import Candidate, Names, candidates, names_of
@@ -114,7 +114,7 @@ def _grad_input_of_any(dy: Tensor, weight: Tensor, map: KernelMap) -> Tensor:
     dx = dy.new_zeros((map.n_in, dy.shape[1]), dtype=wide)
     for tap in range(map.taps):
         product = dy.to(wide) * weight[tap].to(wide)
-        dx = dx + merged_rows(product, map.neighbours[tap], map.n_in)
+        dx = dx + segment_reduce(product, map.neighbours[tap], map.n_in)
     return dx.to(dy.dtype)
 
 
