@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <optional>
-#include <vector>
 
 #include "conv/operators.h"
 #include "core/dispatch.h"
@@ -15,9 +14,9 @@ namespace {
 template <class S>
 class Widened {
  public:
-  Widened(const RowEngine& engine, const MatrixRef& m, bool mirrored)
-      : stride_(std::max<int64_t>(m.cols, engine.lanes)),
-        values_(static_cast<size_t>(m.rows * stride_)) {
+  Widened(const Context& ctx, const RowEngine& engine, const MatrixRef& m, bool mirrored)
+      : stride_(std::max<int64_t>(m.cols, engine.lanes)), values_(ctx, m.rows * stride_) {
+    std::fill_n(values_.data(), values_.size(), S{0});
     dispatch_float(m.dtype, [&]<class T>(Type<T>) {
       for (int64_t r = 0; r < m.rows; ++r) {
         const T* from = m.row<const T>(mirrored ? m.rows - 1 - r : r);
@@ -32,7 +31,7 @@ class Widened {
 
  private:
   int64_t stride_;
-  std::vector<S> values_;
+  Buffer<S> values_;
 };
 
 void convolve(const Context& ctx,
@@ -42,9 +41,9 @@ void convolve(const Context& ctx,
               const MatrixRef& y) {
   const RowEngine& engine = row_engine(y.dtype);
   dispatch_float(y.dtype, [&]<class T>(Type<T>) {
-    const Widened<Sum<T>> weights(engine, operands.w, mirrored);
+    const Widened<Sum<T>> weights(ctx, engine, operands.w, mirrored);
     const auto bias = operands.bias
-                          ? std::make_optional<Widened<Sum<T>>>(engine, *operands.bias, false)
+                          ? std::make_optional<Widened<Sum<T>>>(ctx, engine, *operands.bias, false)
                           : std::nullopt;
     for_map_lists(ctx, engine, map, [&](std::span<const RowList> lists, int64_t first) {
       engine.convolve({.rows = row_args(operands.x, lists, y, first),

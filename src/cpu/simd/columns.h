@@ -181,6 +181,8 @@ struct Panel {
   }
 };
 
+// body(Panel) for all columns, in panels of as many vectors as registers hold, or of what is left.
+constexpr int panel_most = vector_registers / 4;
 template <class V, int vectors, class Body>
 [[gnu::always_inline]] inline void run_panels(int n, int left, int first, const Body& body) {
   for (; left >= vectors; left -= vectors) {
@@ -188,11 +190,9 @@ template <class V, int vectors, class Body>
     body(Panel<V, vectors, false>{first, (end < n ? end : n) - lanes_of<V>, n});
     first = end;
   }
-  if constexpr (vectors > 1) run_panels<V, vectors / 2>(n, left, first, body);
+  constexpr int fewer = vectors > 4 ? vectors - 2 : vectors - 1;  // 8, 6, 4, 3, 2, 1
+  if constexpr (fewer > 0) run_panels<V, fewer>(n, left, first, body);
 }
-
-// body(Panel) for all columns; panels of 1, 2, 4 ... `most` vectors.
-constexpr int panel_most = vector_registers / 4;
 template <class V, class Body>
 [[gnu::always_inline]] inline void for_panels(int n, const Body& body) {
   if (n < lanes_of<V>) return body(Panel<V, 1, true>{0, 0, n});
