@@ -350,15 +350,13 @@ def test_sizes_that_a_header_says(tmp_path, kind):
 
 
 def test_stl_text_that_is_cut_off(tmp_path):
+    pytest.importorskip("trimesh")
     content, path = stl_text(), tmp_path / "cut.stl"
     for cut in range(5, len(content) - len("endsolid test\n") + 1):
         with pytest.raises(InputError, match="cut.stl is cut off: its last line is '.*', expected"):
             read(write(path, content[:cut]))
-    for wrong in (content.replace(b"endfacet", b"", 1), content.replace(b"vertex 2.0", b"vertex")):
-        with pytest.raises(
-            InputError, match="has 6 vertices in . facets, expected 3 in each, of 3"
-        ):
-            read(write(path, wrong))
+    with pytest.raises(InputError, match="cut.stl cannot be read as STL"):
+        read(write(path, content.replace(b"vertex 2.0", b"vertex")))
 
 
 def test_files_of_other_formats(tmp_path):
@@ -547,7 +545,7 @@ def test_wrong_contents(tmp_path):
 @pytest.mark.parametrize(
     "suffix, package",
     [(".las", "laspy"), (".laz", "lazrs"), (".ply", "trimesh.exchange.ply"), (".pcd", "pypcd4")]
-    + [(".glb", "trimesh"), (".csv", "pandas")],
+    + [(".stl", "trimesh"), (".glb", "trimesh"), (".csv", "pandas")],
 )
 def test_missing_package(tmp_path, monkeypatch, suffix, package):
     if package == "lazrs":

@@ -26,7 +26,6 @@ _BEGINS = {
     ".npy": (b"\x93NUMPY",),
     ".npz": (b"PK\x03\x04", b"PK\x05\x06"),
 }
-_STL_TRIANGLE = np.dtype([("normal", "<f4", 3), ("vertices", "<f4", (3, 3)), ("tag", "<u2")])
 
 
 def read(path: str | os.PathLike[str], columns: int | None = None) -> PointCloud | Mesh:
@@ -280,46 +279,38 @@ def _shown(line: bytes) -> str:
     return line.decode("utf-8", "replace").strip()[:60]
 
 
-def _read_stl(path: Path) -> Mesh:
-    """Own parser: trimesh takes files that are cut off for others. Three vertices a triangle."""
+def _check_stl(path: Path) -> None:
+    """Binary files have the triangles of their header, text ends: trimesh takes others for text."""
     raw = path.read_bytes()
     count = int.from_bytes(raw[80:84], "little")
-    size = _STL_TRIANGLE.itemsize
-    if len(raw) >= 84 and len(raw) == 84 + size * count:
-        vertices = np.frombuffer(raw, _STL_TRIANGLE, count, 84)["vertices"].reshape(-1, 3)
-    elif raw.lstrip()[:5].lower() == b"solid" and b"\0" not in raw:
-        lines = [line.split() for line in raw.lower().splitlines()]
-        keys = [line[0] for line in lines if line]
-        rows = [line[1:] for line in lines if line[:1] == [b"vertex"]]
-        if keys[-1] != b"endsolid":
-            end = _shown(raw.rstrip().splitlines()[-1])
-            raise InputError(f"{path.name} is cut off: its last line is {end!r}, expected endsolid")
-        facets = keys.count(b"endfacet")
-        if len(rows) != 3 * facets or any(len(row) != 3 for row in rows):
-            raise InputError(
-                f"{path.name} has {len(rows)} vertices in {facets} facets, expected 3 in each, of "
-                "3 numbers"
-            )
-        vertices = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    elif len(raw) < 84:
-        raise InputError(f"{path.name} has {len(raw)} bytes, expected 'solid' or 84 bytes and more")
-    else:
+    end = 84 + 50 * count
+    if len(raw) >= 84 and len(raw) == end:
+        return
+    if raw.lstrip()[:5].lower() != b"solid" or b"\0" in raw:
+        header = f"the {count} triangles of its header end at byte {end}"
+        expected = header if len(raw) >= 84 else "expected 'solid' or 84 bytes and more"
+        raise InputError(f"{path.name} has {len(raw)} bytes, {expected}")
+    last = raw.rstrip().splitlines()[-1]
+    if last.split()[0].lower() != b"endsolid":
         raise InputError(
-            f"{path.name} has {len(raw)} bytes, the {count} triangles of its header end at byte "
-            f"{84 + size * count}"
+            f"{path.name} is cut off: its last line is {_shown(last)!r}, expected endsolid"
         )
-    return Mesh(vertices, np.arange(len(vertices)).reshape(-1, 3))
 
 
-def _read_glb(path: Path) -> PointCloud | Mesh:
-    """Every mesh of the scene, placed by its transform, in the file's order."""
-    trimesh = _library("trimesh", "GLB files")
+def _check_glb(path: Path) -> None:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(12)[8:], "little")
     if path.stat().st_size < max(length, 12):
         raise InputError(
             f"{path.name} has {path.stat().st_size} bytes, its header says {max(length, 12)}"
         )
+
+
+def _read_scene(path: Path) -> PointCloud | Mesh:
+    """STL and GLB: every mesh of the scene, placed by its transform, in the file's order."""
+    suffix = path.suffix.lower()
+    trimesh = _library("trimesh", f"{suffix[1:].upper()} files")
+    (_check_stl if suffix == ".stl" else _check_glb)(path)
     scene = trimesh.load(path, process=False, force="scene", skip_materials=True)
     vertices, faces, colors, points, count = [], [], [], [], 0
     # The graph is walked from its last node on: sort the parts as the file's meshes are.
@@ -451,8 +442,8 @@ _READERS = {
     ".ply": _read_ply,
     ".pcd": _read_pcd,
     ".obj": _read_obj,
-    ".stl": _read_stl,
-    ".glb": _read_glb,
+    ".stl": _read_scene,
+    ".glb": _read_scene,
     ".bin": _read_bin,
     ".npy": _read_npy,
     ".npz": _read_npz,
