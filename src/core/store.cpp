@@ -12,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <unordered_set>
 
 #include "voxgemm/error.h"
 
@@ -228,12 +229,7 @@ Store::Store(std::string device, std::string folder, std::vector<std::string> pr
 void Store::insert(const Record& record) const {
   if (record.device != device_) return;
   std::shared_ptr<std::vector<Known>>& list = by_problem_[record.problem];
-  if (!list) {
-    list = std::make_shared<std::vector<Known>>();
-  } else if (list.use_count() > 1) {
-    // Readers keep the list they have. They get it under the lock that is held here.
-    list = std::make_shared<std::vector<Known>>(*list);
-  }
+  if (!list) list = std::make_shared<std::vector<Known>>();
   const auto at = std::find_if(list->begin(), list->end(),
                                [&](const Known& known) { return known.kernel == record.kernel; });
   const Known known = {record.kernel, record.revision, record.seconds};
@@ -276,7 +272,16 @@ bool Store::empty() const {
 void Store::remember(const std::vector<Record>& records) {
   read();
   const std::scoped_lock lock(mutex_);
-  for (const Record& record : records) insert(record);
+  // Readers keep the lists they have: one that changes is copied first, whoever still has it, since
+  // a count of owners does not say that another thread's reading has ended.
+  std::unordered_set<std::string_view> copied;
+  for (const Record& record : records) {
+    const auto found = by_problem_.find(record.problem);
+    if (copied.insert(record.problem).second && found != by_problem_.end()) {
+      found->second = std::make_shared<std::vector<Known>>(*found->second);
+    }
+    insert(record);
+  }
 }
 
 std::string Store::add(std::vector<Record> records) {
