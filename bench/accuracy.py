@@ -14,7 +14,6 @@ an algorithm in each arithmetic, of all passes.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +23,7 @@ import voxgemm
 from voxgemm import _library, bench
 from voxgemm.errors import Unsupported
 from voxgemm.functional import PASSES, KernelMap
-from voxgemm.machine import provenance
+from voxgemm.machine import write_rows
 from voxgemm.table import table
 
 # Channels in and out: one step of the matrix instructions, odd ones, the widths of all tiles.
@@ -85,11 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     found = list(rows(device))
-    of_run = provenance(device)
-    if arguments.json:
-        with open(arguments.json, "w") as out:
-            for row in found:
-                print(json.dumps(row | of_run), file=out)
+    write_rows(arguments.json, found, device)
 
     def number(row: dict[str, Any], work: str) -> str:
         return f"{row[work]:.1e}" if work in row else "-"

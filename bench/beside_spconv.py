@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 
 from voxgemm import bench, bench_cuda
 from voxgemm.functional import filters_of
-from voxgemm.machine import provenance
+from voxgemm.machine import write_rows
 from voxgemm.table import table
 
 ROUNDS = 9
@@ -123,11 +122,7 @@ def main() -> None:
         found += maps(sparse, resolution, channels, options)
         if channels <= MOST_STEP_CHANNELS:
             found += steps(sparse, resolution, channels, options)
-    of_run = provenance(device)
-    if arguments.json:
-        with open(arguments.json, "w") as out:
-            for row in found:
-                print(json.dumps(row | of_run), file=out)
+    write_rows(arguments.json, found, device)
     header = ["problem", "voxels", "of", "least", "median", "most"]
     lines = [
         [row["problem"], f"{row['voxels']:,}", row["of"]]

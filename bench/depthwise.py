@@ -13,7 +13,6 @@ over the time of the forward pass.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 
 import voxgemm
 from voxgemm import bench, depthwise, serialization
-from voxgemm.machine import provenance
+from voxgemm.machine import write_rows
 from voxgemm.table import table
 
 PASSES = ("forward", "grad_input", "grad_weight")
@@ -78,11 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     found = list(rows(options.cloud, device))
-    if options.json:
-        of_run = provenance(device)
-        with open(options.json, "w") as out:
-            for row in found:
-                print(json.dumps(row | of_run), file=out)
+    write_rows(options.json, found, device)
     lines = [
         [f"{row['order']} {row['dtype']} {row['channels']}"]
         + [f"{row[name]:.1f}" for name in (*PASSES, "copy")]

@@ -12,7 +12,6 @@ bytes as the operator must: what it reads and what it writes, once.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 
 import voxgemm
 from voxgemm import bench, pooling, sampling
-from voxgemm.machine import provenance
+from voxgemm.machine import write_rows
 from voxgemm.table import table
 
 LAYERS = (
@@ -108,11 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     found = list(rows(options.cloud, device))
-    if options.json:
-        of_run = provenance(device)
-        with open(options.json, "w") as out:
-            for row in found:
-                print(json.dumps(row | of_run), file=out)
+    write_rows(options.json, found, device)
     lines = [
         [row["operator"], f"{row['dtype']} {row['channels']}"]
         + [f"{row['us']:.1f}", f"{row['floor']:.1f}", f"{row['floor'] / row['us']:.2f}"]

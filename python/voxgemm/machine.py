@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def write_rows(path: str | None, rows: Sequence[dict[str, Any]], device: torch.device) -> None:
+    """Results with their provenance as JSON lines; no path: nowhere."""
+    if path:
+        of_run = provenance(device)
+        Path(path).write_text("".join(json.dumps(row | of_run) + "\n" for row in rows))
 
 
 def compiler(library: Path) -> str:

@@ -26,6 +26,8 @@ int32_t* winners_of(const Reduced& result, int64_t row) {
 // in order: the same for any number of threads.
 constexpr int64_t slice_rows = 4096;
 
+int64_t slices_of(const RowList& list) { return (list.count + slice_rows - 1) / slice_rows; }
+
 // body(lists of a slice, its number) for all slices of a list.
 template <class Body>
 void for_slices(const Context& ctx, const RowList& list, const Body& body) {
@@ -42,7 +44,7 @@ void sum_long(const Context& ctx,
               Reduction reduction,
               const Reduced& result) {
   const RowEngine& engine = row_engine(x.dtype);
-  const int64_t slices = (list.count + slice_rows - 1) / slice_rows;
+  const int64_t slices = slices_of(list);
   Matrix sums = make_matrix(ctx, slices, x.cols, Dtype::f64);
   for_slices(ctx, list, [&](std::span<const RowList> lists, int64_t slice) {
     engine.sum_to_double(row_args(x, lists, sums, slice));
@@ -63,7 +65,7 @@ void pick_long(const Context& ctx,
                Reduction reduction,
                const Reduced& result) {
   const RowEngine& engine = row_engine(x.dtype);
-  const int64_t slices = (list.count + slice_rows - 1) / slice_rows;
+  const int64_t slices = slices_of(list);
   Matrix best = make_matrix(ctx, slices, x.cols, x.dtype);
   Matrix winners = make_matrix(ctx, slices, x.cols, Dtype::i32);
   for_slices(ctx, list, [&](std::span<const RowList> lists, int64_t slice) {

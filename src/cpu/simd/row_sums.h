@@ -68,21 +68,11 @@ struct Plain {
     return sum + x;
   }
 };
-template <class V, class S>
-struct Weighted {
-  V entry(const RowList& list, int64_t i) const {
-    return all<V>(static_cast<const S*>(list.factors)[i]);
-  }
-  template <class P>
-  V add(V sum, V x, V factor, const P&, int) const {
-    return multiply_add(x, factor, sum);
-  }
-};
-template <class V>
+// Times factor(list, i).
+template <class V, class Factor>
 struct Scaled {
-  using S = typename Of<V>::Element;
-  const S* scales;
-  V entry(const RowList& list, int64_t i) const { return all<V>(scales[list.rows[i]]); }
+  Factor factor;
+  V entry(const RowList& list, int64_t i) const { return all<V>(factor(list, i)); }
   template <class P>
   V add(V sum, V x, V scale, const P&, int) const {
     return multiply_add(x, scale, sum);
@@ -144,26 +134,30 @@ void sum_rows(const RowArgs& a,
 template <class T>
 using SumsOf = std::conditional_t<sizeof(T) == sizeof(double), F64s, F32s>;
 
+template <class T, class V>
+void sum_weighted(const RowArgs& a) {
+  const auto factor = [](const RowList& list, int64_t i) __attribute__((always_inline)) {
+    return static_cast<const typename Of<SumsOf<T>>::Element*>(list.factors)[i];
+  };
+  sum_rows<T, T, V>(a, Scaled<V, decltype(factor)>{factor});
+}
+
 template <class T>
 void sum(const SumArgs& a) {
   using V = SumsOf<T>;
-  using S = typename Of<V>::Element;
-  if (a.weighted) {
-    sum_rows<T, T, V>(a.rows, Weighted<V, S>{});
-  } else if (a.scales != nullptr) {
-    sum_rows<T, T, V>(a.rows, Scaled<V>{static_cast<const S*>(a.scales)});
-  } else {
-    sum_rows<T, T, V>(a.rows, Plain<V>{}, nullptr, a.mean);
-  }
+  if (a.weighted) return sum_weighted<T, V>(a.rows);
+  if (a.scales == nullptr) return sum_rows<T, T, V>(a.rows, Plain<V>{}, nullptr, a.mean);
+  const auto* scales = static_cast<const typename Of<V>::Element*>(a.scales);
+  const auto factor = [=](const RowList& list, int64_t i) __attribute__((always_inline)) {
+    return scales[list.rows[i]];
+  };
+  sum_rows<T, T, V>(a.rows, Scaled<V, decltype(factor)>{factor});
 }
 
 template <class T>
 void sum_in_double(const SumArgs& a) {
-  if (a.weighted) {
-    sum_rows<T, T, F64s>(a.rows, Weighted<F64s, typename Of<SumsOf<T>>::Element>{});
-  } else {
-    sum_rows<T, T, F64s>(a.rows, Plain<F64s>{}, nullptr, a.mean);
-  }
+  if (a.weighted) return sum_weighted<T, F64s>(a.rows);
+  sum_rows<T, T, F64s>(a.rows, Plain<F64s>{}, nullptr, a.mean);
 }
 
 template <class T>
